@@ -1,0 +1,39 @@
+# On a fresh machine `make demo` and `make test` are all there is to type: each first builds what it needs in .venv.
+# PYTHON= chooses the interpreter that .venv is made with; pip's own variables (PIP_FIND_LINKS, ...) choose where
+# packages come from.
+
+PYTHON ?= python3
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+
+.PHONY: help demo test lint format clean
+.DEFAULT_GOAL := help
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a small model on two CPU cores
+	$(VENV_PYTHON) scripts/demo.py
+
+test: $(VENV)/test.stamp ## run all tests
+	$(VENV_PYTHON) -m pytest --durations=15
+
+lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
+	$(VENV_PYTHON) -m ruff check
+	$(VENV_PYTHON) -m ruff format --check
+	$(VENV_PYTHON) scripts/lint.py
+
+format: $(VENV)/test.stamp ## rewrite the sources as ruff wants them
+	$(VENV_PYTHON) -m ruff check --fix
+	$(VENV_PYTHON) -m ruff format
+
+clean: ## remove build products and caches, but neither .venv nor what was trained in runs/
+	rm -rf build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# One stamp for each set of extras in setup.py, so that the demo does not install the test tools. An environment that is
+# already there is kept: pip then finds every requirement satisfied.
+$(VENV)/%.stamp: setup.py constraints.txt
+	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
+	$(VENV_PYTHON) -m pip install --constraint constraints.txt --editable '.[$*]'
+	touch $@

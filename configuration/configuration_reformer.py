@@ -1,0 +1,262 @@
+"""Configuration of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020, arXiv 2001.04451)."""
+
+from difflib import get_close_matches
+from math import prod
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+ATTENTION_KINDS = ("lsh", "local", "full")
+
+# Keys that published config files carry and no version of the architecture reads any more. They are kept as they are.
+LEGACY_KEYS = (
+    "attention_probs_dropout_prob",
+    "intermediate_size",
+    "num_chunks_after",
+    "num_chunks_before",
+    "output_past",
+    "sinusoidal_pos_embds",
+)
+
+# Switches that stock transformers does not have, with the value at which both compute the same.
+BEYOND_STOCK = {
+    "circular_look_around": True,
+    "attend_across_buckets": True,
+    "allow_duplicate_attention": True,
+    "full_attention_threshold": None,
+}
+
+
+@strict
+class ReformerConfig(PreTrainedConfig):
+    r"""
+    Everything that defines a Reformer. A superset of the configuration that transformers ships: a `config.json` written
+    for that one means the same here, and every default is the same.
+
+    Args:
+        attention_head_size (`int`, *optional*, defaults to 64): Size of one head's query/key and value vectors.
+        attn_layers (`list[str]`, *optional*): One entry per layer, first layer first: `"lsh"`, `"local"` or `"full"`
+            (dense attention). Its length is the depth of the model.
+        axial_norm_std (`float`, *optional*, defaults to 1.0): Standard deviation of the initial axial position vectors.
+        axial_pos_embds (`bool`, *optional*, defaults to `True`): Axial position embeddings (a learned table per axis)
+            instead of one learned vector per position.
+        axial_pos_shape (`list[int]`, *optional*, defaults to `(64, 64)`): Length of each axis. Any number of axes; their
+            product bounds the sequence length.
+        axial_pos_embds_dim (`list[int]`, *optional*, defaults to `(64, 192)`): Vector size of each axis; the sizes add
+            up to `hidden_size`.
+        chunk_size_lm_head (`int`, *optional*, defaults to 0): Tokens per chunk of the language model's loss; 0 computes
+            it in one piece. With labels and a value above 0 the `length x vocab_size` logits never exist.
+        chunk_size_feed_forward (`int`, *optional*, defaults to 0): Tokens per chunk of the feed-forward layers, forward
+            and backward; 0 for one piece.
+        feed_forward_size (`int`, *optional*, defaults to 512): Width of the feed-forward layers.
+        hash_seed (`int`, *optional*): Seed of the hashing rotations. `None` draws fresh rotations at every training
+            step and uses fixed ones, private to each layer, in evaluation.
+        local_num_chunks_before, local_num_chunks_after (`int`, *optional*, defaults to 1 and 0): Neighbouring chunks
+            that a chunk of a local layer attends to.
+        local_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.05): Dropout on local and full attention.
+        local_attn_chunk_length (`int`, *optional*, defaults to 64): Tokens per chunk of a local layer.
+        lsh_attn_chunk_length (`int`, *optional*, defaults to 64): Tokens per chunk of an LSH layer.
+        lsh_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout on LSH attention.
+        lsh_num_chunks_before, lsh_num_chunks_after (`int`, *optional*, defaults to 1 and 0): Neighbouring chunks of the
+            sorted order that a chunk attends to.
+        num_buckets (`int` or `list[int]`, *optional*): Hash buckets, an even number or a list of even factors. `None`
+            computes it from the length of each input, so the result then depends on that length, padding included.
+        num_hashes (`int`, *optional*, defaults to 1): Hashing rounds. More rounds come closer to full attention and cost
+            proportionally more.
+        reversible (`bool`, *optional*, defaults to `True`): Recompute activations in backward by inverting the layers
+            instead of storing them (paper section 3). `False` computes the same with ordinary autograd.
+        circular_look_around (`bool`, *optional*, defaults to `True`): Let the first chunk look at the last one, in the
+            order of the concatenated rounds, as the published checkpoints were trained. `False` makes a sequence's
+            result independent of padding and of the batch it is in.
+        attend_across_buckets (`bool`, *optional*, defaults to `True`): Attend to everything in reach of the chunk.
+            `False` keeps to the query's own bucket, as the paper does.
+        allow_duplicate_attention (`bool`, *optional*, defaults to `True`): Count a key once for each round that finds
+            it. `False` counts it once (paper, the `N_ij` term of appendix A).
+        full_attention_threshold (`int`, *optional*): LSH layers attend to everything, exactly, up to this length.
+            `None` means `lsh_attn_chunk_length`.
+
+    The remaining arguments have their usual transformers meaning.
+
+    Raises:
+        `StrictDataclassClassValidationError`, `StrictDataclassFieldValidationError`: a value that cannot work, or a
+            misspelt name. The message says what was given and what is allowed.
+
+    Example:
+
+    >>> from hf_reformer import ReformerConfig
+    >>> config = ReformerConfig(attn_layers=["local", "lsh"], num_buckets=[8, 16], num_hashes=4)
+    >>> config.num_hidden_layers
+    2
+    """
+
+    model_type = "reformer"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_fsdp_plan = {
+        "embeddings": "free_full_weight",
+        "encoder.layers.*": "free_full_weight",
+        "encoder.layer_norm": "keep_full_weight",
+    }
+
+    attention_head_size: int = 64
+    attn_layers: list[str] | tuple[str, ...] = ("local", "lsh", "local", "lsh", "local", "lsh")
+    axial_norm_std: float | int = 1.0
+    axial_pos_embds: bool = True
+    axial_pos_shape: list[int] | tuple[int, ...] = (64, 64)
+    axial_pos_embds_dim: list[int] | tuple[int, ...] = (64, 192)
+    chunk_size_lm_head: int = 0
+    eos_token_id: int | list[int] | None = 2
+    feed_forward_size: int = 512
+    hash_seed: int | None = None
+    hidden_act: str = "relu"
+    hidden_dropout_prob: float | int = 0.05
+    hidden_size: int = 256
+    initializer_range: float = 0.02
+    is_decoder: bool = False
+    layer_norm_eps: float = 1e-12
+    local_num_chunks_before: int = 1
+    local_num_chunks_after: int = 0
+    local_attention_probs_dropout_prob: float | int = 0.05
+    local_attn_chunk_length: int = 64
+    lsh_attn_chunk_length: int | None = 64
+    lsh_attention_probs_dropout_prob: float | int | None = 0.0
+    lsh_num_chunks_before: int | None = 1
+    lsh_num_chunks_after: int | None = 0
+    max_position_embeddings: int = 4096
+    num_attention_heads: int = 12
+    num_buckets: int | list[int] | tuple[int, ...] | None = None
+    num_hashes: int = 1
+    vocab_size: int = 320
+    tie_word_embeddings: bool = False
+    use_cache: bool = True
+    classifier_dropout: float | int | None = None
+    bos_token_id: int | None = None
+    pad_token_id: int | None = 0
+    reversible: bool = True
+    circular_look_around: bool = True
+    attend_across_buckets: bool = True
+    allow_duplicate_attention: bool = True
+    full_attention_threshold: int | None = None
+
+    def __post_init__(self, **kwargs):
+        self._reject_misspelt_keys(kwargs)
+        # Written by `to_dict` to stop stock transformers; it carries nothing that this class needs.
+        kwargs.pop("layer_types", None)
+        self.attn_layers = tuple(self.attn_layers)
+        self.axial_pos_shape = tuple(self.axial_pos_shape)
+        self.axial_pos_embds_dim = tuple(self.axial_pos_embds_dim)
+        self.num_hidden_layers = len(self.attn_layers)
+        super().__post_init__(**kwargs)
+
+    def _reject_misspelt_keys(self, extra_keys):
+        for key in extra_keys:
+            if key in LEGACY_KEYS or hasattr(type(self), key):
+                continue
+            close = get_close_matches(key, self.__dataclass_fields__, n=1, cutoff=0.8)
+            if close:
+                raise ValueError(f"`{key}` is not a setting of {type(self).__name__}. Did you mean `{close[0]}`?")
+
+    def validate_attn_layers(self):
+        unknown = sorted(set(self.attn_layers) - set(ATTENTION_KINDS))
+        if unknown or not self.attn_layers:
+            raise ValueError(
+                f"`attn_layers` must name at least one layer, each one of {list(ATTENTION_KINDS)}, but got "
+                f"{list(self.attn_layers)}."
+            )
+        if self.num_hidden_layers != len(self.attn_layers):
+            raise ValueError(
+                f"`num_hidden_layers={self.num_hidden_layers}` contradicts `attn_layers`, which names "
+                f"{len(self.attn_layers)} layers. Leave `num_hidden_layers` out: it follows from `attn_layers`."
+            )
+
+    def validate_num_buckets(self):
+        if self.num_buckets is None:
+            return
+        factors = [self.num_buckets] if isinstance(self.num_buckets, int) else list(self.num_buckets)
+        if not factors or any(factor < 2 or factor % 2 for factor in factors):
+            raise ValueError(
+                f"`num_buckets` must be an even number >= 2, a list of such factors, or None, but got "
+                f"{self.num_buckets}. Hashing takes buckets in pairs: a direction and its opposite."
+            )
+
+    def validate_axial_position_embeddings(self):
+        if not self.axial_pos_embds:
+            return
+        shape, dims = tuple(self.axial_pos_shape), tuple(self.axial_pos_embds_dim)
+        if not shape or len(shape) != len(dims) or min(shape + dims) < 1:
+            raise ValueError(
+                f"`axial_pos_shape` and `axial_pos_embds_dim` must hold one positive number per axis each, but got "
+                f"{list(shape)} and {list(dims)}."
+            )
+        if sum(dims) != self.hidden_size:
+            raise ValueError(
+                f"`axial_pos_embds_dim={list(dims)}` adds up to {sum(dims)} and must add up to "
+                f"`hidden_size={self.hidden_size}`. Change one of the two, or set `axial_pos_embds=False`."
+            )
+
+    def validate_chunks(self):
+        smallest_allowed = {
+            "chunk_size_feed_forward": 0,
+            "chunk_size_lm_head": 0,
+            "local_attn_chunk_length": 1,
+            "local_num_chunks_after": 0,
+            "local_num_chunks_before": 0,
+            "lsh_attn_chunk_length": 1,
+            "lsh_num_chunks_after": 0,
+            "lsh_num_chunks_before": 0,
+        }
+        optional_without_lsh = "lsh" not in self.attn_layers
+        for name, smallest in smallest_allowed.items():
+            value = getattr(self, name)
+            if value is None and name.startswith("lsh") and optional_without_lsh:
+                continue
+            if value is None or value < smallest:
+                raise ValueError(f"`{name}` must be at least {smallest}, but got {value}.")
+        threshold = self.full_attention_threshold
+        if threshold is not None and not optional_without_lsh and threshold < self.lsh_attn_chunk_length:
+            raise ValueError(
+                f"`full_attention_threshold` must be None or at least `lsh_attn_chunk_length="
+                f"{self.lsh_attn_chunk_length}`, but got {threshold}."
+            )
+
+    def validate_dropout(self):
+        names = [name for name in self.__dataclass_fields__ if "dropout" in name]
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"`{name}` is a probability and must be between 0 and 1, but got {value}.")
+
+    def validate_sizes(self):
+        names = (
+            "attention_head_size",
+            "feed_forward_size",
+            "hidden_size",
+            "max_position_embeddings",
+            "num_attention_heads",
+            "num_hashes",
+            "vocab_size",
+        )
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, but got {self.hidden_act!r}.")
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Tokens that the position embeddings reach: the longest input the model takes."""
+        if not self.axial_pos_embds:
+            return self.max_position_embeddings
+        return min(self.max_position_embeddings, prod(self.axial_pos_shape))
+
+    def to_dict(self):
+        """
+        Same as the base class's, plus a `layer_types` entry when a switch is set that stock transformers does not have.
+        That class would ignore the switch and compute something else; the entry makes it raise an error that names it.
+        """
+        output = super().to_dict()
+        beyond = [f"{name}={getattr(self, name)}" for name, stock in BEYOND_STOCK.items() if getattr(self, name) != stock]
+        if beyond:
+            output["layer_types"] = [f"`import hf_reformer` to load this checkpoint: it uses {', '.join(beyond)}"]
+        return output

@@ -1,0 +1,67 @@
+"""
+The Reformer for Hugging Face Transformers.
+
+Importing this package registers its classes, so `AutoModelForCausalLM.from_pretrained` and the other Auto classes use
+them for every checkpoint of `model_type` "reformer".
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
+
+from .configuration.configuration_reformer import ReformerConfig
+from .modeling.lsh_operator import lsh_attention
+from .modeling.modeling_reformer import (
+    ReformerForCausalLM,
+    ReformerForMaskedLM,
+    ReformerForMultipleChoice,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerForTokenClassification,
+    ReformerModel,
+    ReformerModelWithLMHead,
+    ReformerPreTrainedModel,
+)
+from .tokenization.tokenization_reformer_byte import ReformerByteTokenizer
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("reformer", ReformerConfig, exist_ok=True)
+AutoTokenizer.register(ReformerConfig, tokenizer_class=ReformerByteTokenizer, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, ReformerModel),
+    (AutoModelForCausalLM, ReformerForCausalLM),
+    (AutoModelForMaskedLM, ReformerForMaskedLM),
+    (AutoModelForMultipleChoice, ReformerForMultipleChoice),
+    (AutoModelForPreTraining, ReformerForCausalLM),
+    (AutoModelForQuestionAnswering, ReformerForQuestionAnswering),
+    (AutoModelForSequenceClassification, ReformerForSequenceClassification),
+    (AutoModelForTokenClassification, ReformerForTokenClassification),
+):
+    auto_class.register(ReformerConfig, model_class, exist_ok=True)
+del auto_class, model_class
+
+__all__ = [
+    "ReformerByteTokenizer",
+    "ReformerConfig",
+    "ReformerForCausalLM",
+    "ReformerForMaskedLM",
+    "ReformerForMultipleChoice",
+    "ReformerForQuestionAnswering",
+    "ReformerForSequenceClassification",
+    "ReformerForTokenClassification",
+    "ReformerModel",
+    "ReformerModelWithLMHead",
+    "ReformerPreTrainedModel",
+    "lsh_attention",
+]

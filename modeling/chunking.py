@@ -1,0 +1,102 @@
+"""
+Attention within chunks and their neighbours: the mechanics that LSH and local attention share.
+
+Shapes: B batch, H heads, D head size, N chunks, C chunk length, W window length (number of chunks looked at, times C).
+"""
+
+import torch
+from torch import nn
+
+
+# "Itself" is masked more weakly than "not at all": a token attends to itself when nothing else is left, and to nothing
+# masked even then. Both values are those of stock Reformer.
+MASKED_SCORE = -1e9
+SELF_SCORE = -1e5
+
+
+def padded_to_multiple(length: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `length`."""
+    return -(-length // multiple) * multiple
+
+
+def pad_rows(rows: torch.Tensor, padded_length: int) -> torch.Tensor:
+    """`[B, L, H, D]` to `[B, H, padded_length, D]`, filled up with zeros."""
+    rows = rows.transpose(1, 2)
+    return nn.functional.pad(rows, (0, 0, 0, padded_length - rows.shape[2]))
+
+
+def pad_mask(attention_mask: torch.Tensor | None, batch: int, length: int, padded_length: int, device: torch.device):
+    """`[B, L]` or None to `[B, padded_length]`, False for what was added; None when every token is real."""
+    if padded_length == length:
+        return attention_mask
+    if attention_mask is None:
+        return (torch.arange(padded_length, device=device) < length).expand(batch, -1)
+    return nn.functional.pad(attention_mask, (0, padded_length - length), value=False)
+
+
+def gather_rows(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """
+    Rows of every head in the order of `index`.
+
+    Args:
+        rows: `[B, H, L, D]`.
+        index: `[B, H, M]`, positions in `[0, L)`.
+
+    Returns:
+        `[B, H, M, D]`.
+    """
+    batch, heads, length, size = rows.shape
+    first_row = torch.arange(batch * heads, device=rows.device).view(batch, heads, 1) * length
+    # `embedding` is the fastest row gather on the CPU, several times so in its backward.
+    return nn.functional.embedding(index + first_row, rows.reshape(-1, size))
+
+
+def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torch.Tensor:
+    """
+    Each chunk together with its neighbours on the circle of chunks.
+
+    Args:
+        chunks: `[B, H, N, C, ...]`.
+        num_before, num_after: Neighbours to include on either side.
+
+    Returns:
+        `[B, H, N, W, ...]`, chunks in their order.
+    """
+    if num_before == num_after == 0:
+        return chunks
+    return torch.cat([chunks.roll(-offset, dims=2) for offset in range(-num_before, num_after + 1)], dim=3)
+
+
+def neighbour_exists(
+    num_chunks: int, chunks_per_round: int, num_before: int, num_after: int, chunk_length: int, device: torch.device
+) -> torch.Tensor:
+    """
+    Which entries of a `look_adjacent` window are in the chunk's own round without going round the circle.
+
+    Returns:
+        `[N, 1, W]`, bool.
+    """
+    chunk = torch.arange(num_chunks, device=device)[:, None]
+    neighbour = chunk + torch.arange(-num_before, num_after + 1, device=device)
+    same_round = neighbour.div(chunks_per_round, rounding_mode="floor") == chunk // chunks_per_round
+    return same_round.repeat_interleave(chunk_length, dim=1)[:, None, :]
+
+
+def scatter_to_map(
+    probabilities: torch.Tensor, positions: torch.Tensor, key_positions: torch.Tensor, padded_length: int
+) -> torch.Tensor:
+    """
+    Chunked attention probabilities as a dense map over original positions.
+
+    Args:
+        probabilities: `[B, H, N, C, W]`.
+        positions, key_positions: `[B, H, N, C]` and `[B, H, N, W]`, in `[0, padded_length)`.
+
+    Returns:
+        `[B, H, padded_length, padded_length]`; a key met several times has the sum of its probabilities.
+    """
+    batch, heads = probabilities.shape[:2]
+    cell = positions[..., :, None] * padded_length + key_positions[..., None, :]
+    dense = probabilities.new_zeros(batch, heads, padded_length * padded_length)
+    dense = dense.scatter_add(2, cell.flatten(2), probabilities.flatten(2))
+    return dense.unflatten(2, (padded_length, padded_length))

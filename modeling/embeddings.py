@@ -1,0 +1,50 @@
+"""Word and position embeddings: what the first layer reads."""
+
+import torch
+from torch import nn
+
+from .position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
+
+
+class ReformerEmbeddings(nn.Module):
+    """Word embeddings plus position embeddings."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.dropout = config.hidden_dropout_prob
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        kind = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
+        self.position_embeddings = kind(config)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`[B, L]` ids or `[B, L, hidden_size]` vectors, to `[B, L, hidden_size]`."""
+        batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        longest = self.config.max_sequence_length
+        if length > longest:
+            raise ValueError(
+                f"The input has {length} tokens, the position embeddings reach {longest}. Shorten the input, or load "
+                "the model with a larger `axial_pos_shape` (or `max_position_embeddings`)."
+            )
+        if inputs_embeds is None:
+            inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.word_embeddings.num_embeddings)
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device)
+        position_ids = position_ids.expand(batch, length)
+        positions = _look_up(self.position_embeddings, position_ids, "position_ids", longest)
+        return nn.functional.dropout(inputs_embeds, p=self.dropout, training=self.training) + positions
+
+
+def _look_up(table: nn.Module, index: torch.Tensor, name: str, size: int) -> torch.Tensor:
+    try:
+        return table(index)
+    except IndexError as error:
+        raise ValueError(
+            f"`{name}` holds values from {index.min()} to {index.max()}, but must lie between 0 and {size - 1}."
+            + (" Use the model's own tokenizer, or `resize_token_embeddings`." if name == "input_ids" else "")
+        ) from error

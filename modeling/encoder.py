@@ -1,0 +1,197 @@
+"""The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .feed_forward import ChunkReformerFeedForward
+from .full_attention import FullSelfAttention
+from .local_attention import LocalSelfAttention
+from .lsh_attention import LSHSelfAttention
+from .reversible import ReversibleLayerCall, ReversibleTape, RoundToGrid, run_layer
+
+
+SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
+
+
+class ReformerSelfOutput(nn.Module):
+    """Projection of the heads' outputs back to `hidden_size`, dropout."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.dense(hidden_states), p=self.dropout, training=self.training)
+
+
+class ReformerAttention(nn.Module):
+    """LayerNorm, self-attention and output projection, the function F of the reversible layer."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = SELF_ATTENTION[config.attn_layers[layer_idx]](config, layer_idx)
+        self.output = ReformerSelfOutput(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: `[B, L, hidden_size]`.
+            **kwargs: Passed to the self-attention of the layer's kind.
+
+        Returns:
+            Output `[B, L, hidden_size]`, the attention map or None, the buckets or None.
+        """
+        hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
+        context, weights, buckets = self.self_attention(hidden_states, **kwargs)
+        return self.output(context), weights, buckets
+
+
+class _RecordedAttention:
+    """
+    A layer's attention for one forward pass: the first call hashes, any later one repeats it with the same buckets.
+    """
+
+    def __init__(self, attention: ReformerAttention, rotations: torch.Tensor | None, **kwargs):
+        self.attention = attention
+        self.rotations = rotations
+        self.kwargs = kwargs
+        self.buckets = None
+        self.weights = None
+
+    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        output, weights, buckets = self.attention(
+            hidden_states, rotations=self.rotations, buckets=self.buckets, **self.kwargs
+        )
+        if self.kwargs["return_weights"]:
+            # The maps leave with the first call; a repetition need not compute them.
+            self.weights = weights
+            self.kwargs["return_weights"] = False
+        self.buckets, self.rotations = buckets, None
+        return output
+
+
+class ReformerLayer(GradientCheckpointingLayer):
+    """`y1 = x1 + attention(x2)`, `y2 = x2 + feed_forward(y1)`."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.attention = ReformerAttention(config, layer_idx)
+        self.feed_forward = ChunkReformerFeedForward(config)
+
+    def forward(
+        self,
+        attn_output: torch.Tensor,
+        hidden_states: torch.Tensor,
+        tape: ReversibleTape,
+        stores_output: bool,
+        on_grid: bool = False,
+        num_hashes: int | None = None,
+        padded_length: int | None = None,
+        return_weights: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
+            tape, stores_output, on_grid: See `reversible.ReversibleLayerCall`.
+            num_hashes: Hashing rounds, instead of the config's.
+            **kwargs: Masks for the self-attention.
+
+        Returns:
+            The streams y1 and y2, and the attention map or None.
+        """
+        length = hidden_states.shape[1]
+        padded_length = length if padded_length is None else padded_length
+        self_attention, rotations = self.attention.self_attention, None
+        if isinstance(self_attention, LSHSelfAttention):
+            rotations = self_attention.draw_rotations(length, padded_length, num_hashes, hidden_states.device)
+        attention = _RecordedAttention(
+            self.attention, rotations, padded_length=padded_length, return_weights=return_weights, **kwargs
+        )
+        call = ReversibleLayerCall(
+            attention=attention,
+            attention_module=self.attention,
+            feed_forward=self.feed_forward,
+            on_grid=on_grid,
+            replays_random_numbers=self.training and self._has_dropout(),
+            tape=tape,
+            layer_idx=self.layer_idx,
+            stores_output=stores_output,
+        )
+        attn_output, hidden_states = run_layer(call, attn_output, hidden_states, self.config.reversible)
+        return attn_output, hidden_states, attention.weights
+
+    def _has_dropout(self) -> bool:
+        # Modules that others put into the layer, such as adapters, may bring a dropout of their own.
+        inside = (getattr(module, "p", getattr(module, "dropout", 0.0)) for module in self.modules())
+        return any(isinstance(p, (int, float)) and p > 0 for p in inside)
+
+
+class ReformerEncoder(nn.Module):
+    """All layers, and the LayerNorm over the two streams side by side."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.dropout = config.hidden_dropout_prob
+        self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        return_hidden_states: bool = False,
+        return_weights: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+        """
+        Args:
+            hidden_states: `[B, L, hidden_size]`, the input of both streams.
+            return_hidden_states: Also return the streams between layers, which are kept in memory for it.
+            return_weights: Also return each layer's attention map.
+            **kwargs: Passed to each layer.
+
+        Returns:
+            `[B, L, 2 * hidden_size]`; the second stream before each layer and after the last, or None; the attention
+            map of each layer, or None.
+        """
+        low_precision = _computes_in_low_precision(self.layer_norm.weight, hidden_states.device)
+        if low_precision:
+            hidden_states = RoundToGrid.apply(hidden_states)
+        attn_output = hidden_states
+        all_hidden_states, all_attentions = [hidden_states], []
+        tape = ReversibleTape()
+        for layer in self.layers:
+            is_last = layer.layer_idx == len(self.layers) - 1
+            attn_output, hidden_states, weights = layer(
+                attn_output,
+                hidden_states,
+                tape=tape,
+                stores_output=is_last or return_hidden_states,
+                on_grid=low_precision,
+                return_weights=return_weights,
+                **kwargs,
+            )
+            all_attentions.append(weights)
+            if return_hidden_states:
+                all_hidden_states.append(hidden_states)
+        streams = torch.cat([attn_output, hidden_states], dim=-1)
+        output = self.layer_norm(streams.to(self.layer_norm.weight.dtype))
+        output = nn.functional.dropout(output, p=self.dropout, training=self.training)
+        return (
+            output,
+            tuple(all_hidden_states) if return_hidden_states else None,
+            tuple(all_attentions) if return_weights else None,
+        )
+
+
+def _computes_in_low_precision(weight: torch.Tensor, device: torch.device) -> bool:
+    """Whether the layers compute in bfloat16 or float16; the streams are float32 then and updates go on the grid."""
+    return weight.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device.type)

@@ -1,0 +1,56 @@
+"""The position-wise feed-forward layer, a chunk of the sequence at a time (paper section 3, "Chunking")."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+
+class ReformerFeedForwardDense(nn.Module):
+    """The layer's first half: projection to `feed_forward_size`, dropout, activation."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.act_fn = ACT2FN[config.hidden_act]
+        self.dense = nn.Linear(config.hidden_size, config.feed_forward_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.dense(hidden_states)
+        return self.act_fn(nn.functional.dropout(hidden_states, p=self.dropout, training=self.training))
+
+
+class ReformerFeedForwardOutput(nn.Module):
+    """The layer's second half: projection back to `hidden_size`, dropout."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.dense = nn.Linear(config.feed_forward_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(self.dense(hidden_states), p=self.dropout, training=self.training)
+
+
+class ChunkReformerFeedForward(nn.Module):
+    """LayerNorm and feed-forward, the function G of the reversible layer."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.chunk_size = config.chunk_size_feed_forward
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = ReformerFeedForwardDense(config)
+        self.output = ReformerFeedForwardOutput(config)
+
+    def split(self, sequence: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`[B, L, ...]` in pieces of `chunk_size_feed_forward` tokens, the last one possibly shorter."""
+        return sequence.split(self.chunk_size or sequence.shape[1], dim=1)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, L, hidden_size]` to `[B, L, hidden_size]`."""
+        chunks = [self.forward_chunk(chunk) for chunk in self.split(hidden_states)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+
+    def forward_chunk(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`forward` for one piece of the sequence."""
+        hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
+        return self.output(self.dense(hidden_states))

@@ -1,0 +1,79 @@
+"""Dense self-attention through transformers' attention interface: the exact twin of the sparse layers."""
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+class FullSelfAttention(nn.Module):
+    """Multi-head attention to everything; any implementation that transformers knows."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.attention_head_size
+        self.is_causal = config.is_decoder
+        self.num_key_value_groups = 1
+        self.dropout = config.local_attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+        self.key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        full_attention_mask: torch.Tensor | None = None,
+        return_weights: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """
+        Args:
+            hidden_states: `[B, L, hidden_size]`.
+            full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
+
+        Returns:
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
+        """
+        batch, length = hidden_states.shape[:2]
+        shape = (batch, length, self.num_heads, self.head_size)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, dense_attention)
+        output, weights = attend(
+            self,
+            self.query(hidden_states).view(shape).transpose(1, 2),
+            self.key(hidden_states).view(shape).transpose(1, 2),
+            self.value(hidden_states).view(shape).transpose(1, 2),
+            full_attention_mask,
+            scaling=self.head_size**-0.5,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return output.flatten(2), weights if return_weights else None, None
+
+
+def dense_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The "eager" entry of the attention interface.
+
+    Args:
+        query, key, value: `[B, H, L, D]`.
+        attention_mask: Additive, broadcastable to `[B, H, L, L]`, or None.
+
+    Returns:
+        Output `[B, L, H, D]` and probabilities `[B, H, L, L]`.
+    """
+    scores = query @ key.transpose(-1, -2) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout).to(value.dtype)
+    return (probabilities @ value).transpose(1, 2), probabilities

@@ -1,0 +1,135 @@
+"""Local self-attention: a chunk of tokens attends to itself and its neighbours."""
+
+import torch
+from torch import nn
+
+from .chunking import (
+    MASKED_SCORE,
+    look_adjacent,
+    neighbour_exists,
+    pad_mask,
+    pad_rows,
+    padded_to_multiple,
+    scatter_to_map,
+)
+
+
+class LocalSelfAttention(nn.Module):
+    """Multi-head attention within chunks of `local_attn_chunk_length` tokens and their neighbours."""
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.attention_head_size
+        self.dropout = config.local_attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+        self.key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padded_length: int | None = None,
+        return_weights: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """
+        Args:
+            hidden_states: `[B, L, hidden_size]`.
+            attention_mask: `[B, L]`, bool, or None.
+            padded_length: The model's padded length, which matters on the circle of chunks only.
+
+        Returns:
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
+        """
+        batch, length = hidden_states.shape[:2]
+        config = self.config
+        padded_length = length if padded_length is None else padded_length
+        chunk_length, around = config.local_attn_chunk_length, self._around
+        if (padded_length if config.circular_look_around else length) <= chunk_length:
+            chunk_length, around = length, (0, 0)
+        if not (config.circular_look_around and padded_length % chunk_length == 0):
+            padded_length = padded_to_multiple(length, chunk_length)
+
+        shape = (batch, length, self.num_heads, self.head_size)
+        output, weights = local_attention(
+            pad_rows(self.query(hidden_states).view(shape), padded_length),
+            pad_rows(self.key(hidden_states).view(shape), padded_length),
+            pad_rows(self.value(hidden_states).view(shape), padded_length),
+            key_mask=pad_mask(attention_mask, batch, length, padded_length, hidden_states.device),
+            chunk_length=chunk_length,
+            around=around,
+            causal=config.is_decoder,
+            circular_look_around=config.circular_look_around,
+            dropout_p=self.dropout if self.training else 0.0,
+            return_weights=return_weights,
+        )
+        output = output[:, :, :length].transpose(1, 2).flatten(2)
+        return output, None if weights is None else weights[:, :, :length, :length], None
+
+    @property
+    def _around(self) -> tuple[int, int]:
+        return self.config.local_num_chunks_before, self.config.local_num_chunks_after
+
+
+def local_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    key_mask: torch.Tensor | None,
+    chunk_length: int,
+    around: tuple[int, int],
+    causal: bool,
+    circular_look_around: bool,
+    dropout_p: float,
+    return_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention of each chunk to itself and `around[0]` chunks before and `around[1]` after it.
+
+    Args:
+        query, key, value: `[B, H, P, D]`, P a multiple of `chunk_length`.
+        key_mask: `[B, P]`, bool, or None if every token is real.
+
+    Returns:
+        Output `[B, H, P, D]`, and with `return_weights` the attention map `[B, H, P, P]`, else None.
+    """
+    positions = torch.arange(query.shape[2], device=query.device).view(1, 1, -1, chunk_length)
+    key_positions = look_adjacent(positions, *around)
+    visible = _visible_keys(positions, key_positions, around, key_mask, causal, circular_look_around)
+
+    query = query.unflatten(2, (-1, chunk_length))
+    key = look_adjacent(key.unflatten(2, (-1, chunk_length)), *around)
+    value = look_adjacent(value.unflatten(2, (-1, chunk_length)), *around)
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if visible is not None:
+        scores = scores.masked_fill(~visible, MASKED_SCORE)
+    probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout_p)
+    output = (probabilities.to(value.dtype) @ value).flatten(2, 3)
+    if not return_weights:
+        return output, None
+    batch_and_heads = (*probabilities.shape[:2], -1, -1)
+    return output, scatter_to_map(
+        probabilities, positions.expand(batch_and_heads), key_positions.expand(batch_and_heads), output.shape[2]
+    )
+
+
+def _visible_keys(positions, key_positions, around, key_mask, causal, circular):
+    """`[B or 1, 1, N, C, W]` (or broadcastable), True where a query may attend to a key; None for everywhere."""
+    num_chunks, chunk_length = positions.shape[2:]
+    conditions = []
+    if causal:
+        conditions.append(positions[..., :, None] >= key_positions[..., None, :])
+    if key_mask is not None:
+        conditions.append(key_mask[:, None, key_positions[0, 0]][..., None, :])
+    if not circular:
+        conditions.append(neighbour_exists(num_chunks, num_chunks, *around, chunk_length, positions.device))
+    visible = None
+    for condition in conditions:
+        visible = condition if visible is None else visible & condition
+    return visible

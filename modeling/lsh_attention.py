@@ -1,0 +1,151 @@
+"""LSH self-attention as a layer: projections, hashing, and the operator (paper section 2)."""
+
+import torch
+from torch import nn
+
+from .chunking import padded_to_multiple
+from .lsh_hashing import default_num_buckets, draw_rotations, hash_vectors
+from .lsh_operator import lsh_attention
+
+
+class LSHSelfAttention(nn.Module):
+    """
+    Multi-head LSH attention with shared queries and keys.
+
+    Up to `full_attention_threshold` tokens it attends to everything, exactly.
+    """
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.head_size = config.attention_head_size
+        self.chunk_length = config.lsh_attn_chunk_length
+        threshold = config.full_attention_threshold
+        self.full_attention_threshold = self.chunk_length if threshold is None else threshold
+        self.dropout = config.lsh_attention_probs_dropout_prob or 0.0
+        self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
+
+    def draw_rotations(
+        self, length: int, padded_length: int, num_hashes: int | None, device: torch.device
+    ) -> torch.Tensor | None:
+        """
+        The rotations to hash `length` tokens with, or None where attention is exact and nothing is hashed.
+
+        In training without `hash_seed` they come from the default generator of `device`; otherwise from a private one.
+        """
+        if self._is_exact(length, padded_length):
+            return None
+        seed = self.config.hash_seed
+        if seed is None and not self.training:
+            seed = self.layer_idx
+        num_hashes = self.config.num_hashes if num_hashes is None else num_hashes
+        num_buckets = self._num_buckets(length, padded_length)
+        return draw_rotations(self.num_heads, self.head_size, num_hashes, num_buckets, device=device, seed=seed)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        padded_length: int | None = None,
+        rotations: torch.Tensor | None = None,
+        buckets: torch.Tensor | None = None,
+        return_weights: bool = False,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states: `[B, L, hidden_size]`.
+            attention_mask: `[B, L]`, bool, or None.
+            padded_length: The model's padded length, which matters on the circle of chunks only.
+            rotations: From `draw_rotations`; not needed with `buckets`.
+            buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
+
+        Returns:
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and the buckets or None.
+        """
+        batch, length = hidden_states.shape[:2]
+        padded_length = length if padded_length is None else padded_length
+        shape = (batch, length, self.num_heads, self.head_size)
+        query_key = self.query_key(hidden_states).view(shape)
+        value = self.value(hidden_states).view(shape)
+        if self._is_exact(length, padded_length):
+            output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
+            return output.flatten(2), weights, None
+
+        if buckets is None:
+            buckets = hash_vectors(query_key.detach(), rotations, self._num_buckets(length, padded_length))
+        circular = self.config.circular_look_around
+        output, weights = lsh_attention(
+            query_key,
+            value,
+            buckets,
+            chunk_length=self.chunk_length,
+            num_chunks_before=self.config.lsh_num_chunks_before,
+            num_chunks_after=self.config.lsh_num_chunks_after,
+            attend_across_buckets=self.config.attend_across_buckets,
+            allow_duplicate_attention=self.config.allow_duplicate_attention,
+            circular_look_around=circular,
+            attention_mask=attention_mask,
+            padded_length=padded_length if circular else None,
+            **self._common_arguments(return_weights),
+        )
+        if attention_mask is not None and self._short_rows_differ():
+            output, weights = self._keep_short_rows_exact(
+                output, weights, query_key, value, attention_mask, return_weights
+            )
+        return output.flatten(2), weights, buckets
+
+    def _is_exact(self, length: int, padded_length: int) -> bool:
+        # On the circle the padding counts, as in stock Reformer; without the circle a row's own length decides.
+        return (padded_length if self.config.circular_look_around else length) <= self.full_attention_threshold
+
+    def _num_buckets(self, length: int, padded_length: int):
+        if self.config.num_buckets is not None:
+            return self.config.num_buckets
+        hashed_length = max(padded_length, padded_to_multiple(length, self.chunk_length))
+        return default_num_buckets(hashed_length, self.chunk_length, self.config.max_position_embeddings)
+
+    def _common_arguments(self, return_weights: bool) -> dict:
+        return {
+            "causal": self.config.is_decoder,
+            "dropout_p": self.dropout if self.training else 0.0,
+            "return_weights": return_weights,
+            "implementation": self.config._attn_implementation or "eager",
+        }
+
+    def _attend_exactly(self, query_key, value, attention_mask, return_weights):
+        """Shared-query/key attention to everything: LSH attention with one chunk and one bucket."""
+        batch, length, heads, _ = query_key.shape
+        return lsh_attention(
+            query_key,
+            value,
+            torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
+            chunk_length=length,
+            num_chunks_before=0,
+            num_chunks_after=0,
+            attention_mask=attention_mask,
+            **self._common_arguments(return_weights),
+        )
+
+    def _short_rows_differ(self) -> bool:
+        """Whether hashing gives a row up to the threshold something else than exact attention, to be set right."""
+        beyond_one_chunk = self.full_attention_threshold > self.chunk_length
+        return not self.config.circular_look_around and (beyond_one_chunk or not self.config.attend_across_buckets)
+
+    def _keep_short_rows_exact(self, output, weights, query_key, value, attention_mask, return_weights):
+        """Rows that alone would be attended to exactly get exact attention in a batch with longer ones, too."""
+        length, reach = query_key.shape[1], self.full_attention_threshold
+        position = torch.arange(1, length + 1, device=query_key.device)
+        is_short = (attention_mask * position).amax(dim=1) <= reach
+        exact, exact_weights = self._attend_exactly(
+            query_key[:, :reach], value[:, :reach], attention_mask[:, :reach], return_weights
+        )
+        rest = length - reach
+        output = torch.where(is_short[:, None, None, None], nn.functional.pad(exact, (0, 0, 0, 0, 0, rest)), output)
+        if weights is not None:
+            exact_weights = nn.functional.pad(exact_weights, (0, rest, 0, rest))
+            weights = torch.where(is_short[:, None, None, None], exact_weights, weights)
+        return output, weights

@@ -1,0 +1,164 @@
+"""
+LSH attention in plain, readable PyTorch operations: differentiable by autograd, with attention maps, in any dtype.
+
+Shapes: B batch, H heads, D head size, R rounds, P padded length, C chunk length, N = R * P / C chunks, W window length.
+Positions are indices into the unsorted, padded sequence.
+"""
+
+import torch
+from torch import nn
+
+from .chunking import MASKED_SCORE, SELF_SCORE, gather_rows, look_adjacent, neighbour_exists, scatter_to_map
+
+
+def lsh_attention_eager(
+    query_key: torch.Tensor,
+    value: torch.Tensor,
+    buckets: torch.Tensor,
+    order: torch.Tensor,
+    *,
+    key_mask: torch.Tensor | None,
+    chunk_length: int,
+    num_chunks_before: int,
+    num_chunks_after: int,
+    causal: bool,
+    circular_look_around: bool,
+    attend_across_buckets: bool,
+    allow_duplicate_attention: bool,
+    dropout_p: float,
+    return_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Chunked LSH attention over rows that `lsh_operator.lsh_attention` has padded to a multiple of the chunk length.
+
+    Args:
+        query_key, value: `[B, H, P, D]`.
+        buckets: `[B, H, R, P]`, the bucket of each position.
+        order: `[B, H, R, P]`, the positions of each round in sorted order.
+        key_mask: `[B, P]`, bool, or None if every token is real.
+
+    Returns:
+        Output `[B, H, P, D]`, and with `return_weights` the attention map `[B, H, P, P]`, else None.
+    """
+    around = (num_chunks_before, num_chunks_after)
+    sorted_positions = order.flatten(2)
+    positions = sorted_positions.unflatten(2, (-1, chunk_length))
+    key_positions = look_adjacent(positions, *around)
+
+    query = gather_rows(query_key, sorted_positions).unflatten(2, (-1, chunk_length))
+    key = look_adjacent(_normalize(query), *around)
+    values = look_adjacent(gather_rows(value, sorted_positions).unflatten(2, (-1, chunk_length)), *around)
+
+    scores = query @ key.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    bucket_ids = None if attend_across_buckets else _bucket_ids(buckets)
+    if not allow_duplicate_attention:
+        met = _count_meetings(order, positions, key_positions, around, chunk_length, circular_look_around, bucket_ids)
+        scores = scores - met.to(scores.dtype).log()
+    visible = _visible_keys(order, positions, key_positions, around, key_mask, causal, circular_look_around, bucket_ids)
+    if visible is not None:
+        scores = scores.masked_fill(~visible, MASKED_SCORE)
+    scores = scores.masked_fill(positions[..., :, None] == key_positions[..., None, :], SELF_SCORE)
+
+    probabilities = scores.softmax(dim=-1)
+    dropped = nn.functional.dropout(probabilities, p=dropout_p)
+    output = (dropped.to(values.dtype) @ values).flatten(2, 3)
+    round_weights = _round_weights(scores, probabilities, order)
+    weights = None
+    if return_weights:
+        sorted_weights = round_weights.gather(3, order).reshape(*positions.shape, 1)
+        weights = scatter_to_map(dropped * sorted_weights, positions, key_positions, order.shape[3])
+    return _combine_rounds(output, round_weights, order), weights
+
+
+def _normalize(query: torch.Tensor) -> torch.Tensor:
+    """Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon."""
+    wide = query.to(torch.promote_types(query.dtype, torch.float32))
+    scale = (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / query.shape[-1] ** 0.5
+    return (wide * scale).to(query.dtype)
+
+
+def _visible_keys(order, positions, key_positions, around, key_mask, causal, circular, bucket_ids):
+    """`[B, H, N, C, W]` (or broadcastable), True where a query may attend to a key; None for everywhere."""
+    conditions = []
+    if causal:
+        conditions.append(positions[..., :, None] >= key_positions[..., None, :])
+    if key_mask is not None:
+        heads = order.shape[1]
+        is_real = key_mask[:, None, :].expand(-1, heads, -1).gather(2, key_positions.flatten(2))
+        conditions.append(is_real.view_as(key_positions)[..., None, :])
+    if not circular:
+        num_chunks, chunk_length = positions.shape[2:]
+        chunks_per_round = num_chunks // order.shape[2]
+        conditions.append(neighbour_exists(num_chunks, chunks_per_round, *around, chunk_length, order.device))
+    if bucket_ids is not None:
+        sorted_ids = bucket_ids.gather(3, order).reshape(positions.shape)
+        conditions.append(sorted_ids[..., :, None] == look_adjacent(sorted_ids, *around)[..., None, :])
+    visible = None
+    for condition in conditions:
+        visible = condition if visible is None else visible & condition
+    return visible
+
+
+def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
+    """Bucket numbers `[B, H, R, P]` that no two rounds share."""
+    rounds = torch.arange(buckets.shape[2], device=buckets.device).view(1, 1, -1, 1)
+    return buckets.long() + (rounds << 32)
+
+
+def _count_meetings(order, positions, key_positions, around, chunk_length, circular, bucket_ids):
+    """
+    How often a query meets a key over all rounds and windows: the `N_ij` of the paper's appendix A.
+
+    Returns:
+        `[B, H, N, C, W]`, at least 1.
+    """
+    num_before, num_after = around
+    rounds, padded_length = order.shape[2:]
+    num_chunks = positions.shape[2]
+    place = order.argsort(dim=-1) + torch.arange(rounds, device=order.device).view(1, 1, -1, 1) * padded_length
+    chunk_of = place // chunk_length
+
+    def at(table, where):
+        return table.gather(2, where.flatten(2)).view_as(where)
+
+    met = 0
+    for query_round in range(rounds):
+        query_chunk = at(chunk_of[:, :, query_round], positions)[..., :, None]
+        for key_round in range(rounds) if circular else [query_round]:
+            key_chunk = at(chunk_of[:, :, key_round], key_positions)[..., None, :]
+            for offset in range(-num_before, num_after + 1):
+                neighbour = query_chunk + offset
+                hit = (neighbour % num_chunks if circular else neighbour) == key_chunk
+                if bucket_ids is not None:
+                    query_bucket = at(bucket_ids[:, :, query_round], positions)[..., :, None]
+                    hit = hit & (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])
+                met = met + hit
+    # Keys that another condition hides may not be met at all.
+    return met.clamp(min=1)
+
+
+def _round_weights(scores: torch.Tensor, probabilities: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """
+    The share of each round in a token's output: softmax over the rounds' log-sum-exp.
+
+    Returns:
+        `[B, H, R, P]`, in original positions.
+    """
+    if order.shape[2] == 1:
+        return torch.ones_like(order, dtype=scores.dtype)
+    # The largest probability is exp(largest score - log-sum-exp). Dividing by the weights' own sum keeps tokens that
+    # see only themselves exact, where a log-sum-exp near -1e5 has lost its last digits.
+    log_sum_exp = scores.amax(-1) - probabilities.amax(-1).log()
+    return log_sum_exp.flatten(2).view(order.shape).gather(3, order.argsort(dim=-1)).softmax(dim=2)
+
+
+def _combine_rounds(output: torch.Tensor, round_weights: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """`[B, H, R * P, D]` in sorted order to the weighted sum over rounds `[B, H, P, D]` in original positions."""
+    rounds, padded_length = order.shape[2:]
+    first_place = torch.arange(rounds, device=order.device).view(1, 1, -1, 1) * padded_length
+    place = (order.argsort(dim=-1) + first_place).flatten(2)
+    unsorted = gather_rows(output, place).unflatten(2, (rounds, padded_length))
+    if rounds == 1:
+        return unsorted.squeeze(2)
+    return (unsorted * round_weights[..., None].to(unsorted.dtype)).sum(dim=2)

@@ -1,0 +1,121 @@
+"""
+Locality-sensitive hashing of vectors into buckets, and the order in which LSH attention visits tokens.
+
+Angular hashing (paper section 2, "Locality sensitive hashing"; Andoni et al. 2015, arXiv 1509.02897): a vector `x` is
+rotated by a random Gaussian matrix `R` and falls into the bucket `argmax([xR; -xR])`.
+
+Shapes: B batch, L length, H heads, D head size, R hashing rounds, F bucket factors.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+
+
+def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
+    """The factors of `num_buckets`, which is one even number or a sequence of them."""
+    return (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)
+
+
+def default_num_buckets(length: int, chunk_length: int, max_position_embeddings: int) -> int | list[int]:
+    """
+    The number of buckets that stock Reformer picks for `length` tokens: the power of two below `2 * length / chunk_length`,
+    in two factors when it is large.
+
+    Args:
+        length: Tokens, padding included; more than `chunk_length`.
+        chunk_length: Tokens per chunk of the LSH layers.
+        max_position_embeddings: Longest input of the model; it only moves the point from which two factors are used.
+    """
+    exponent = (2 * (length // chunk_length)).bit_length() - 1
+    largest_single_factor = 2 * max(int((max_position_embeddings // chunk_length) ** 0.5), chunk_length)
+    if 2**exponent > largest_single_factor:
+        return [2 ** (exponent // 2), 2 ** (exponent - exponent // 2)]
+    return 2**exponent
+
+
+def draw_rotations(
+    num_heads: int,
+    head_size: int,
+    num_hashes: int,
+    num_buckets: int | Sequence[int],
+    *,
+    device: torch.device,
+    seed: int | None = None,
+) -> torch.Tensor:
+    """
+    Random rotations for `hash_vectors`.
+
+    Args:
+        num_heads, head_size, num_hashes: Sizes H, D and R.
+        num_buckets: Even number of buckets, or a sequence of even factors.
+        device: Where the rotations are needed.
+        seed: With a seed the rotations come from a private generator on the CPU, hence are the same on every device, and
+            equal those of stock Reformer with `hash_seed`. Without one they come from the default generator of `device`.
+
+    Returns:
+        `[H, D, R, sum(factors) / 2]`, float32.
+    """
+    shape = (num_heads, head_size, num_hashes, sum(bucket_factors(num_buckets)) // 2)
+    if seed is None:
+        return torch.randn(shape, device=device)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+@torch.no_grad()
+def hash_vectors(
+    vectors: torch.Tensor, rotations: torch.Tensor, num_buckets: int | Sequence[int]
+) -> torch.Tensor:
+    """
+    Buckets of vectors under each round's rotation.
+
+    With factors `[a, b]` the bucket is `first + a * second`, where each part is hashed with columns of its own.
+
+    Args:
+        vectors: `[B, L, H, D]`, floating point.
+        rotations: `[H, D, R, sum(factors) / 2]`, from `draw_rotations`.
+        num_buckets: What `rotations` was drawn for.
+
+    Returns:
+        `[B, H, R, L]`, int32, values in `[0, prod(factors))`.
+    """
+    factors = bucket_factors(num_buckets)
+    vectors = vectors.transpose(1, 2)
+    rotations = rotations.to(vectors.dtype)
+    # A loop over rounds keeps the largest temporary at one round's projections.
+    rounds = [_hash_one_round(vectors, rotations[:, :, r], factors) for r in range(rotations.shape[2])]
+    return torch.stack(rounds, dim=2)
+
+
+def _hash_one_round(vectors: torch.Tensor, rotations: torch.Tensor, factors: tuple[int, ...]) -> torch.Tensor:
+    halves = [factor // 2 for factor in factors]
+    bucket, stride = 0, 1
+    for projection, half in zip((vectors @ rotations).split(halves, dim=-1), halves):
+        largest, argmax = projection.max(dim=-1)
+        smallest, argmin = projection.min(dim=-1)
+        bucket = bucket + stride * torch.where(largest >= -smallest, argmax, argmin + half)
+        stride *= 2 * half
+    return bucket.to(torch.int32)
+
+
+def sort_by_bucket(buckets: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Positions of each round in the order (bucket, position), masked tokens last.
+
+    Args:
+        buckets: `[B, H, R, L]`, integer.
+        attention_mask: `[B, L]`, bool, True for real tokens.
+
+    Returns:
+        `[B, H, R, L]`, int64: entry `s` is the position that stands at place `s` of the sorted round.
+    """
+    if attention_mask is not None:
+        after_all_buckets = torch.iinfo(buckets.dtype).max
+        buckets = buckets.masked_fill(~attention_mask[:, None, None, :], after_all_buckets)
+    return torch.sort(buckets, dim=-1, stable=True).indices
+
+
+def num_buckets_in_total(num_buckets: int | Sequence[int]) -> int:
+    """Product of the bucket factors."""
+    return prod(bucket_factors(num_buckets))

@@ -1,0 +1,88 @@
+"""
+The definition of LSH attention: a dense, slow and obvious oracle that every implementation is compared with.
+
+All hashing rounds together are one softmax over the multiset of keys that a query meets (paper appendix A), so the
+oracle counts how often each query meets each key and takes that softmax directly. It shares no code with the
+implementations.
+"""
+
+import torch
+
+
+def lsh_attention_reference(
+    query_key: torch.Tensor,
+    value: torch.Tensor,
+    buckets: torch.Tensor,
+    *,
+    chunk_length: int,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    causal: bool = False,
+    attention_mask: torch.Tensor | None = None,
+    circular_look_around: bool = True,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
+    padded_length: int | None = None,
+) -> torch.Tensor:
+    """
+    Dense LSH attention, O(L^2) memory. Arguments and result as in `lsh_operator.lsh_attention`; use float64.
+    """
+    batch, length, num_heads, head_size = query_key.shape
+    if attention_mask is None:
+        attention_mask = torch.ones(batch, length, dtype=torch.bool)
+    if padded_length is None:
+        padded_length = (length + chunk_length - 1) // chunk_length * chunk_length
+    counts = torch.zeros(batch, num_heads, length, length, dtype=query_key.dtype)
+    for b in range(batch):
+        for h in range(num_heads):
+            chunks = _list_chunks(buckets[b, h].tolist(), attention_mask[b].tolist(), padded_length, chunk_length)
+            for c, (round_index, queries) in enumerate(chunks):
+                for offset in range(-num_chunks_before, num_chunks_after + 1):
+                    neighbour = c + offset
+                    if circular_look_around:
+                        neighbour %= len(chunks)
+                    elif not (0 <= neighbour < len(chunks) and chunks[neighbour][0] == round_index):
+                        continue
+                    key_round, keys = chunks[neighbour]
+                    for i in queries:
+                        for j in keys:
+                            if i >= length or j >= length:
+                                continue
+                            same_bucket = key_round == round_index and (
+                                buckets[b, h, round_index, i] == buckets[b, h, round_index, j]
+                                and bool(attention_mask[b, i]) == bool(attention_mask[b, j])
+                            )
+                            if same_bucket or attend_across_buckets or i == j:
+                                counts[b, h, i, j] += 1
+
+    positions = torch.arange(length)
+    is_self = positions[:, None] == positions[None, :]
+    allowed = attention_mask[:, None, None, :] & ~is_self
+    if causal:
+        allowed = allowed & (positions[:, None] >= positions[None, :])
+    if not allow_duplicate_attention:
+        counts = counts.clamp(max=1)
+    others = counts * allowed
+    # A token attends to itself only when nothing else is left.
+    is_alone = others.sum(-1, keepdim=True) == 0
+    weight = torch.where(is_alone, (is_self & is_alone).to(counts.dtype), others)
+
+    query = query_key.transpose(1, 2)
+    key = query * (query.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / head_size**0.5
+    scores = torch.where(is_self, torch.zeros((), dtype=query.dtype), query @ key.transpose(-1, -2))
+    scores = scores.masked_fill(weight == 0, -torch.inf)
+    probabilities = weight * torch.exp(scores - scores.amax(-1, keepdim=True).detach())
+    probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return (probabilities @ value.transpose(1, 2)).transpose(1, 2)
+
+
+def _list_chunks(buckets, is_real, padded_length, chunk_length):
+    """All rounds' chunks in one list: pairs of the round and the positions in the chunk. Masked tokens come last."""
+    length = len(is_real)
+    chunks = []
+    for round_index, round_buckets in enumerate(buckets):
+        real = sorted((bucket, i) for i, bucket in enumerate(round_buckets) if is_real[i])
+        order = [i for _, i in real] + [i for i in range(padded_length) if i >= length or not is_real[i]]
+        for start in range(0, padded_length, chunk_length):
+            chunks.append((round_index, order[start : start + chunk_length]))
+    return chunks

@@ -1,0 +1,602 @@
+# Copyright 2026 The hf_reformer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""The Reformer's models and heads for transformers. Shapes: B batch, L length, H heads, V vocabulary."""
+
+import copy
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
+
+from ..configuration.configuration_reformer import ReformerConfig
+from .checkpoints import CheckpointMixin
+from .chunking import padded_to_multiple
+from .embeddings import ReformerEmbeddings
+from .encoder import ReformerEncoder
+from .lm_loss import chunked_cross_entropy
+from .padding import first_real_token, last_real_token, shift_rows
+from .position_embeddings import AxialTables
+
+
+logger = logging.get_logger(__name__)
+
+
+class ReformerOnlyLMHead(nn.Module):
+    """Projection of both streams to the vocabulary."""
+
+    def __init__(self, config: ReformerConfig):
+        super().__init__()
+        self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., 2 * hidden_size]` to logits `[..., V]`."""
+        return self.decoder(hidden_states) + self.bias
+
+    def replace_decoder(self, decoder: nn.Linear):
+        """Take a resized projection; the bias keeps its values, added tokens get 0."""
+        kept = self.bias.data[: decoder.out_features]
+        bias = nn.functional.pad(kept, (0, decoder.out_features - len(kept)))
+        self.decoder, self.bias = decoder, nn.Parameter(bias, requires_grad=self.bias.requires_grad)
+
+
+@auto_docstring(custom_intro="Weights, loading and saving shared by all Reformer models.")
+class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
+    config: ReformerConfig
+    base_model_prefix = "reformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ReformerLayer"]
+    # Checkpoints written by transformers v4 name the bias of the LM head a second time.
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
+
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        config.validate()
+        if config.tie_word_embeddings:
+            raise ValueError(
+                f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {2 * config.hidden_size} "
+                f"numbers per token, and a word embedding has {config.hidden_size}. Set it to False; stock Reformer "
+                "ignores it, so a stock checkpoint holds separate weights either way."
+            )
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, AxialTables):
+            for table in module:
+                init.normal_(table, std=self.config.axial_norm_std)
+        elif isinstance(module, ReformerOnlyLMHead):
+            init.zeros_(module.bias)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
+        # CODEPATH: published checkpoints are reversible, which already recomputes every layer; `reversible=False` is a
+        # user's choice.
+        if enable and self.config.reversible:
+            logger.warning_once("Reversible layers already recompute their activations: gradient checkpointing is off.")
+            return
+        super()._set_gradient_checkpointing(
+            enable=enable, gradient_checkpointing_func=gradient_checkpointing_func, **kwargs
+        )
+
+
+def _with_direction(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
+    """`config`, or a copy that says whether attention is causal, for the classes that decide it."""
+    if config.is_decoder == is_decoder:
+        return config
+    config = copy.deepcopy(config)
+    config.is_decoder = is_decoder
+    return config
+
+
+@auto_docstring(custom_intro="The Reformer without a head: both residual streams of the last layer, normalised.")
+class ReformerModel(ReformerPreTrainedModel):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        self.embeddings = ReformerEmbeddings(config)
+        self.encoder = ReformerEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings.word_embeddings = value
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        r"""
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        self._check_inputs(input_ids, inputs_embeds, attention_mask, num_hashes, kwargs)
+        shift = None
+        if attention_mask is not None:
+            attention_mask = attention_mask.bool()
+            shift = first_real_token(attention_mask)
+            attention_mask, input_ids, position_ids, inputs_embeds = (
+                shift_rows(tensor, shift) for tensor in (attention_mask, input_ids, position_ids, inputs_embeds)
+            )
+        hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        last_hidden_state, all_hidden_states, attentions = self.encoder(
+            hidden_states,
+            return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
+            return_weights=bool(kwargs.get("output_attentions", self.config.output_attentions)),
+            attention_mask=attention_mask,
+            full_attention_mask=self._full_attention_mask(hidden_states, attention_mask),
+            padded_length=self._padded_length(hidden_states.shape[1]),
+            num_hashes=num_hashes,
+        )
+        if shift is not None:
+            last_hidden_state = shift_rows(last_hidden_state, -shift)
+            if all_hidden_states is not None:
+                all_hidden_states = tuple(shift_rows(hidden_state, -shift) for hidden_state in all_hidden_states)
+            if attentions is not None:
+                attentions = tuple(shift_rows(shift_rows(w, -shift, dim=2), -shift, dim=3) for w in attentions)
+        return BaseModelOutputWithPast(
+            last_hidden_state=last_hidden_state, hidden_states=all_hidden_states, attentions=attentions
+        )
+
+    def _check_inputs(self, input_ids, inputs_embeds, attention_mask, num_hashes, kwargs):
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given.ndim != (2 if inputs_embeds is None else 3):
+            raise ValueError(
+                f"`input_ids` must have shape [batch, length] and `inputs_embeds` [batch, length, hidden size], but got "
+                f"{list(given.shape)}."
+            )
+        if not given.shape[1]:
+            raise ValueError("The input has no tokens: a sequence needs at least one.")
+        if attention_mask is not None and attention_mask.shape != given.shape[:2]:
+            raise ValueError(
+                f"`attention_mask` must have the input's shape {list(given.shape[:2])}, but has "
+                f"{list(attention_mask.shape)}."
+            )
+        if num_hashes is not None and num_hashes < 1:
+            raise ValueError(f"`num_hashes` must be at least 1, but got {num_hashes}.")
+        if kwargs.get("past_key_values") is not None:
+            raise ValueError(
+                "This version of hf_reformer computes every step from the whole text and takes no `past_key_values`. "
+                "Leave them out."
+            )
+
+    def _padded_length(self, length: int) -> int:
+        """Length on the circle of chunks, as stock Reformer pads it: a multiple of all chunk lengths in use."""
+        chunk_lengths = []
+        if "lsh" in self.config.attn_layers:
+            chunk_lengths.append(self.config.lsh_attn_chunk_length)
+        if "local" in self.config.attn_layers:
+            chunk_lengths.append(self.config.local_attn_chunk_length)
+        if length <= min(chunk_lengths, default=length):
+            return length
+        return padded_to_multiple(length, math.lcm(*chunk_lengths))
+
+    def _full_attention_mask(self, hidden_states, attention_mask):
+        if "full" not in self.config.attn_layers:
+            return None
+        create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
+        arguments = {"past_key_values": None} if self.config.is_decoder else {}
+        return create_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments
+        )
+
+
+class _LMHeadMixin:
+    """What the two language models share: the head, its resizing, and the loss in chunks."""
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear):
+        self.lm_head.replace_decoder(new_embeddings)
+
+    def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs):
+        return chunked_cross_entropy(
+            hidden_states,
+            self.lm_head,
+            labels,
+            chunk_size=self.config.chunk_size_lm_head,
+            num_items_in_batch=num_items_in_batch,
+        )
+
+
+def _check_labels(labels: torch.Tensor, expected: torch.Size | tuple, name: str = "labels"):
+    if tuple(labels.shape) != tuple(expected):
+        raise ValueError(f"`{name}` must have shape {list(expected)}, but has {list(labels.shape)}.")
+
+
+@auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")
+class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(_with_direction(config, is_decoder=True))
+        self.reformer = ReformerModel(self.config)
+        self.lm_head = ReformerOnlyLMHead(self.config)
+        self.post_init()
+
+    def _get_name(self) -> str:
+        # The Trainer looks this name up to know that labels are to be shifted when it smooths them.
+        return "ReformerModelWithLMHead"
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        r"""
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            _check_labels(labels, hidden_states.shape[:2])
+        # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
+        if labels is not None and self.config.chunk_size_lm_head > 0:
+            shifted = kwargs.pop("shift_labels", None)
+            if shifted is None:
+                shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            loss = self._chunked_loss(hidden_states, shifted, **kwargs)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, kept])
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+# The name that published checkpoints give.
+ReformerModelWithLMHead = ReformerForCausalLM
+
+
+@auto_docstring(custom_intro="The Reformer as a masked language model: attention in both directions.")
+class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(_with_direction(config, is_decoder=False))
+        self.reformer = ReformerModel(self.config)
+        self.lm_head = ReformerOnlyLMHead(self.config)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        r"""
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        loss = logits = None
+        if labels is not None:
+            _check_labels(labels, hidden_states.shape[:2])
+        # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
+        if labels is not None and self.config.chunk_size_lm_head > 0:
+            loss = self._chunked_loss(hidden_states, labels, **kwargs)
+        else:
+            logits = self.lm_head(hidden_states)
+            if labels is not None:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ReformerClassificationHead(nn.Module):
+    """Two-layer head on one token's two streams."""
+
+    def __init__(self, config: ReformerConfig):
+        super().__init__()
+        self.dense = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(_head_dropout(config))
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, 2 * hidden_size]` to `[B, num_labels]`."""
+        hidden_states = torch.tanh(self.dense(self.dropout(hidden_states)))
+        return self.out_proj(self.dropout(hidden_states))
+
+
+def _head_dropout(config: ReformerConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+def _pool(hidden_states, input_ids, attention_mask, config):
+    """
+    The vector of the token that has seen the whole row: the last one when attention is causal, the first one otherwise.
+
+    Without `attention_mask` trailing `pad_token_id`s of `input_ids` count as padding.
+    """
+    if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
+        attention_mask = input_ids != config.pad_token_id
+    if attention_mask is None:
+        attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
+    is_real = attention_mask.bool()
+    token = last_real_token(is_real) if config.is_decoder else first_real_token(is_real)
+    return hidden_states[torch.arange(len(token), device=token.device), token]
+
+
+@auto_docstring(
+    custom_intro="The Reformer with a classification or regression head on the last real token when attention is causal "
+    "(`config.is_decoder`), on the first one otherwise."
+)
+class ReformerForSequenceClassification(ReformerPreTrainedModel):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.reformer = ReformerModel(config)
+        self.classifier = ReformerClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        r"""
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            **kwargs,
+        )
+        logits = self.classifier(_pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
+        loss = None if labels is None else self._loss(logits, labels, **kwargs)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _loss(self, logits, labels, num_items_in_batch=None, **kwargs):
+        problem = self.config.problem_type
+        if problem is None:
+            integer = not labels.is_floating_point()
+            problem = "single_label_classification" if integer else "multi_label_classification"
+            problem = "regression" if self.num_labels == 1 else problem
+        single = problem == "single_label_classification" or self.num_labels == 1
+        _check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2])
+        # The loss function writes `problem_type` into the config it is given; the model's own stays as it is.
+        settings = SimpleNamespace(num_labels=self.num_labels, problem_type=problem)
+        if problem == "single_label_classification":
+            kwargs["num_items_in_batch"] = num_items_in_batch
+        loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
+        if problem != "single_label_classification" and num_items_in_batch is not None:
+            # It takes the mean over this batch where the Trainer expects this batch's share of the mean over several.
+            loss = loss * labels.numel() / num_items_in_batch
+        return loss
+
+
+@auto_docstring(custom_intro="The Reformer with a classification head on every token.")
+class ReformerForTokenClassification(ReformerPreTrainedModel):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.reformer = ReformerModel(config)
+        self.dropout = nn.Dropout(_head_dropout(config))
+        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        r"""
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            _check_labels(labels, logits.shape[:2])
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@auto_docstring(custom_intro="The Reformer with a head that marks the start and the end of an answer.")
+class ReformerForQuestionAnswering(ReformerPreTrainedModel):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        self.reformer = ReformerModel(config)
+        self.qa_outputs = nn.Linear(2 * config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        r"""
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            **kwargs,
+        )
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+@auto_docstring(custom_intro="The Reformer with a head that scores each of several choices; pooling as for sequences.")
+class ReformerForMultipleChoice(ReformerPreTrainedModel):
+    def __init__(self, config: ReformerConfig):
+        super().__init__(config)
+        # Choosing is classification of the row of scores; transformers has no loss under this class's name.
+        self.loss_type = "ForSequenceClassification"
+        self.reformer = ReformerModel(config)
+        self.dropout = nn.Dropout(_head_dropout(config))
+        self.classifier = nn.Linear(2 * config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_hashes: int | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        r"""
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+            Ids of each choice's tokens; the other inputs have the same leading dimensions.
+        num_hashes (`int`, *optional*):
+            Hashing rounds for this call, instead of `config.num_hashes`.
+        """
+        batch, num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        input_ids, attention_mask, position_ids, inputs_embeds = (
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (input_ids, attention_mask, position_ids, inputs_embeds)
+        )
+        outputs = self.reformer(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            num_hashes=num_hashes,
+            **kwargs,
+        )
+        pooled = self.dropout(_pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
+        logits = self.classifier(pooled).view(batch, num_choices)
+        loss = None
+        if labels is not None:
+            _check_labels(labels, (batch,))
+            settings = SimpleNamespace(num_labels=num_choices, problem_type="single_label_classification")
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "ReformerForCausalLM",
+    "ReformerForMaskedLM",
+    "ReformerForMultipleChoice",
+    "ReformerForQuestionAnswering",
+    "ReformerForSequenceClassification",
+    "ReformerForTokenClassification",
+    "ReformerModel",
+    "ReformerModelWithLMHead",
+    "ReformerPreTrainedModel",
+]

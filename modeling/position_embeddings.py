@@ -1,0 +1,96 @@
+"""Position embeddings: axial, one small table per axis of a grid of positions, or one learned vector per position."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import nn
+
+
+class AxialTables(nn.ParameterList):
+    """
+    The tables of `AxialPositionEmbeddings`.
+
+    A class of its own, because transformers initialises modules of packages outside it only where parameters are direct
+    members.
+    """
+
+
+class AxialPositionEmbeddings(nn.Module):
+    """
+    Position vectors put together from one table per axis.
+
+    Position `p` has the row-major coordinates of `p` in a grid of shape `axial_pos_shape`; its vector is the
+    concatenation of each axis's vector at that coordinate. `prod(shape)` positions need `sum(shape)` vectors.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.weights = AxialTables()
+        shape = tuple(config.axial_pos_shape)
+        for axis, size in enumerate(config.axial_pos_embds_dim):
+            grid = [1] * len(shape)
+            grid[axis] = shape[axis]
+            self.weights.append(nn.Parameter(torch.empty(*grid, size)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Length of each axis."""
+        return tuple(table.shape[axis] for axis, table in enumerate(self.weights))
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`[B, L]`, values in `[0, prod(shape))`, to `[B, L, hidden_size]`."""
+        shape, vectors = self.shape, []
+        for axis, table in enumerate(self.weights):
+            coordinate = position_ids.div(prod(shape[axis + 1 :]), rounding_mode="floor")
+            # Not on the first axis: a position beyond the grid is to fail there.
+            if axis > 0:
+                coordinate = coordinate % shape[axis]
+            vectors.append(nn.functional.embedding(coordinate, table.flatten(0, -2)))
+        embeddings = torch.cat(vectors, dim=-1)
+        if self.training and self.dropout > 0:
+            # Whole columns of the grid are dropped, as in stock Reformer.
+            columns = embeddings.new_ones(len(position_ids), shape[-1])
+            kept = nn.functional.dropout(columns, p=self.dropout)
+            embeddings = embeddings * kept.gather(1, position_ids % shape[-1])[..., None]
+        return embeddings
+
+    def resize(self, shape: Sequence[int]):
+        """Crop or extend each axis's table; see `resized_table`."""
+        if len(shape) != len(self.weights) or min(shape) < 1:
+            raise ValueError(
+                f"The position embeddings have {len(self.weights)} axes of lengths {list(self.shape)} and cannot be "
+                f"resized to {list(shape)}. Give one positive length per axis."
+            )
+        for axis, length in enumerate(shape):
+            self.weights[axis] = nn.Parameter(resized_table(self.weights[axis].data, length, axis))
+
+
+class PositionEmbeddings(nn.Module):
+    """One learned vector for each of `max_position_embeddings` positions."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dropout = config.hidden_dropout_prob
+        self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+
+    def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`[B, L]`, values in `[0, max_position_embeddings)`, to `[B, L, hidden_size]`."""
+        return nn.functional.dropout(self.embedding(position_ids), p=self.dropout, training=self.training)
+
+    def resize(self, length: int):
+        """Crop or extend the table; see `resized_table`."""
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"The number of positions must be a positive integer, but got {length!r}.")
+        weight = resized_table(self.embedding.weight.data, length, 0)
+        self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+
+
+def resized_table(table: torch.Tensor, length: int, axis: int) -> torch.Tensor:
+    """
+    The first `length` vectors along `axis`. Where the table ends it starts again, so added positions have vectors that
+    the model was trained with.
+    """
+    source = torch.arange(length, device=table.device) % table.shape[axis]
+    return table.index_select(axis, source)

@@ -1,0 +1,205 @@
+"""
+Reversible residual layers (paper section 3; Gomez et al. 2017, arXiv 1707.04585).
+
+A layer maps two streams `x1, x2` to `y1 = x1 + F(x2)` and `y2 = x2 + G(y1)`. Backward recovers `x2 = y2 - G(y1)` and
+`x1 = y1 - F(x2)` from the layer's output, so a stack of layers stores the output of its last layer and nothing else.
+
+There is one autograd Function per layer, with the layer's parameters among its inputs. Their gradients leave through
+autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see what they expect.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+
+# Residual updates from low-precision layers are rounded to multiples of this. Sums of such numbers below 1024 are exact
+# in float32, and so is the inversion of the layer.
+GRID = 2.0**-14
+
+
+class RoundToGrid(torch.autograd.Function):
+    """Rounds to multiples of `GRID` in float32; the gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx, numbers: torch.Tensor) -> torch.Tensor:
+        return torch.round(numbers.float() / GRID) * GRID
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient
+
+
+class ReversibleTape:
+    """Hands the streams that one layer's backward has recovered to the backward of the layer below."""
+
+    def __init__(self):
+        self._layer_idx = None
+        self._streams = None
+
+    def put(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
+        self._layer_idx, self._streams = layer_idx, streams
+
+    def take(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._layer_idx != layer_idx:
+            raise RuntimeError(
+                f"The backward pass entered the reversible stack at the output of layer {layer_idx}, which was not "
+                "stored. Pass `output_hidden_states=True` to use a layer's output in a loss, or set "
+                "`config.reversible=False`."
+            )
+        streams = self._streams
+        self._layer_idx = self._streams = None
+        return streams
+
+
+@dataclass
+class ReversibleLayerCall:
+    """
+    What a layer's recomputation needs besides its streams.
+
+    Attributes:
+        attention: F, without side effects once it has run.
+        attention_module, feed_forward: The modules whose parameters F and G use. `feed_forward` works on pieces of the
+            sequence, one at a time: `split` and `forward_chunk`.
+        on_grid: Round updates to the grid that makes the inversion exact.
+        replays_random_numbers: Whether F or G draw random numbers.
+        tape: Shared by the layers of one forward pass.
+        layer_idx: Place of the layer in the stack, 0 first.
+        stores_output: Whether the layer keeps its own output, as the last one must.
+    """
+
+    attention: Callable[[torch.Tensor], torch.Tensor]
+    attention_module: nn.Module
+    feed_forward: nn.Module
+    on_grid: bool
+    replays_random_numbers: bool
+    tape: ReversibleTape
+    layer_idx: int
+    stores_output: bool
+    random_states: list = field(default_factory=list)
+    autocast: dict = field(default_factory=dict)
+
+    def add(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return stream + (RoundToGrid.apply(update) if self.on_grid else update)
+
+    def subtract(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        return stream - (RoundToGrid.apply(update) if self.on_grid else update)
+
+
+def run_layer(
+    call: ReversibleLayerCall, x1: torch.Tensor, x2: torch.Tensor, reversible: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    One layer, `[B, L, hidden_size]` streams in and out.
+
+    With `reversible` it stores nothing for backward but what `call` says; without, ordinary autograd stores what it
+    needs. The numbers are the same.
+    """
+    if not (reversible and torch.is_grad_enabled()):
+        y1 = call.add(x1, call.attention(x2))
+        return y1, call.add(x2, call.feed_forward(y1))
+    parameters = (*call.attention_module.parameters(), *call.feed_forward.parameters())
+    return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
+
+
+class ReversibleLayerFunction(torch.autograd.Function):
+    """`run_layer` with a backward that recomputes F and G once each, inverting the layer on the way."""
+
+    @staticmethod
+    def forward(ctx, call, x1, x2, *parameters):
+        device = x1.device
+        call.autocast = _autocast_state(device)
+        if call.replays_random_numbers:
+            call.random_states = [_random_state(device)]
+        y1 = call.add(x1, call.attention(x2))
+        if call.replays_random_numbers:
+            call.random_states.append(_random_state(device))
+        y2 = call.add(x2, call.feed_forward(y1))
+        ctx.call = call
+        if call.stores_output:
+            ctx.save_for_backward(y1, y2)
+        return y1, y2
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, y1_grad, y2_grad):
+        call = ctx.call
+        y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.take(call.layer_idx)
+        with torch.random.fork_rng(_forked_devices(y1.device), enabled=call.replays_random_numbers):
+            _set_random_state(call, stage=1, device=y1.device)
+            x2, y1_grad, feed_forward_grads = _invert_feed_forward(call, y1, y2, y1_grad, y2_grad)
+            _set_random_state(call, stage=0, device=y1.device)
+            x1, x2_grad, attention_grads = _invert_attention(call, y1, x2, y1_grad, y2_grad)
+        if call.layer_idx > 0:
+            call.tape.put(call.layer_idx - 1, (x1, x2))
+        return None, y1_grad, x2_grad, *attention_grads, *feed_forward_grads
+
+
+def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
+    """`x2 = y2 - G(y1)`, the gradient of `y1` through G added, and the gradients of G's parameters."""
+    module = call.feed_forward
+    parameters, grads = list(module.parameters()), None
+    x2_pieces, grad_pieces = [], []
+    for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece in zip(*map(module.split, (y1, y2, y1_grad, y2_grad))):
+        update, piece_grad, piece_grads = _recompute(call, module.forward_chunk, y1_piece, parameters, y2_grad_piece)
+        x2_pieces.append(call.subtract(y2_piece, update))
+        grad_pieces.append(y1_grad_piece + piece_grad)
+        grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads)]
+    return torch.cat(x2_pieces, dim=1), torch.cat(grad_pieces, dim=1), grads
+
+
+def _invert_attention(call, y1, x2, y1_grad, y2_grad):
+    """`x1 = y1 - F(x2)`, the gradient of `x2` through F added, and the gradients of F's parameters."""
+    parameters = list(call.attention_module.parameters())
+    update, x2_grad, grads = _recompute(call, call.attention, x2, parameters, y1_grad)
+    return call.subtract(y1, update), y2_grad + x2_grad, grads
+
+
+def _recompute(call, function, inputs, parameters, output_grad):
+    """`function(inputs)`, and the gradients of the inputs and of each parameter (None where none is required)."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.enable_grad(), torch.autocast(**call.autocast):
+        inputs = inputs.detach().requires_grad_()
+        update = function(inputs)
+    grads = torch.autograd.grad(update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True)
+    trained_grads = iter(grads[1:])
+    parameter_grads = [next(trained_grads) if parameter.requires_grad else None for parameter in parameters]
+    return update.detach(), grads[0], parameter_grads
+
+
+def _sum(first, second):
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
+
+
+def _autocast_state(device: torch.device) -> dict:
+    # A cast made without gradients must not serve the recomputation, hence no cache.
+    return {
+        "device_type": device.type,
+        "enabled": torch.is_autocast_enabled(device.type),
+        "dtype": torch.get_autocast_dtype(device.type),
+        "cache_enabled": False,
+    }
+
+
+def _forked_devices(device: torch.device) -> list[torch.device]:
+    return [] if device.type == "cpu" else [device]
+
+
+def _random_state(device: torch.device) -> dict:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def _set_random_state(call: ReversibleLayerCall, stage: int, device: torch.device):
+    if call.replays_random_numbers:
+        states = call.random_states[stage]
+        torch.set_rng_state(states["cpu"])
+        if device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(states[device.type], device)

@@ -1,0 +1,310 @@
+"""
+Train a Reformer, causal or masked, with the Trainer, and measure it in bits per byte on held-out text.
+
+    python scripts/train.py --output_dir runs/mine --text_path my_texts --max_steps 1000
+    python scripts/train.py settings.yaml
+    accelerate launch scripts/train.py --output_dir runs/mine --dataset_name my_dataset --text_column content
+
+Every argument has a default: the recipe's (recipe.py), and for text the standard library of the running Python.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from bits_per_byte import bits_per_byte, reference_figures
+from corpus import Corpus, DataArguments, Windows, build_corpus
+from datasets import disable_progress_bars
+from recipe import ModelRecipe, ReformerTrainingArguments, build_config
+from report import write_curve, write_log, write_model_card
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
+
+
+OBJECTIVE_SENTENCE = {
+    "causal": "predicts the next token of a text",
+    "masked": "fills in masked tokens of a text",
+}
+UNIT_SENTENCE = {
+    "causal": (
+        "Bits per byte: what the model spends, on average, to predict a byte of held-out text it was not trained on, "
+        "beside what can be said about the very same bytes without it. Lower is better."
+    ),
+    "masked": (
+        "Bits per masked byte: what the model spends, on average, on a byte of held-out text that was hidden from it "
+        "while it saw what stands before and after. This is no compression, so it cannot be compared with the bits "
+        "per byte of a causal model. Lower is better."
+    ),
+}
+
+
+@dataclass
+class ModelArguments:
+    """What is trained: a new model by the recipe, or an existing one."""
+
+    objective: str = field(
+        default="causal", metadata={"help": "Predict the next token, or hidden ones.", "choices": ["causal", "masked"]}
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens hidden from a masked model."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Go on from this folder or Hub name; without it a new model is built."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Any tokenizer; by default the existing model's, and bytes for a new model."}
+    )
+
+    def __post_init__(self):
+        if self.objective not in ("causal", "masked"):
+            raise ValueError(f"objective is {self.objective!r}; it must be 'causal' or 'masked'.")
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model predicts the next token."""
+        return self.objective == "causal"
+
+
+class BitsPerByteTrainer(Trainer):
+    """A Trainer whose evaluations also say `<prefix>_bits_per_byte`."""
+
+    def __init__(self, *args, tokens_per_byte: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tokens_per_byte = tokens_per_byte
+
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.label_smoother = smoother
+        loss = output.metrics[f"{metric_key_prefix}_loss"]
+        output.metrics[f"{metric_key_prefix}_bits_per_byte"] = bits_per_byte(loss, self.tokens_per_byte)
+        return output
+
+    def create_model_card(self, **kwargs):
+        """Nothing: `save_report` writes the card, and the Trainer's draft would take its place."""
+
+
+class CompareOnEvaluate(TrainerCallback):
+    """Prints each evaluation beside the reference figures, on the main process."""
+
+    def __init__(self, references: dict[str, float]):
+        self.beside = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if state.is_world_process_zero:
+            measured = f"step {state.global_step}: held-out {metrics['eval_bits_per_byte']:.3f} bits per byte"
+            tqdm.write(f"{measured} ({self.beside})" if self.beside else measured)
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, ModelRecipe, DataArguments, ReformerTrainingArguments]:
+    """Arguments from the command line, or from the one JSON or YAML file named there."""
+    parser = HfArgumentParser((ModelArguments, ModelRecipe, DataArguments, ReformerTrainingArguments))
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(argv[0])
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """The named tokenizer, the existing model's, or bytes; with a mask token where the objective needs one."""
+    name = arguments.tokenizer_name or arguments.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(name) if name else ReformerByteTokenizer()
+    if not arguments.causal and tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    return tokenizer
+
+
+def load_model(
+    arguments: ModelArguments, recipe: ModelRecipe, context_length: int, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
+    if arguments.model_name_or_path is None:
+        config = build_config(recipe, context_length=context_length, tokenizer=tokenizer, causal=arguments.causal)
+        return ReformerForCausalLM(config) if arguments.causal else ReformerForMaskedLM(config)
+    auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
+    model = auto_class.from_pretrained(arguments.model_name_or_path)
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    return model
+
+
+def collate_causal(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of full windows: every token is a label, end of text included."""
+    tokens = torch.stack([row["input_ids"] for row in rows])
+    return {"input_ids": tokens, "labels": tokens.clone()}
+
+
+def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
+    """Predicted tokens per byte of text under the objective."""
+    return windows.causal_tokens_per_byte if arguments.causal else windows.masked_tokens_per_byte
+
+
+def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
+    """The checkpoint to go on from; `last` means the newest in the output folder."""
+    wanted = arguments.resume_from_checkpoint
+    if wanted == "last":
+        found = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+        if found is None:
+            raise ValueError(f"There is no checkpoint in {arguments.output_dir}; leave out resume_from_checkpoint.")
+        return found
+    if wanted is not None and not Path(wanted).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint is {wanted}, which is no folder; give a checkpoint folder or 'last'."
+        )
+    return wanted
+
+
+def train(
+    model_arguments: ModelArguments,
+    recipe: ModelRecipe,
+    data_arguments: DataArguments,
+    training_arguments: ReformerTrainingArguments,
+) -> dict[str, float]:
+    """
+    Train, evaluate and save; returns the held-out bits per byte (`model`) with the reference figures.
+
+    The output folder then holds the model (safetensors), its tokenizer, README.md (the model card), loss_curve.png and
+    training_log.json.
+    """
+    checkpoint = find_checkpoint(training_arguments)
+    tokenizer = load_tokenizer(model_arguments)
+    if training_arguments.disable_tqdm or training_arguments.process_index > 0:
+        disable_progress_bars()
+    with training_arguments.main_process_first(desc="reading the text"):
+        corpus = build_corpus(data_arguments, tokenizer)
+    set_seed(training_arguments.seed)
+    model = load_model(model_arguments, recipe, data_arguments.context_length, tokenizer)
+    # What precedes a byte is all that these figures know, so they say nothing about a masked model.
+    references = reference_figures(corpus.held_out.text) if model_arguments.causal else {}
+    trainer = BitsPerByteTrainer(
+        model=model,
+        args=training_arguments,
+        data_collator=collate_causal
+        if model_arguments.causal
+        else DataCollatorForLanguageModeling(tokenizer, mlm_probability=model_arguments.mlm_probability),
+        train_dataset=corpus.train.dataset,
+        eval_dataset=corpus.held_out.dataset,
+        processing_class=tokenizer,
+        callbacks=[CompareOnEvaluate(references)],
+        tokens_per_byte=tokens_per_byte(corpus.held_out, model_arguments),
+    )
+    if trainer.is_world_process_zero():
+        describe(trainer, data_arguments, corpus)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    figures = {"model": trainer.evaluate()["eval_bits_per_byte"], **references}
+    trainer.save_model()
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        save_report(trainer, model_arguments, data_arguments, corpus, figures)
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
+    return figures
+
+
+def describe(trainer: Trainer, data_arguments: DataArguments, corpus: Corpus) -> None:
+    """Say what is trained on what."""
+    config = trainer.model.config
+    print(f"text: {data_arguments.source}")
+    print(f"train: {corpus.train.describe()}")
+    print(f"held-out: {corpus.held_out.describe()}")
+    print(
+        f"model: {type(trainer.model).__name__}, {trainer.model.num_parameters():,} parameters, "
+        f"layers {' '.join(getattr(config, 'attn_layers', []))}",
+        flush=True,
+    )
+
+
+def save_report(
+    trainer: Trainer,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    corpus: Corpus,
+    figures: dict[str, float],
+) -> None:
+    """Write the model card, the loss curve and the log into the output folder."""
+    folder, args = Path(trainer.args.output_dir), trainer.args
+    tokens_per_step = (
+        args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data_arguments.context_length
+    )
+    unit = "bits per byte" if model_arguments.causal else "bits per masked byte"
+    write_curve(
+        folder / "loss_curve.png",
+        trainer.state.log_history,
+        tokens_per_step=tokens_per_step,
+        train_tokens_per_byte=tokens_per_byte(corpus.train, model_arguments),
+        references={name: value for name, value in figures.items() if name != "model"},
+        unit=unit,
+    )
+    write_log(
+        folder / "training_log.json",
+        figures=figures,
+        model_arguments=vars(model_arguments),
+        data_arguments=vars(data_arguments),
+        training_arguments=args.to_sanitized_dict(),
+        config=trainer.model.config.to_diff_dict(),
+        log_history=trainer.state.log_history,
+    )
+    facts = describe_model(trainer, model_arguments, data_arguments) | {
+        "unit": unit,
+        "unit_sentence": UNIT_SENTENCE[model_arguments.objective],
+        "source": data_arguments.source,
+        "train": corpus.train.describe(),
+        "held_out": corpus.held_out.describe(),
+        "steps": f"{trainer.state.global_step:,}",
+        "tokens_per_step": f"{tokens_per_step:,}",
+        "tokens_seen": f"{trainer.state.global_step * tokens_per_step:,}",
+    }
+    write_model_card(folder / "README.md", facts, figures)
+
+
+def describe_model(
+    trainer: Trainer, model_arguments: ModelArguments, data_arguments: DataArguments
+) -> dict[str, str | int]:
+    """What the model card says about the model and how it was optimised."""
+    model, args = trainer.model, trainer.args.to_dict()
+    longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
+    return {
+        "name": Path(trainer.args.output_dir).resolve().name,
+        "pipeline_tag": "text-generation" if model_arguments.causal else "fill-mask",
+        "objective": OBJECTIVE_SENTENCE[model_arguments.objective],
+        "model_class": type(model).__name__,
+        "parameters": f"{model.num_parameters():,}",
+        "layers": ", ".join(getattr(model.config, "attn_layers", [])),
+        "context_length": f"{data_arguments.context_length:,}",
+        "max_length": f"{longest:,}",
+        "tokenizer_class": type(trainer.processing_class).__name__,
+        "vocab_size": f"{len(trainer.processing_class):,}",
+        "start": model_arguments.model_name_or_path or "random",
+        "optimizer": (
+            "{optim}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
+            "weight decay {weight_decay}, gradient norm clipped at {max_grad_norm}"
+        ).format(**args),
+        "seed": args["seed"],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the command line, or the settings file on it, says."""
+    train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+
+
+if __name__ == "__main__":
+    main()

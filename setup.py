@@ -1,0 +1,49 @@
+"""Packaging of hf_reformer: the three folders beside it are installed under its one import name."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+
+ROOT = Path(__file__).parent
+
+PACKAGE_DIR = {
+    "hf_reformer": "hf_reformer",
+    "hf_reformer.configuration": "configuration",
+    "hf_reformer.modeling": "modeling",
+    "hf_reformer.tokenization": "tokenization",
+}
+
+# what the scripts need, and nobody who only imports the package
+TRAIN = ["accelerate", "datasets", "matplotlib"]
+
+
+def read_version() -> str:
+    """Return `__version__` as written in the facade, which cannot be imported before torch is installed."""
+    source = (ROOT / "hf_reformer" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
+
+
+setup(
+    name="hf_reformer",
+    version=read_version(),
+    description="The Reformer for Hugging Face Transformers: LSH attention, reversible layers, chunked feed-forward",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    package_dir=PACKAGE_DIR,
+    packages=list(PACKAGE_DIR),
+    install_requires=["torch>=2.11", "transformers>=5.17", "tokenizers", "safetensors", "huggingface_hub"],
+    extras_require={
+        "train": TRAIN,
+        "test": [*TRAIN, "hypothesis", "pytest", "ruff", "setuptools>=77", "transformers-mlinter"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

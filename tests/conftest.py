@@ -1,0 +1,35 @@
+"""Every test starts from the same global state and leaves it as it was."""
+
+import os
+import random
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it once, when it is imported
+
+import numpy as np
+import pytest
+import torch
+from transformers.utils import logging
+
+
+@pytest.fixture(autouse=True)
+def global_state():
+    """Seed torch before each test and restore afterwards whatever a test may change for the whole process."""
+    python_rng, numpy_rng, torch_rng = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    default_dtype, num_threads = torch.get_default_dtype(), torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn_deterministic, cudnn_benchmark = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    verbosity = logging.get_verbosity()
+
+    torch.manual_seed(0)
+    yield
+
+    logging.set_verbosity(verbosity)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn_deterministic, cudnn_benchmark
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.set_num_threads(num_threads)
+    torch.set_default_dtype(default_dtype)
+    torch.set_rng_state(torch_rng)
+    np.random.set_state(numpy_rng)
+    random.setstate(python_rng)

@@ -1,0 +1,219 @@
+"""The wheel has one import name, and the sources keep the rules that packaging and the Hub exporter rest on."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import requires
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("configuration", "modeling", "tokenization")
+PACKAGE_FILES = [path for folder in ("hf_reformer", *FOLDERS) for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
+SOURCE_FILES = [*PACKAGE_FILES, ROOT / "setup.py", *sorted(ROOT.glob("scripts/**/*.py"))]
+TEST_FILES = sorted(ROOT.glob("tests/**/*.py"))
+
+MAX_FILE_LINES = 600
+MAX_FUNCTION_LINES = 60
+
+# joined here so that this file does not name what it forbids
+REGISTRY_HOSTS = [".".join(parts) for parts in [("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org")]]
+REGISTRY_HOSTS += [".".join(parts) for parts in [("deb", "debian", "org"), ("download", "pytorch", "org")]]
+MACHINE_PATH = re.compile(r"(?<![\w.~}-])/(?:home|root|work|opt|srv|mnt|Users)/")
+
+
+def requirement_names(extra: str | None = None) -> set[str]:
+    """Return what the package requires, or what one of its extras adds, as import names."""
+    marker = "extra ==" if extra is None else f'extra == "{extra}"'
+    lines = [line for line in requires("hf_reformer") if (marker in line) == (extra is not None)]
+    return {re.match(r"[\w-]+", line).group().replace("-", "_") for line in lines}
+
+
+def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    # built from a copy: in the checkout, a build folder left by an earlier build would leak into the wheel
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in ("hf_reformer", *FOLDERS):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    options = ("--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", str(output))
+    build = run_python("-m", "pip", "wheel", *options, str(source), cwd=source)
+    assert build.returncode == 0, build.stderr
+    return next(output.glob("*.whl"))
+
+
+def test_wheel_has_one_top_level_name(wheel):
+    names = ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"hf_reformer"}
+
+
+def test_wheel_holds_every_source(wheel):
+    in_wheel = {name for name in ZipFile(wheel).namelist() if name.endswith(".py")}
+    expected = {path.relative_to(ROOT).as_posix() for path in PACKAGE_FILES}
+    assert in_wheel == {name if name.startswith("hf_reformer/") else f"hf_reformer/{name}" for name in expected}
+    assert {"hf_reformer/__init__.py", *(f"hf_reformer/{folder}/__init__.py" for folder in FOLDERS)} <= in_wheel
+
+
+IMPORT_PROBE = """
+import json, sys
+from transformers import AutoModel, AutoTokenizer, GenerationMixin, PreTrainedModel
+
+asked_for = []
+
+class Recorder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        asked_for.append(name.partition(".")[0])
+
+sys.meta_path.insert(0, Recorder)
+import hf_reformer
+
+files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "hf_reformer"]
+print(json.dumps([sorted(set(asked_for)), files]))
+"""
+
+
+def test_wheel_imports_on_its_own_and_asks_for_no_optional_package(wheel, tmp_path):
+    ZipFile(wheel).extractall(tmp_path)
+    probe = run_python("-c", IMPORT_PROBE, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert probe.returncode == 0, probe.stderr
+    asked_for, files = json.loads(probe.stdout.splitlines()[-1])
+    assert all(Path(file).is_relative_to(tmp_path) for file in files)
+    assert "hf_reformer" in asked_for
+    assert not {"accelerate", "datasets", "matplotlib", "triton"} & set(asked_for)
+
+
+def test_mapped_folders_do_not_import_from_the_checkout():
+    probe = run_python("-c", "import modeling", cwd=ROOT)
+    assert "ImportError" in probe.stderr
+
+
+def test_every_direct_requirement_has_a_tested_version():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {line.partition("==")[0].replace("-", "_") for line in lines if "==" in line}
+    assert requirement_names() | requirement_names("train") | requirement_names("test") <= pinned
+
+
+def imported_modules(tree: ast.Module) -> list[tuple[ast.stmt, str]]:
+    """Return each absolute import with the module it names."""
+    plain = [(node, alias.name) for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    return plain + [
+        (node, node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0
+    ]
+
+
+def absolute_imports_of_the_package(tree: ast.Module) -> list[ast.AST]:
+    return [node for node, module in imported_modules(tree) if module.split(".")[0] in ("hf_reformer", *FOLDERS)]
+
+
+def imports_of_a_sibling_module(tree: ast.Module) -> list[ast.AST]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is None]
+
+
+def unguarded_optional_imports(tree: ast.Module) -> list[ast.AST]:
+    tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
+    guarded = {inner for node in tries for statement in node.body for inner in ast.walk(statement)}
+    always_there = sys.stdlib_module_names | requirement_names() | {"hf_reformer", *FOLDERS}
+    return [
+        node
+        for node, module in imported_modules(tree)
+        if module.split(".")[0] not in always_there and node not in guarded
+    ]
+
+
+def checks_of_the_config_class(tree: ast.Module) -> list[ast.AST]:
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        node for node in calls if re.match(r"(isinstance|issubclass)\(.*\bReformerConfig\b", ast.unparse(node), re.S)
+    ]
+
+
+def asserts(tree: ast.Module) -> list[ast.AST]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+
+
+def long_functions(tree: ast.Module) -> list[ast.AST]:
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in functions if node.end_lineno - node.lineno >= MAX_FUNCTION_LINES]
+
+
+LONG_FUNCTION = "def f():\n" + "    pass\n" * MAX_FUNCTION_LINES
+
+# each rule with the files it holds for and sources that break it
+RULES = [
+    (absolute_imports_of_the_package, PACKAGE_FILES, ["import hf_reformer.modeling", "from modeling.x import y"]),
+    (imports_of_a_sibling_module, PACKAGE_FILES, ["from . import x", "from .. import x"]),
+    (unguarded_optional_imports, PACKAGE_FILES, ["import triton", "def f():\n    from triton import language"]),
+    (checks_of_the_config_class, PACKAGE_FILES, ["isinstance(self.config, ReformerConfig)"]),
+    (asserts, SOURCE_FILES, ["assert x > 0"]),
+    (long_functions, SOURCE_FILES + TEST_FILES, [LONG_FUNCTION]),
+]
+
+
+@pytest.mark.parametrize(("rule", "files"), [rule[:2] for rule in RULES], ids=[rule[0].__name__ for rule in RULES])
+def test_sources_are_free_of(rule, files):
+    places = {path: rule(ast.parse(path.read_text(encoding="utf-8"))) for path in files}
+    assert [f"{path.relative_to(ROOT)}:{node.lineno}" for path, nodes in places.items() for node in nodes] == []
+
+
+@pytest.mark.parametrize(("rule", "broken"), [(rule, source) for rule, _, sources in RULES for source in sources])
+def test_rule_finds_what_breaks_it(rule, broken):
+    assert len(rule(ast.parse(broken))) == 1
+
+
+def test_guarded_optional_import_is_allowed():
+    tree = ast.parse("try:\n    import triton\nexcept ImportError:\n    triton = None")
+    assert unguarded_optional_imports(tree) == []
+
+
+def test_module_names_are_unique_over_the_folders():
+    names = [path.name for path in PACKAGE_FILES if path.name != "__init__.py"]
+    assert sorted(set(names)) == sorted(names)
+
+
+def test_no_file_is_long():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE_FILES + TEST_FILES}
+    assert [path.name for path, length in lengths.items() if length > MAX_FILE_LINES] == []
+
+
+def test_no_file_names_a_registry_host_or_a_machine_path():
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    # untracked files count too, so that a new file is seen before it is committed
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    found = []
+    for path in (ROOT / name for name in names if (ROOT / name).is_file()):
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        hits = [host for host in REGISTRY_HOSTS if host in text] + MACHINE_PATH.findall(text)
+        found += [f"{path.relative_to(ROOT)}: {hit}" for hit in hits]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "finding"),
+    [
+        ("assert True", "modeling/lsh_planted.py:1: TRF027"),
+        ("assert True  # trf-ignore: TRF027", "modeling/lsh_planted.py:1: TRF027 is waived without a reason"),
+        ("# trf-ignore: TRF1 x\n# trf-ignore: TRF2 x\n# trf-ignore: TRF3 x", "not TRF1, TRF2, TRF3"),
+    ],
+)
+def test_lint_sees_files_that_mlinter_alone_passes_over(tmp_path, source, finding):
+    (tmp_path / "modeling").mkdir()
+    (tmp_path / "modeling" / "lsh_planted.py").write_text(source + "\n")
+    lint = run_python(str(ROOT / "scripts" / "lint.py"), cwd=tmp_path)
+    assert lint.returncode == 1
+    assert finding in lint.stdout

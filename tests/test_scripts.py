@@ -1,0 +1,469 @@
+"""The scripts: real text in, real Trainer runs, and what they leave behind."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from collections import Counter
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
+
+from hf_reformer import ReformerByteTokenizer
+
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+bits_per_byte = importlib.import_module("bits_per_byte")
+corpus = importlib.import_module("corpus")
+demo = importlib.import_module("demo")
+generate = importlib.import_module("generate")
+recipe = importlib.import_module("recipe")
+train = importlib.import_module("train")
+
+
+CONTEXT = 32
+TINY = {
+    "attn_layers": ["local", "lsh"],
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "attention_head_size": 8,
+    "feed_forward_size": 16,
+    "local_attn_chunk_length": 8,
+    "lsh_attn_chunk_length": 8,
+    "dropout": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(12):
+        (folder / f"{number}.txt").write_text(
+            f"Line {number} — naïve 🙂, plain text.\n" * (number + 3), encoding="utf-8"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(text_folder, tmp_path_factory):
+    """A causal run of four steps with a checkpoint half-way: its folder, its figures and its arguments."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    arguments = causal_arguments(text_folder, folder)
+    return folder, train.train(*train.parse_arguments(arguments)), arguments
+
+
+def causal_arguments(text_folder, folder, **changed):
+    given = TINY | {
+        "text_path": text_folder,
+        "output_dir": folder,
+        "context_length": CONTEXT,
+        "held_out_fraction": 0.3,
+        "max_held_out_windows": 3,
+        "max_steps": 4,
+        "save_steps": 2,
+        "per_device_train_batch_size": 2,
+        "per_device_eval_batch_size": 2,
+        "learning_rate": 0.01,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+    }
+    return [
+        word
+        for name, value in (given | changed).items()
+        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
+    ]
+
+
+# Bits per byte and the reference figures
+
+
+def entropy_by_counting(data, order):
+    grams = Counter(data[start : start + order + 1] for start in range(len(data) - order))
+    contexts = Counter()
+    for gram, count in grams.items():
+        contexts[gram[:-1]] += count
+    total = sum(grams.values())
+    return -sum(count / total * math.log2(count / contexts[gram[:-1]]) for gram, count in grams.items())
+
+
+@pytest.mark.parametrize("order", range(7))
+def test_conditional_entropy_is_what_counting_gives(order):
+    data = np.random.default_rng(0).integers(0, 256, 2000).clip(250).astype(np.uint8).tobytes() + bytes(100)
+    assert bits_per_byte.conditional_entropy(data, order) == pytest.approx(entropy_by_counting(data, order), abs=1e-12)
+
+
+def test_conditional_entropy_by_hand():
+    assert bits_per_byte.conditional_entropy(b"abab", 0) == 1
+    assert bits_per_byte.conditional_entropy(b"abab", 1) == 0
+    assert bits_per_byte.conditional_entropy(b"aab", 0) == pytest.approx(math.log2(3) - 2 / 3)
+    # The two bytes after an "a" are an "a" and a "b"; nothing follows the "b".
+    assert bits_per_byte.conditional_entropy(b"aab", 1) == 1
+
+
+def test_reference_figures_of_noise_and_of_repetition():
+    noise = np.random.default_rng(0).integers(0, 256, 100_000).astype(np.uint8).tobytes()
+    figures = bits_per_byte.reference_figures(noise)
+    assert figures["order-0"] == pytest.approx(8, abs=0.01)
+    assert 8 < figures["lzma"] < 8.1
+    assert bits_per_byte.reference_figures(b"abc" * 10_000)["lzma"] < 0.1
+
+
+def test_bits_per_byte_of_a_uniform_guess():
+    assert bits_per_byte.bits_per_byte(math.log(256), 1.0) == pytest.approx(8)
+    # One token in 16 equally likely ones for two bytes: four bits for two bytes.
+    assert bits_per_byte.bits_per_byte(math.log(16), 0.5) == pytest.approx(2)
+
+
+def test_reference_figures_refuse_what_has_no_figure():
+    with pytest.raises(ValueError, match="order is 7; it must lie between 0 and 6"):
+        bits_per_byte.conditional_entropy(b"abc", 7)
+    with pytest.raises(ValueError, match="2 bytes hold no byte with 2 bytes before it; give at least 3"):
+        bits_per_byte.conditional_entropy(b"ab", 2)
+    with pytest.raises(ValueError, match="no bytes to compress"):
+        bits_per_byte.lzma_bits_per_byte(b"")
+
+
+def test_figure_equals_a_count_from_the_logits(trained, text_folder):
+    """Three windows in batches of two: nothing is averaged that has different weights."""
+    folder, figures, _ = trained
+    held_out = build(text_folder, max_held_out_windows=3).held_out
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    nats, num_bytes = 0.0, 0
+    for row in held_out.dataset:
+        tokens = row["input_ids"]
+        with torch.no_grad():
+            scores = model(input_ids=tokens[None]).logits[0].double().log_softmax(-1)
+        for position in range(1, CONTEXT):
+            nats -= scores[position - 1, tokens[position]].item()
+            num_bytes += tokens[position].item() != 1
+    assert len(held_out.dataset) == 3
+    assert figures["model"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+    assert figures["order-2"] == bits_per_byte.conditional_entropy(held_out.text, 2)
+
+
+# The corpus
+
+
+def build(text_folder, tokenizer=None, **changed):
+    arguments = {"text_path": str(text_folder), "context_length": CONTEXT, "held_out_fraction": 0.3} | changed
+    return corpus.build_corpus(corpus.DataArguments(**arguments), tokenizer or ReformerByteTokenizer())
+
+
+def test_split_is_disjoint_and_does_not_move_when_documents_are_added(text_folder):
+    documents = corpus.read_text(text_folder)
+    train_side, held_out = corpus.split_documents(documents, 0.3)
+    assert sorted([*train_side["name"], *held_out["name"]]) == sorted(documents["name"])
+    fewer = documents.select(range(0, len(documents), 2))
+    assert set(corpus.split_documents(fewer, 0.3)[1]["name"]) <= set(held_out["name"])
+
+
+def test_split_leaves_no_side_empty(text_folder):
+    documents = corpus.read_text(text_folder)
+    assert [len(side) for side in corpus.split_documents(documents, 1e-9)] == [11, 1]
+    assert [len(side) for side in corpus.split_documents(documents, 1 - 1e-9)] == [1, 11]
+    single = corpus.read_text(text_folder / "3.txt")
+    sides = corpus.split_documents(single, 0.25)
+    assert "".join(side["text"][0] for side in sides) == single["text"][0]
+    assert len(sides[1]["text"][0]) == pytest.approx(len(single["text"][0]) / 4, abs=1)
+
+
+def test_packing_drops_nothing(text_folder):
+    documents = corpus.read_text(text_folder)
+    windows = corpus.pack(documents, ReformerByteTokenizer(), CONTEXT)
+    expected = b"".join(text.encode() + b"\x00" for text in documents["text"])
+    tokens = windows.dataset["input_ids"][:].flatten()
+    assert len(tokens) + windows.tail_tokens == len(expected)
+    assert len(windows.text) + windows.tail_bytes == windows.num_bytes == len(expected) - len(documents)
+    ends = np.cumsum([len(text.encode()) + 1 for text in documents["text"]]) - 1
+    assert torch.nonzero(tokens == 1).flatten().tolist() == [end for end in ends if end < len(tokens)]
+    assert bytes((tokens[tokens != 1] - 2).tolist()) == windows.text
+    assert (
+        f"{windows.num_bytes:,} bytes" in windows.describe() and f"{windows.tail_bytes:,} bytes" in windows.describe()
+    )
+
+
+def test_evenly_spaced_windows_keep_their_bytes(text_folder):
+    windows = corpus.pack(corpus.read_text(text_folder), ReformerByteTokenizer(), CONTEXT)
+    chosen = windows.evenly_spaced(4)
+    tokens = chosen.dataset["input_ids"][:]
+    assert torch.equal(tokens[0], windows.dataset[0]["input_ids"])
+    assert torch.equal(tokens[-1], windows.dataset[len(windows.dataset) - 1]["input_ids"])
+    assert bytes((tokens[tokens != 1] - 2).tolist()) == chosen.text
+    assert windows.evenly_spaced(10**6) is windows
+
+
+def subword_tokenizer(texts):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<end>"])
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def test_bytes_of_subword_tokens(text_folder):
+    texts = corpus.read_text(text_folder)["text"][:]
+    tokenizer = subword_tokenizer(texts)
+    windows = corpus.pack(corpus.read_text(text_folder), tokenizer, CONTEXT)
+    for row, widths in zip(windows.dataset["input_ids"][:].tolist(), windows.token_bytes, strict=True):
+        for token, width in zip(row, widths, strict=True):
+            text = tokenizer.decode([token])
+            if "\ufffd" not in text:
+                assert width == (0 if token == tokenizer.eos_token_id else len(text.encode()))
+    assert windows.token_bytes.sum() == len(windows.text)
+    assert windows.causal_tokens_per_byte == windows.token_bytes[:, 1:].size / windows.token_bytes[:, 1:].sum()
+    assert windows.causal_tokens_per_byte < 0.9
+
+
+def test_special_names_in_a_text_are_text(tmp_path):
+    (tmp_path / "a.txt").write_text("<pad></s>" * 20)
+    windows = corpus.pack(corpus.read_text(tmp_path), ReformerByteTokenizer(), 180)
+    assert windows.dataset[0]["input_ids"].min() > 1
+
+
+def test_standard_library_is_the_default():
+    documents = corpus.read_standard_library()
+    assert {"argparse.py", "email/message.py"} <= set(documents["name"])
+    assert not any("site-packages" in name or "/test" in name for name in documents["name"])
+    assert documents["name"][:] == sorted(documents["name"])
+    assert corpus.DataArguments().source.startswith("the source files of the standard library of Python 3")
+
+
+def test_a_dataset_with_its_own_held_out_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "test"):
+        rows = [{"body": f"{split} {number} " * 20} for number in range(9)]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = {"text_path": None, "dataset_name": str(folder), "held_out_split": "test", "text_column": "body"}
+    built = build(None, **arguments)
+    assert b"train 3" in built.train.text and b"test" not in built.train.text
+    assert b"test 3" in built.held_out.text and b"train" not in built.held_out.text
+    with pytest.raises(ValueError, match="has no column 'text'; set text_column to one of body"):
+        build(None, **arguments | {"text_column": "text"})
+    with pytest.raises(ValueError, match="has no split 'validation'; it has train, test"):
+        build(None, **arguments | {"held_out_split": "validation"})
+    with pytest.raises(ValueError, match=r"There is no dataset '.*nowhere'; check dataset_name"):
+        build(None, **arguments | {"dataset_name": str(tmp_path / "nowhere")})
+
+
+def test_corpus_errors(tmp_path, text_folder):
+    with pytest.raises(ValueError, match="There is no file or folder at"):
+        build(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"No file in .* matches '\*.md'"):
+        build(text_folder, file_pattern="*.md")
+    with pytest.raises(ValueError, match="is too short for one window of 100000 tokens"):
+        build(text_folder, context_length=100_000)
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match="The corpus is empty"):
+        build(tmp_path)
+    (tmp_path / "picture.bin").write_bytes(b"ab\xff")
+    with pytest.raises(ValueError, match=r"picture.bin is not UTF-8 text \(byte 2\)"):
+        build(tmp_path)
+    with pytest.raises(ValueError, match=r"Both text_path .* and dataset_name .* were given"):
+        corpus.DataArguments(text_path="a", dataset_name="b")
+    with pytest.raises(ValueError, match=r"held_out_fraction is 1\.5"):
+        corpus.DataArguments(held_out_fraction=1.5)
+    with pytest.raises(ValueError, match="has neither eos_token nor sep_token"):
+        tokenizer = subword_tokenizer(["text"])
+        tokenizer.eos_token = None
+        build(text_folder, tokenizer)
+
+
+# The recipe
+
+
+@pytest.mark.parametrize("length", [2, 32, 100, 3000, 4096, 65536])
+def test_recipe_fits_the_context(length):
+    config = recipe.build_config(
+        recipe.ModelRecipe(), context_length=length, tokenizer=ReformerByteTokenizer(), causal=True
+    )
+    assert length <= config.max_position_embeddings < length + 2 * math.isqrt(length) + 2
+    buckets = np.prod(config.num_buckets)
+    assert buckets == 2 or length / config.lsh_attn_chunk_length < buckets <= 2 * length / config.lsh_attn_chunk_length
+    assert not config.circular_look_around
+
+
+def test_full_attention_twin_differs_in_nothing_else():
+    make = partial(recipe.build_config, context_length=64, tokenizer=ReformerByteTokenizer())
+    config, twin = (make(recipe.ModelRecipe(full_attention=full)).to_dict() for full in (False, True))
+    assert set(twin.pop("attn_layers")) == {"full"} and config.pop("attn_layers")
+    assert config == twin
+
+
+# Training
+
+
+def test_output_folder_is_complete(trained):
+    folder, figures, _ = trained
+    with Image.open(folder / "loss_curve.png") as picture:
+        assert picture.width > 500
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data.license, card.data.library_name, card.data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers",
+        "text-generation",
+    )
+    assert card.data.eval_results[0].metric_value == pytest.approx(figures["model"], abs=1e-4)
+    assert f"**{figures['model']:.3f}**" in card.text and f"| lzma | {figures['lzma']:.3f} |" in card.text
+    assert "$" not in card.content
+    log = json.loads((folder / "training_log.json").read_text())
+    assert log["figures"] == pytest.approx(figures)
+    assert [row["step"] for row in log["log_history"] if "loss" in row] == [1, 2, 3, 4]
+    assert all("eval_bits_per_byte" in row for row in log["log_history"] if "eval_loss" in row)
+
+
+def test_reload_through_the_auto_classes(trained):
+    folder, _, _ = trained
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in saved.items())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("é").input_ids == [0xC3 + 2, 0xA9 + 2]
+    text = pipeline("text-generation", model=str(folder), device="cpu")("Line", max_new_tokens=3)[0]["generated_text"]
+    assert text.startswith("Line")
+
+
+def test_resumed_run_equals_the_uninterrupted_one(trained, text_folder, tmp_path):
+    folder, figures, _ = trained
+    arguments = causal_arguments(text_folder, tmp_path, resume_from_checkpoint=folder / "checkpoint-2")
+    assert train.train(*train.parse_arguments(arguments)) == figures
+    whole, resumed = (load_file(path / "model.safetensors") for path in (folder, tmp_path))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    losses = [
+        [row["loss"] for row in json.loads((path / "training_log.json").read_text())["log_history"] if "loss" in row]
+        for path in (folder, tmp_path)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_find_checkpoint(trained, tmp_path):
+    find = lambda folder, wanted: train.find_checkpoint(  # noqa: E731
+        recipe.ReformerTrainingArguments(output_dir=str(folder), resume_from_checkpoint=wanted)
+    )
+    assert find(trained[0], "last") == str(trained[0] / "checkpoint-4")
+    assert find(tmp_path, None) is None
+    with pytest.raises(ValueError, match="There is no checkpoint in"):
+        find(tmp_path, "last")
+    with pytest.raises(ValueError, match="resume_from_checkpoint is nowhere, which is no folder"):
+        find(tmp_path, "nowhere")
+
+
+def test_masked_model_from_a_settings_file(text_folder, tmp_path):
+    settings = TINY | {
+        "objective": "masked",
+        "text_path": str(text_folder),
+        "output_dir": str(tmp_path / "masked"),
+        "context_length": CONTEXT,
+        "held_out_fraction": 0.3,
+        "max_steps": 2,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
+    parsed = train.parse_arguments([str(path)])
+    assert parsed[3].learning_rate == recipe.ReformerTrainingArguments().learning_rate
+    figures = train.train(*parsed)
+    # A masked model sees both sides, so figures that know only what precedes a byte do not stand beside it.
+    assert list(figures) == ["model"] and 4 < figures["model"] < 10
+    model = AutoModelForMaskedLM.from_pretrained(tmp_path / "masked")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "masked")
+    assert model.config.vocab_size == len(tokenizer) == 259 and tokenizer.mask_token_id == 258
+    assert not model.config.is_decoder
+    card = (tmp_path / "masked" / "README.md").read_text()
+    assert "pipeline_tag: fill-mask" in card and "bits per masked byte" in card
+
+
+def test_training_goes_on_from_a_saved_model(trained, text_folder, tmp_path):
+    arguments = causal_arguments(
+        text_folder, tmp_path, model_name_or_path=trained[0], max_steps=1, learning_rate=0, label_smoothing_factor=0.1
+    )
+    # Nothing learnt and the loss smoothed: the figure is the saved model's all the same.
+    assert train.train(*train.parse_arguments(arguments))["model"] == pytest.approx(trained[1]["model"], rel=1e-6)
+
+
+def test_trainer_draft_does_not_replace_the_model_card(trained):
+    before = (trained[0] / "README.md").read_text()
+    train.BitsPerByteTrainer.create_model_card(None, model_name="draft")
+    assert (trained[0] / "README.md").read_text() == before
+
+
+def test_unknown_objective():
+    with pytest.raises(ValueError, match="objective is 'both'; it must be 'causal' or 'masked'"):
+        train.ModelArguments(objective="both")
+
+
+# The demo and generation
+
+
+def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatch, capsys):
+    assert recipe.DEMO_CONTEXT_LENGTH >= 4096
+    monkeypatch.setattr(demo, "ModelRecipe", partial(recipe.ModelRecipe, **TINY))
+    monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", 2048)
+    monkeypatch.setattr(demo, "NEW_TOKENS", 5)
+    threads = torch.get_num_threads()
+    demo.main(["--steps", "1", "--output_dir", str(tmp_path), "--threads", str(threads)])
+    printed = capsys.readouterr().out
+    assert "the source files of the standard library" in printed
+    assert all(f"\n  {name} " in printed for name in ("model", "order-0", "order-2", "lzma"))
+    assert demo.PROMPT in printed and "s in all" in printed
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+def run_generate(*arguments, stdin=""):
+    return subprocess.run(
+        [sys.executable, SCRIPTS / "generate.py", *map(str, arguments)], input=stdin, capture_output=True, text=True
+    )
+
+
+def test_generate_streams_the_continuation_of_stdin(trained):
+    done = run_generate(
+        "--model", trained[0], "--max_new_tokens", 4, "--do_sample", "--top_k", 5, "--seed", 1, stdin="Line 🙂"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Line 🙂")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", ""], "The prompt is empty"),
+        (["--prompt_file", "nowhere.txt"], "There is no file at nowhere.txt"),
+        (["--prompt", "a", "--max_new_tokens", "99999"], "The prompt has 1 tokens, which with 99999 new ones"),
+        (["--prompt", "a", "--max_new_tokens", "0"], "it must be at least 1"),
+        (["--prompt", "a", "--top_p", "0.5"], "--top_p has no effect without --do_sample"),
+        (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
+    ],
+)
+def test_generate_errors(trained, arguments, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        generate.main(["--model", str(trained[0]), *arguments])
+    assert message in f"{stopped.value} {capsys.readouterr().err}"
+
+
+def test_generation_is_the_seeds(trained, capsys):
+    texts = []
+    for seed in ("1", "1", "2"):
+        generate.main(
+            ["--model", str(trained[0]), "--prompt", "Line", "--max_new_tokens", "12", "--do_sample", "--seed", seed]
+        )
+        texts.append(capsys.readouterr().out)
+    assert [first == second for first, second in pairwise(texts)] == [True, False]

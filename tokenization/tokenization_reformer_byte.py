@@ -1,0 +1,247 @@
+"""The byte tokenizer of the enwik8-style Reformers: the id of a byte is its value plus two."""
+
+import codecs
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import AddedToken, AutoTokenizer, BatchEncoding, TokenizersBackend
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils.hub import cached_file
+
+
+PAD_ID = 0
+EOS_ID = 1
+FIRST_BYTE_ID = 2
+BASE_VOCAB_SIZE = 258
+
+# the id of each byte, under the printable character that the tokenizers library writes for that byte
+BYTE_IDS = MappingProxyType({symbol: byte + FIRST_BYTE_ID for byte, symbol in bytes_to_unicode().items()})
+
+
+def _check_names(tokens: Iterable[str | AddedToken]) -> None:
+    """Raise ValueError where adding one of `tokens` would take over the id of a byte."""
+    for token in map(str, tokens):
+        if not token or token in BYTE_IDS:
+            raise ValueError(
+                f"{token!r} cannot be a special or an added token of a byte tokenizer: it is empty or one of the 256 "
+                "characters that stand for the bytes. Choose a longer name, for example '<mask>'."
+            )
+
+
+def _check_vocab(vocab: Any) -> None:
+    """Raise ValueError unless `vocab` maps two names to the ids 0 and 1, and every byte to its value plus two."""
+    if not (isinstance(vocab, dict) and len(vocab) == BASE_VOCAB_SIZE and BYTE_IDS.items() <= vocab.items()):
+        raise ValueError(
+            f"Not the vocabulary of a byte tokenizer: {type(vocab).__name__}. Its 258 entries are pad, end of text, "
+            "and each byte at its value plus 2; there is nothing to train. Load the tokenizer of another model with "
+            "AutoTokenizer or with the class that saved it."
+        )
+
+
+def _is_sentencepiece_checkpoint(path: str, **kwargs: Any) -> bool:
+    """Tell whether the folder or repository `path` has a sentencepiece vocabulary and names no tokenizer class."""
+    if get_tokenizer_config(path, **kwargs).get("tokenizer_class"):
+        return False
+    where = {key: kwargs.get(key) for key in ("cache_dir", "revision", "subfolder", "token")}
+    local_files_only = kwargs.get("local_files_only", False)
+    vocab_file = cached_file(
+        path, "spiece.model", local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False, **where
+    )
+    return vocab_file is not None
+
+
+class ReformerByteTokenizer(TokenizersBackend):
+    r"""
+    Construct a byte tokenizer: no vocabulary file, no unknown text, 258 ids.
+
+    | id        | token                                                                     |
+    |-----------|---------------------------------------------------------------------------|
+    | 0         | padding                                                                   |
+    | 1         | end of text                                                               |
+    | 2 ... 257 | the UTF-8 byte `id - 2`                                                   |
+    | 258 ...   | what was asked for: mask, cls, sep, bos, unk, any added token             |
+
+    These are the ids google/reformer-enwik8 was trained on (the `encode` and `decode` functions of its model card).
+    After adding a token, call `model.resize_token_embeddings(len(tokenizer))`.
+
+    No end of text is appended to an input unless `add_eos_token=True`. Truncation counts bytes, so it may cut a
+    character in two. Offsets count characters: the bytes of one character share its span. With
+    `is_split_into_words=True` nothing is put between the words; keep the spaces in them.
+
+    A special token's name inside a text, such as a typed "<pad>", becomes that token's id, as in every Hugging Face
+    tokenizer. For a corpus, or text you do not trust, pass `split_special_tokens=True` (here or per call): then the
+    name is encoded as the bytes it is made of.
+
+    Decoding joins all bytes before it reads them as UTF-8. `TextStreamer` prints only up to the last space, line end
+    or ideograph, and a `DecodeStream` of the tokenizers library waits for the end of a character, so neither shows
+    half a character as a replacement character.
+
+    The ids of raw bytes, of a file that is not UTF-8, or of a corpus of many MB (encoding takes about 0.4 seconds and
+    200 MB of memory per MB of text) need no tokenizer: `numpy.frombuffer(data, numpy.uint8).astype(numpy.int64) + 2`.
+    `decode(ids, errors="surrogateescape").encode("utf-8", "surrogateescape")` gives those bytes back.
+
+    This tokenizer inherits from [`TokenizersBackend`] which contains most of the main methods. Users should refer to
+    this superclass for more information regarding those methods.
+
+    Args:
+        vocab (`dict[str, int]`, *optional*):
+            The 258 entries of a saved tokenizer; `from_pretrained` passes them. Leave it out otherwise.
+        errors (`str`, *optional*, defaults to `"replace"`):
+            What decoding does with bytes that are not UTF-8: the name of a Python error handler, such as "replace",
+            "ignore", "backslashreplace", "surrogateescape" (loses nothing) or "strict" (raises; not for streaming).
+            See [bytes.decode](https://docs.python.org/3/library/stdtypes.html#bytes.decode).
+        pad_token (`str` or `tokenizers.AddedToken`, *optional*, defaults to `"<pad>"`):
+            The name of id 0.
+        eos_token (`str` or `tokenizers.AddedToken`, *optional*, defaults to `"</s>"`):
+            The name of id 1.
+        kwargs (`dict[str, Any]`, *optional*):
+            What every tokenizer takes: `mask_token`, `cls_token`, `sep_token`, `bos_token`, `unk_token`,
+            `extra_special_tokens`, `padding_side`, `truncation_side`, `model_max_length`, `split_special_tokens`,
+            `add_eos_token`.
+
+    Raises:
+        ValueError: an unknown error handler; a `vocab_size`; one name for both ids 0 and 1; a token that is empty or
+            stands for a byte; the vocabulary of another tokenizer.
+
+    Example:
+
+    ```python
+    >>> tokenizer = ReformerByteTokenizer(mask_token="<mask>")
+    >>> tokenizer("hi 🙂").input_ids
+    [106, 107, 34, 242, 161, 155, 132]
+    >>> tokenizer.decode([106, 107, 34, 242, 161, 155, 132])
+    'hi 🙂'
+    >>> tokenizer.decode([106, 107, 34, 242, 161, 155])
+    'hi \ufffd'
+    >>> tokenizer("a<mask>").input_ids, tokenizer("a<mask>", split_special_tokens=True).input_ids
+    ([99, 258], [99, 62, 111, 99, 117, 109, 64])
+    >>> [byte + 2 for byte in b"\xff\x00"]
+    [257, 2]
+
+    ```
+    """
+
+    vocab_files_names = {"tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        vocab: dict[str, int] | None = None,
+        errors: str = "replace",
+        pad_token: str | AddedToken | None = "<pad>",
+        eos_token: str | AddedToken | None = "</s>",
+        **kwargs: Any,
+    ) -> None:
+        if "vocab_size" in kwargs:
+            raise ValueError(
+                f"vocab_size={kwargs['vocab_size']!r}: the number of ids is not a choice, it is 258 and one for each "
+                "added token. Add tokens with mask_token= or extra_special_tokens=; an embedding table may have more "
+                "rows than the tokenizer has ids."
+            )
+        try:
+            codecs.lookup_error(errors)
+        except (LookupError, TypeError) as error:
+            raise ValueError(
+                f"errors={errors!r} is no error handler. Use 'replace', 'ignore', 'backslashreplace', "
+                "'surrogateescape', 'strict', or a name given to codecs.register_error."
+            ) from error
+        if vocab is None:
+            names = {str(pad_token or "<pad>"): PAD_ID, str(eos_token or "</s>"): EOS_ID}
+            _check_names(names)
+            if len(names) != FIRST_BYTE_ID:
+                raise ValueError(
+                    f"pad_token and eos_token are both {str(pad_token)!r}, but name two ids, 0 and 1. Give them two "
+                    "names; to pad with end of text, set tokenizer.pad_token = tokenizer.eos_token afterwards."
+                )
+            vocab = {**names, **BYTE_IDS}
+        _check_vocab(vocab)
+        self.errors = errors
+        # without merges every byte stays a token; without the regular expression a text is split in one go, which
+        # encodes 1 MB of source code in 0.4 seconds instead of 1.1
+        self._tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        self._tokenizer.decoder = decoders.ByteLevel()
+        super().__init__(errors=errors, pad_token=pad_token, eos_token=eos_token, **kwargs)
+        # a tokenizer_object among the keywords, as train_new_from_iterator passes it, replaces what was built here
+        _check_vocab(self._tokenizer.get_vocab(with_added_tokens=False))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *init_inputs, **kwargs):
+        """
+        Load a tokenizer, with the arguments of `TokenizersBackend.from_pretrained`.
+
+        `AutoTokenizer` comes here for every Reformer that names no tokenizer class. google/reformer-enwik8 has no
+        tokenizer file and gets this class. google/reformer-crime-and-punishment has a sentencepiece vocabulary, and
+        gets the tokenizer of transformers.
+        """
+        if kwargs.get("_from_auto") and _is_sentencepiece_checkpoint(pretrained_model_name_or_path, **kwargs):
+            return AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, *init_inputs, **{**kwargs, "tokenizer_type": "reformer"}
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *init_inputs, **kwargs)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key in self.SPECIAL_TOKENS_ATTRIBUTES and value is not None:
+            _check_names([value])
+        super().__setattr__(key, value)
+
+    def _add_tokens(self, new_tokens: list[str | AddedToken], special_tokens: bool = False) -> int:
+        _check_names(new_tokens)
+        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+
+    def _encode_plus(self, *args: Any, **kwargs: Any) -> BatchEncoding:
+        try:
+            return super()._encode_plus(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"Each text must be a str of valid Unicode, not None, another type or a lone surrogate ({error}). "
+                "Drop empty rows; the ids of raw bytes are [byte + 2 for byte in data]."
+            ) from error
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """
+        Decode tokens, as `convert_ids_to_tokens` gives them, to text.
+
+        Args:
+            tokens (`list[str]`): Names of bytes and of added tokens.
+
+        Returns:
+            `str`: The text; `errors` of the constructor says what becomes of bytes that are not UTF-8.
+
+        Raises:
+            ValueError: a token that this tokenizer does not have.
+        """
+        return self._decode(self.convert_tokens_to_ids(tokens))
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        errors: str | None = None,
+        **kwargs: Any,
+    ) -> str:
+        # the library's decoder always replaces, drops ids it does not know, and garbles added tokens such as "<é>";
+        # and no space is cleaned up here, because each one is a byte of the text
+        pieces = {byte_id: bytes([byte_id - FIRST_BYTE_ID]) for byte_id in BYTE_IDS.values()}
+        for token_id in (PAD_ID, EOS_ID):
+            pieces[token_id] = self._tokenizer.id_to_token(token_id).encode()
+        for token_id, token in self.added_tokens_decoder.items():
+            pieces[token_id] = b"" if skip_special_tokens and token.special else token.content.encode()
+        if isinstance(token_ids, int):
+            token_ids = [token_ids]
+        try:
+            data = b"".join([pieces[token_id] for token_id in token_ids])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"Cannot decode {error}: this tokenizer has the ids 0 to {len(self) - 1}. Replace the label -100 by "
+                "tokenizer.pad_token_id, and do not sample rows of an embedding table that no token uses."
+            ) from error
+        return data.decode("utf-8", errors=errors or self.errors)
+
+
+__all__ = ["ReformerByteTokenizer"]
