@@ -1,3 +1,16 @@
+# Copyright 2026 The hf_reformer authors. All rights reserved.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
 """Configuration of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020, arXiv 2001.04451)."""
 
 from difflib import get_close_matches
@@ -6,6 +19,7 @@ from math import prod
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import auto_docstring
 
 
 ATTENTION_KINDS = ("lsh", "local", "full")
@@ -20,6 +34,9 @@ LEGACY_KEYS = (
     "sinusoidal_pos_embds",
 )
 
+# Before a kind of layer in the files of checkpoints that stock transformers must not load.
+OWN_KIND = "hf_reformer."
+
 # Switches that stock transformers does not have, with the value at which both compute the same.
 BEYOND_STOCK = {
     "circular_look_around": True,
@@ -29,66 +46,83 @@ BEYOND_STOCK = {
 }
 
 
+@auto_docstring(
+    custom_intro="Everything that defines a Reformer. A superset of the configuration that transformers ships: a "
+    "`config.json` written for that one means the same here, and every default is the same."
+)
 @strict
 class ReformerConfig(PreTrainedConfig):
     r"""
-    Everything that defines a Reformer. A superset of the configuration that transformers ships: a `config.json` written
-    for that one means the same here, and every default is the same.
+    attention_head_size (`int`, *optional*, defaults to 64):
+        Size of one head's query/key and value vectors.
+    attn_layers (`list[str]`, *optional*):
+        One entry per layer, first layer first: `"lsh"`, `"local"` or `"full"` (dense attention). Its length is the
+        depth of the model.
+    axial_norm_std (`float`, *optional*, defaults to 1.0):
+        Standard deviation of the initial axial position vectors.
+    axial_pos_embds (`bool`, *optional*, defaults to `True`):
+        Axial position embeddings (a learned table per axis) instead of one learned vector per position.
+    axial_pos_shape (`list[int]`, *optional*, defaults to `(64, 64)`):
+        Length of each axis. Any number of axes; their product bounds the sequence length.
+    axial_pos_embds_dim (`list[int]`, *optional*, defaults to `(64, 192)`):
+        Vector size of each axis; the sizes add up to `hidden_size`.
+    chunk_size_lm_head (`int`, *optional*, defaults to 0):
+        Tokens per chunk of the language model's loss; 0 computes it in one piece. With labels and a value above 0 the
+        `length x vocab_size` logits never exist.
+    chunk_size_feed_forward (`int`, *optional*, defaults to 0):
+        Tokens per chunk of the feed-forward layers, forward and backward; 0 for one piece.
+    feed_forward_size (`int`, *optional*, defaults to 512):
+        Width of the feed-forward layers.
+    hash_seed (`int`, *optional*):
+        Seed of the hashing rotations. `None` draws fresh rotations at every training step and uses fixed ones, private
+        to each layer, in evaluation.
+    local_num_chunks_before (`int`, *optional*, defaults to 1):
+        Chunks before its own that a chunk of a local layer attends to.
+    local_num_chunks_after (`int`, *optional*, defaults to 0):
+        The same after it.
+    local_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.05):
+        Dropout on local and full attention.
+    local_attn_chunk_length (`int`, *optional*, defaults to 64):
+        Tokens per chunk of a local layer.
+    lsh_attn_chunk_length (`int`, *optional*, defaults to 64):
+        Tokens per chunk of an LSH layer.
+    lsh_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout on LSH attention.
+    lsh_num_chunks_before (`int`, *optional*, defaults to 1):
+        Chunks of the sorted order before its own that a chunk of an LSH layer attends to.
+    lsh_num_chunks_after (`int`, *optional*, defaults to 0):
+        The same after it.
+    num_buckets (`int` or `list[int]`, *optional*):
+        Hash buckets, an even number or a list of even factors. `None` computes it from the length of each input, so
+        the result then depends on that length, padding included.
+    num_hashes (`int`, *optional*, defaults to 1):
+        Hashing rounds. More rounds come closer to full attention and cost proportionally more.
+    reversible (`bool`, *optional*, defaults to `True`):
+        Recompute activations in backward by inverting the layers instead of storing them (paper section 3). `False`
+        computes the same with ordinary autograd.
+    circular_look_around (`bool`, *optional*, defaults to `True`):
+        Let the first chunk look at the last one, in the order of the concatenated rounds, as the published checkpoints
+        were trained. `False` makes a sequence's result independent of padding and of the batch it is in.
+    attend_across_buckets (`bool`, *optional*, defaults to `True`):
+        Attend to everything in reach of the chunk. `False` keeps to the query's own bucket, as the paper does.
+    allow_duplicate_attention (`bool`, *optional*, defaults to `True`):
+        Count a key once for each round that finds it. `False` counts it once (paper, the `N_ij` term of appendix A).
+    full_attention_threshold (`int`, *optional*):
+        LSH layers attend to everything, exactly, up to this length. `None` means `lsh_attn_chunk_length`.
 
-    Args:
-        attention_head_size (`int`, *optional*, defaults to 64): Size of one head's query/key and value vectors.
-        attn_layers (`list[str]`, *optional*): One entry per layer, first layer first: `"lsh"`, `"local"` or `"full"`
-            (dense attention). Its length is the depth of the model.
-        axial_norm_std (`float`, *optional*, defaults to 1.0): Standard deviation of the initial axial position vectors.
-        axial_pos_embds (`bool`, *optional*, defaults to `True`): Axial position embeddings (a learned table per axis)
-            instead of one learned vector per position.
-        axial_pos_shape (`list[int]`, *optional*, defaults to `(64, 64)`): Length of each axis. Any number of axes; their
-            product bounds the sequence length.
-        axial_pos_embds_dim (`list[int]`, *optional*, defaults to `(64, 192)`): Vector size of each axis; the sizes add
-            up to `hidden_size`.
-        chunk_size_lm_head (`int`, *optional*, defaults to 0): Tokens per chunk of the language model's loss; 0 computes
-            it in one piece. With labels and a value above 0 the `length x vocab_size` logits never exist.
-        chunk_size_feed_forward (`int`, *optional*, defaults to 0): Tokens per chunk of the feed-forward layers, forward
-            and backward; 0 for one piece.
-        feed_forward_size (`int`, *optional*, defaults to 512): Width of the feed-forward layers.
-        hash_seed (`int`, *optional*): Seed of the hashing rotations. `None` draws fresh rotations at every training
-            step and uses fixed ones, private to each layer, in evaluation.
-        local_num_chunks_before, local_num_chunks_after (`int`, *optional*, defaults to 1 and 0): Neighbouring chunks
-            that a chunk of a local layer attends to.
-        local_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.05): Dropout on local and full attention.
-        local_attn_chunk_length (`int`, *optional*, defaults to 64): Tokens per chunk of a local layer.
-        lsh_attn_chunk_length (`int`, *optional*, defaults to 64): Tokens per chunk of an LSH layer.
-        lsh_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0): Dropout on LSH attention.
-        lsh_num_chunks_before, lsh_num_chunks_after (`int`, *optional*, defaults to 1 and 0): Neighbouring chunks of the
-            sorted order that a chunk attends to.
-        num_buckets (`int` or `list[int]`, *optional*): Hash buckets, an even number or a list of even factors. `None`
-            computes it from the length of each input, so the result then depends on that length, padding included.
-        num_hashes (`int`, *optional*, defaults to 1): Hashing rounds. More rounds come closer to full attention and cost
-            proportionally more.
-        reversible (`bool`, *optional*, defaults to `True`): Recompute activations in backward by inverting the layers
-            instead of storing them (paper section 3). `False` computes the same with ordinary autograd.
-        circular_look_around (`bool`, *optional*, defaults to `True`): Let the first chunk look at the last one, in the
-            order of the concatenated rounds, as the published checkpoints were trained. `False` makes a sequence's
-            result independent of padding and of the batch it is in.
-        attend_across_buckets (`bool`, *optional*, defaults to `True`): Attend to everything in reach of the chunk.
-            `False` keeps to the query's own bucket, as the paper does.
-        allow_duplicate_attention (`bool`, *optional*, defaults to `True`): Count a key once for each round that finds
-            it. `False` counts it once (paper, the `N_ij` term of appendix A).
-        full_attention_threshold (`int`, *optional*): LSH layers attend to everything, exactly, up to this length.
-            `None` means `lsh_attn_chunk_length`.
-
-    The remaining arguments have their usual transformers meaning.
-
-    Raises:
-        `StrictDataclassClassValidationError`, `StrictDataclassFieldValidationError`: a value that cannot work, or a
-            misspelt name. The message says what was given and what is allowed.
+    A value that cannot work raises `StrictDataclassClassValidationError` or `StrictDataclassFieldValidationError`, a
+    misspelt name a `ValueError`; the message says what was given and what is allowed.
 
     Example:
 
+    ```python
     >>> from hf_reformer import ReformerConfig
+
     >>> config = ReformerConfig(attn_layers=["local", "lsh"], num_buckets=[8, 16], num_hashes=4)
     >>> config.num_hidden_layers
     2
+
+    ```
     """
 
     model_type = "reformer"
@@ -141,9 +175,7 @@ class ReformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self._reject_misspelt_keys(kwargs)
-        # Written by `to_dict` to stop stock transformers; it carries nothing that this class needs.
-        kwargs.pop("layer_types", None)
-        self.attn_layers = tuple(self.attn_layers)
+        self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
         self.axial_pos_shape = tuple(self.axial_pos_shape)
         self.axial_pos_embds_dim = tuple(self.axial_pos_embds_dim)
         self.num_hidden_layers = len(self.attn_layers)
@@ -252,11 +284,11 @@ class ReformerConfig(PreTrainedConfig):
 
     def to_dict(self):
         """
-        Same as the base class's, plus a `layer_types` entry when a switch is set that stock transformers does not have.
-        That class would ignore the switch and compute something else; the entry makes it raise an error that names it.
+        Same as the base class's, but with "hf_reformer." before each kind of layer when a switch is set that stock
+        transformers does not have. That class would ignore the switch and compute something else; so it raises an
+        error that shows where the checkpoint comes from.
         """
         output = super().to_dict()
-        beyond = [f"{name}={getattr(self, name)}" for name, stock in BEYOND_STOCK.items() if getattr(self, name) != stock]
-        if beyond:
-            output["layer_types"] = [f"`import hf_reformer` to load this checkpoint: it uses {', '.join(beyond)}"]
+        if any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items()):
+            output["attn_layers"] = [OWN_KIND + kind for kind in output["attn_layers"]]
         return output

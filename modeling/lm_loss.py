@@ -34,14 +34,10 @@ def chunked_cross_entropy(
     def summed_loss(piece, piece_labels):
         logits = head(piece)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-        return nn.functional.cross_entropy(
-            logits, piece_labels.flatten(), ignore_index=ignore_index, reduction="sum"
-        )
+        return nn.functional.cross_entropy(logits, piece_labels.flatten(), ignore_index=ignore_index, reduction="sum")
 
     labels = labels.to(hidden_states.device)
-    pieces = zip(hidden_states.split(chunk_size, dim=1), labels.split(chunk_size, dim=1))
-    losses = [
-        checkpoint(summed_loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces
-    ]
+    pieces = zip(hidden_states.split(chunk_size, dim=1), labels.split(chunk_size, dim=1), strict=True)
+    losses = [checkpoint(summed_loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
     items = (labels != ignore_index).sum() if num_items_in_batch is None else num_items_in_batch
     return torch.stack(losses).sum() / items

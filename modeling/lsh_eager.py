@@ -1,8 +1,8 @@
 """
 LSH attention in plain, readable PyTorch operations: differentiable by autograd, with attention maps, in any dtype.
 
-Shapes: B batch, H heads, D head size, R rounds, P padded length, C chunk length, N = R * P / C chunks, W window length.
-Positions are indices into the unsorted, padded sequence.
+Shapes: B batch, H heads, D head size, R rounds, P padded length, C chunk length, N = R * P / C chunks, W window
+length. Positions are indices into the unsorted, padded sequence.
 """
 
 import torch
@@ -55,7 +55,9 @@ def lsh_attention_eager(
     if not allow_duplicate_attention:
         met = _count_meetings(order, positions, key_positions, around, chunk_length, circular_look_around, bucket_ids)
         scores = scores - met.to(scores.dtype).log()
-    visible = _visible_keys(order, positions, key_positions, around, key_mask, causal, circular_look_around, bucket_ids)
+    visible = _visible_keys(
+        order, positions, key_positions, around, key_mask, causal, circular_look_around, bucket_ids
+    )
     if visible is not None:
         scores = scores.masked_fill(~visible, MASKED_SCORE)
     scores = scores.masked_fill(positions[..., :, None] == key_positions[..., None, :], SELF_SCORE)

@@ -20,8 +20,8 @@ def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
 
 def default_num_buckets(length: int, chunk_length: int, max_position_embeddings: int) -> int | list[int]:
     """
-    The number of buckets that stock Reformer picks for `length` tokens: the power of two below `2 * length / chunk_length`,
-    in two factors when it is large.
+    The number of buckets that stock Reformer picks for `length` tokens: the power of two below `2 * length /
+    chunk_length`, in two factors when it is large.
 
     Args:
         length: Tokens, padding included; more than `chunk_length`.
@@ -51,8 +51,9 @@ def draw_rotations(
         num_heads, head_size, num_hashes: Sizes H, D and R.
         num_buckets: Even number of buckets, or a sequence of even factors.
         device: Where the rotations are needed.
-        seed: With a seed the rotations come from a private generator on the CPU, hence are the same on every device, and
-            equal those of stock Reformer with `hash_seed`. Without one they come from the default generator of `device`.
+        seed: With a seed the rotations come from a private generator on the CPU, hence are the same on every device,
+            and equal those of stock Reformer with `hash_seed`. Without one they come from the default generator of
+            `device`.
 
     Returns:
         `[H, D, R, sum(factors) / 2]`, float32.
@@ -64,9 +65,7 @@ def draw_rotations(
 
 
 @torch.no_grad()
-def hash_vectors(
-    vectors: torch.Tensor, rotations: torch.Tensor, num_buckets: int | Sequence[int]
-) -> torch.Tensor:
+def hash_vectors(vectors: torch.Tensor, rotations: torch.Tensor, num_buckets: int | Sequence[int]) -> torch.Tensor:
     """
     Buckets of vectors under each round's rotation.
 
@@ -91,7 +90,7 @@ def hash_vectors(
 def _hash_one_round(vectors: torch.Tensor, rotations: torch.Tensor, factors: tuple[int, ...]) -> torch.Tensor:
     halves = [factor // 2 for factor in factors]
     bucket, stride = 0, 1
-    for projection, half in zip((vectors @ rotations).split(halves, dim=-1), halves):
+    for projection, half in zip((vectors @ rotations).split(halves, dim=-1), halves, strict=True):
         largest, argmax = projection.max(dim=-1)
         smallest, argmin = projection.min(dim=-1)
         bucket = bucket + stride * torch.where(largest >= -smallest, argmax, argmin + half)

@@ -35,9 +35,9 @@ def lsh_attention(
     """
     Attention of each token to the tokens near it in the order of hash buckets (paper section 2, "LSH attention").
 
-    Each round sorts the tokens by bucket and position and cuts the order into chunks; a chunk attends to itself and its
-    neighbours. Keys are the queries at unit length, scores are their dot products, and a token attends to itself only
-    when it has nothing else. The rounds are combined as one softmax over everything they found.
+    Each round sorts the tokens by bucket and position and cuts the order into chunks; a chunk attends to itself and
+    its neighbours. Keys are the queries at unit length, scores are their dot products, and a token attends to itself
+    only when it has nothing else. The rounds are combined as one softmax over everything they found.
 
     Args:
         query_key, value: `[B, L, H, D]`, one floating dtype.
@@ -51,8 +51,8 @@ def lsh_attention(
         attend_across_buckets: Attend to other buckets within reach too.
         allow_duplicate_attention: Count a key once for each round that finds it, rather than once.
         dropout_p: Dropout on the attention probabilities.
-        padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It changes
-            results only with `circular_look_around`.
+        padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
+            changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
         implementation: One of `LSH_IMPLEMENTATIONS`.
 

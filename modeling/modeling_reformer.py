@@ -76,16 +76,6 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     # Checkpoints written by transformers v4 name the bias of the LM head a second time.
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
-    def __init__(self, config: ReformerConfig):
-        super().__init__(config)
-        config.validate()
-        if config.tie_word_embeddings:
-            raise ValueError(
-                f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {2 * config.hidden_size} "
-                f"numbers per token, and a word embedding has {config.hidden_size}. Set it to False; stock Reformer "
-                "ignores it, so a stock checkpoint holds separate weights either way."
-            )
-
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
@@ -99,7 +89,9 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
         # CODEPATH: published checkpoints are reversible, which already recomputes every layer; `reversible=False` is a
         # user's choice.
         if enable and self.config.reversible:
-            logger.warning_once("Reversible layers already recompute their activations: gradient checkpointing is off.")
+            logger.warning_once(
+                "Reversible layers already recompute their activations: gradient checkpointing is off."
+            )
             return
         super()._set_gradient_checkpointing(
             enable=enable, gradient_checkpointing_func=gradient_checkpointing_func, **kwargs
@@ -115,10 +107,22 @@ def _with_direction(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
     return config
 
 
+def _refuse_tied_embeddings(config: ReformerConfig):
+    if config.tie_word_embeddings:
+        raise ValueError(
+            f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {2 * config.hidden_size} "
+            f"numbers per token, and a word embedding has {config.hidden_size}. Set it to False. Stock Reformer "
+            "ignores it, so a stock checkpoint holds separate weights either way."
+        )
+
+
 @auto_docstring(custom_intro="The Reformer without a head: both residual streams of the last layer, normalised.")
 class ReformerModel(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
         super().__init__(config)
+        # Settings may have been assigned one by one since the config was made.
+        config.validate()
+        _refuse_tied_embeddings(config)
         self.embeddings = ReformerEmbeddings(config)
         self.encoder = ReformerEncoder(config)
         self.post_init()
@@ -178,8 +182,8 @@ class ReformerModel(ReformerPreTrainedModel):
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given.ndim != (2 if inputs_embeds is None else 3):
             raise ValueError(
-                f"`input_ids` must have shape [batch, length] and `inputs_embeds` [batch, length, hidden size], but got "
-                f"{list(given.shape)}."
+                "`input_ids` must have shape [batch, length] and `inputs_embeds` [batch, length, hidden size], but "
+                f"got {list(given.shape)}."
             )
         if not given.shape[1]:
             raise ValueError("The input has no tokens: a sequence needs at least one.")
@@ -212,9 +216,7 @@ class ReformerModel(ReformerPreTrainedModel):
             return None
         create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
         arguments = {"past_key_values": None} if self.config.is_decoder else {}
-        return create_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments
-        )
+        return create_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
 
 
 class _LMHeadMixin:
@@ -371,7 +373,8 @@ def _head_dropout(config: ReformerConfig) -> float:
 
 def _pool(hidden_states, input_ids, attention_mask, config):
     """
-    The vector of the token that has seen the whole row: the last one when attention is causal, the first one otherwise.
+    The vector of the token that has seen the whole row: the last one when attention is causal, the first one
+    otherwise.
 
     Without `attention_mask` trailing `pad_token_id`s of `input_ids` count as padding.
     """
@@ -385,8 +388,8 @@ def _pool(hidden_states, input_ids, attention_mask, config):
 
 
 @auto_docstring(
-    custom_intro="The Reformer with a classification or regression head on the last real token when attention is causal "
-    "(`config.is_decoder`), on the first one otherwise."
+    custom_intro="The Reformer with a classification or regression head on the last real token when attention is "
+    "causal (`config.is_decoder`), on the first one otherwise."
 )
 class ReformerForSequenceClassification(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
@@ -433,7 +436,9 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             problem = "single_label_classification" if integer else "multi_label_classification"
             problem = "regression" if self.num_labels == 1 else problem
         single = problem == "single_label_classification" or self.num_labels == 1
-        _check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2])
+        _check_labels(
+            labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2]
+        )
         # The loss function writes `problem_type` into the config it is given; the model's own stays as it is.
         settings = SimpleNamespace(num_labels=self.num_labels, problem_type=problem)
         if problem == "single_label_classification":

@@ -11,8 +11,8 @@ class AxialTables(nn.ParameterList):
     """
     The tables of `AxialPositionEmbeddings`.
 
-    A class of its own, because transformers initialises modules of packages outside it only where parameters are direct
-    members.
+    A class of its own, because transformers initialises modules of packages outside it only where parameters are
+    direct members.
     """
 
 

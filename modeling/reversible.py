@@ -16,8 +16,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-# Residual updates from low-precision layers are rounded to multiples of this. Sums of such numbers below 1024 are exact
-# in float32, and so is the inversion of the layer.
+# Residual updates from low-precision layers are rounded to multiples of this. Sums of such numbers below 1024 are
+# exact in float32, and so is the inversion of the layer.
 GRID = 2.0**-14
 
 
@@ -143,11 +143,13 @@ def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
     module = call.feed_forward
     parameters, grads = list(module.parameters()), None
     x2_pieces, grad_pieces = [], []
-    for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece in zip(*map(module.split, (y1, y2, y1_grad, y2_grad))):
+    for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece in zip(
+        *map(module.split, (y1, y2, y1_grad, y2_grad)), strict=True
+    ):
         update, piece_grad, piece_grads = _recompute(call, module.forward_chunk, y1_piece, parameters, y2_grad_piece)
         x2_pieces.append(call.subtract(y2_piece, update))
         grad_pieces.append(y1_grad_piece + piece_grad)
-        grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads)]
+        grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
     return torch.cat(x2_pieces, dim=1), torch.cat(grad_pieces, dim=1), grads
 
 

@@ -59,7 +59,8 @@ class DataArguments:
         if self.text_path:
             return f"text from {Path(self.text_path).name}"
         if self.dataset_name:
-            return " ".join(filter(None, [self.dataset_name, self.dataset_config_name, self.dataset_split]))
+            splits = " and ".join(filter(None, [self.dataset_split, self.held_out_split]))
+            return " ".join(filter(None, [self.dataset_name, self.dataset_config_name, splits]))
         return f"the source files of the standard library of Python {sysconfig.get_python_version()}"
 
 
@@ -126,7 +127,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Train and held-out windows of one source; no document is on both sides."""
+    """Train and held-out windows of one source; no document is on both sides, but a single one is cut."""
 
     train: Windows
     held_out: Windows

@@ -69,12 +69,15 @@ class ReformerTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=0.02, metadata={"help": "Steps between logs, or below 1 their share of all."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps, epoch."})
     eval_steps: float = field(default=0.1, metadata={"help": "Steps between evaluations, or below 1 their share."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for parameters without a gradient in each step; a Reformer has none."}
+    )
 
 
 # What the demo changes, and nothing else: how long it trains, and on how much it is measured.
 DEMO_CONTEXT_LENGTH = 4096
 DEMO_HELD_OUT_WINDOWS = 32
-DEMO_TRAINING = {"max_steps": 600, "save_strategy": "no"}
+DEMO_TRAINING = {"max_steps": 600, "eval_steps": 0.2, "save_strategy": "no"}
 
 
 def build_config(

@@ -46,11 +46,12 @@ def write_curve(
         axes.plot(
             *_against_tokens(held_out, tokens_per_step), color="tab:orange", marker="o", markersize=4, label="held-out"
         )
-    for name, value in references.items():
+    for place, (name, value) in enumerate(references.items()):
         axes.axhline(value, color="gray", linestyle="--", linewidth=0.8)
         axes.annotate(
             f"{name} {value:.2f}",
-            (0.99, value),
+            # Side by side, because two figures may lie close together.
+            (0.99 - 0.2 * place, value),
             xycoords=("axes fraction", "data"),
             ha="right",
             va="bottom",

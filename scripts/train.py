@@ -209,7 +209,7 @@ def train(
     if trainer.is_world_process_zero():
         describe(trainer, data_arguments, corpus)
     trainer.train(resume_from_checkpoint=checkpoint)
-    figures = {"model": trainer.evaluate()["eval_bits_per_byte"], **references}
+    figures = {"model": final_bits_per_byte(trainer), **references}
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -217,6 +217,15 @@ def train(
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return figures
+
+
+def final_bits_per_byte(trainer: Trainer) -> float:
+    """Held-out bits per byte of the final weights, taken from the log where the last step has just been evaluated."""
+    for row in reversed(trainer.state.log_history):
+        just_now = row["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
+        if just_now and "eval_bits_per_byte" in row:
+            return row["eval_bits_per_byte"]
+    return trainer.evaluate()["eval_bits_per_byte"]
 
 
 def describe(trainer: Trainer, data_arguments: DataArguments, corpus: Corpus) -> None:

@@ -76,7 +76,13 @@ def make_inputs(length, rounds, mask="none", dtype=torch.float64, batch=2, heads
     elif mask == "scattered":
         attention_mask[:, ::3] = False
         attention_mask[:, 0] = True
-    return query_key.to(dtype), value.to(dtype), gradient.to(dtype), buckets, None if mask == "none" else attention_mask
+    return (
+        query_key.to(dtype),
+        value.to(dtype),
+        gradient.to(dtype),
+        buckets,
+        None if mask == "none" else attention_mask,
+    )
 
 
 def run(function, query_key, value, gradient, **kwargs):
@@ -92,7 +98,9 @@ def run(function, query_key, value, gradient, **kwargs):
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_oracle(case, mask, implementation):
     options = dict(CASES[case])
-    query_key, value, gradient, buckets, attention_mask = make_inputs(options.pop("length"), options.pop("rounds"), mask)
+    query_key, value, gradient, buckets, attention_mask = make_inputs(
+        options.pop("length"), options.pop("rounds"), mask
+    )
     if attention_mask is not None:
         # What a masked token itself attends to means nothing.
         gradient = gradient * attention_mask[..., None, None]
@@ -190,7 +198,9 @@ def test_takes_non_contiguous_inputs(implementation):
     assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize("case", ["causal", "odd length", "far neighbours", "no duplicates, no circle", "longer circle"])
+@pytest.mark.parametrize(
+    "case", ["causal", "odd length", "far neighbours", "no duplicates, no circle", "longer circle"]
+)
 @pytest.mark.parametrize("mask", MASKS)
 def test_attention_map_reproduces_the_output(case, mask):
     options = dict(CASES[case])
@@ -266,7 +276,10 @@ def test_errors_say_what_to_do(case):
 def test_an_empty_sequence_is_refused():
     with pytest.raises(ValueError, match="at least one token"):
         lsh_attention(
-            torch.zeros(1, 0, 1, 4), torch.zeros(1, 0, 1, 4), torch.zeros(1, 1, 1, 0, dtype=torch.int32), chunk_length=4
+            torch.zeros(1, 0, 1, 4),
+            torch.zeros(1, 0, 1, 4),
+            torch.zeros(1, 1, 1, 0, dtype=torch.int32),
+            chunk_length=4,
         )
 
 

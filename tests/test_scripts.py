@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -380,6 +381,8 @@ def test_masked_model_from_a_settings_file(text_folder, tmp_path):
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))
     parsed = train.parse_arguments([str(path)])
+    # JSON is YAML, too.
+    assert train.parse_arguments([str(path.rename(path.with_suffix(".yaml")))])[:3] == parsed[:3]
     assert parsed[3].learning_rate == recipe.ReformerTrainingArguments().learning_rate
     figures = train.train(*parsed)
     # A masked model sees both sides, so figures that know only what precedes a byte do not stand beside it.
@@ -394,10 +397,34 @@ def test_masked_model_from_a_settings_file(text_folder, tmp_path):
 
 def test_training_goes_on_from_a_saved_model(trained, text_folder, tmp_path):
     arguments = causal_arguments(
-        text_folder, tmp_path, model_name_or_path=trained[0], max_steps=1, learning_rate=0, label_smoothing_factor=0.1
+        text_folder,
+        tmp_path,
+        model_name_or_path=trained[0],
+        max_steps=1,
+        eval_strategy="no",
+        learning_rate=0,
+        label_smoothing_factor=0.1,
     )
-    # Nothing learnt and the loss smoothed: the figure is the saved model's all the same.
+    # Nothing learnt and the training loss smoothed: the figure is the saved model's all the same.
     assert train.train(*train.parse_arguments(arguments))["model"] == pytest.approx(trained[1]["model"], rel=1e-6)
+
+
+def test_two_processes_equal_one_with_twice_the_batch(text_folder, tmp_path):
+    exact = {"attn_layers": ["local", "full"], "dropout": 0.0}
+    folders = [tmp_path / "one", tmp_path / "two"]
+    train.train(*train.parse_arguments(causal_arguments(text_folder, folders[0], **exact)))
+    halved = exact | {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "ddp_backend": "gloo"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, SCRIPTS / "train.py", *causal_arguments(text_folder, folders[1], **halved)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out: ") == 1
+    one, two = (json.loads((folder / "training_log.json").read_text()) for folder in folders)
+    assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)
 
 
 def test_trainer_draft_does_not_replace_the_model_card(trained):
