@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .position_embeddings import AxialPositionEmbeddings
+
 
 logger = logging.get_logger(__name__)
 
@@ -42,13 +44,12 @@ class CheckpointMixin:
             ) from error
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         _check_finite(model, path)
-        if "axial_pos_shape" in wanted and model.config.axial_pos_embds:
-            model.resize_position_embeddings(wanted["axial_pos_shape"])
-            model.config.max_position_embeddings = wanted.get(
-                "max_position_embeddings", model.config.max_position_embeddings
-            )
-        elif "max_position_embeddings" in wanted:
-            model.resize_position_embeddings(wanted["max_position_embeddings"])
+        axial = isinstance(model.get_position_embeddings(), AxialPositionEmbeddings)
+        table = wanted.get("axial_pos_shape" if axial else "max_position_embeddings")
+        if table is not None:
+            model.resize_position_embeddings(table)
+        if axial and "max_position_embeddings" in wanted:
+            model.config.max_position_embeddings = wanted["max_position_embeddings"]
         return loaded
 
     def resize_position_embeddings(self, new_num_position_embeddings: int | Sequence[int]):
@@ -56,30 +57,26 @@ class CheckpointMixin:
         Crop or extend the position table; where it ends it starts again.
 
         Args:
-            new_num_position_embeddings: Axial: the length of each axis. With learned positions: their number. A single
-                number for axial positions changes `max_position_embeddings` alone, within the table.
+            new_num_position_embeddings: The length of each axis; for learned positions their number.
 
         Raises:
             ValueError: Another number of axes, or a length below 1.
         """
-        config, wanted = self.config, new_num_position_embeddings
-        if config.axial_pos_embds and isinstance(wanted, int):
-            config.max_position_embeddings = wanted
+        positions = self.get_position_embeddings()
+        old = positions.shape
+        positions.resize(new_num_position_embeddings)
+        if positions.shape == old:
             return
-        old = config.axial_pos_shape if config.axial_pos_embds else config.max_position_embeddings
-        wanted = tuple(wanted) if config.axial_pos_embds else wanted
-        if wanted == old:
-            return
-        self.get_position_embeddings().resize(wanted)
-        if config.axial_pos_embds:
-            config.axial_pos_shape = wanted
-            config.max_position_embeddings = max(config.max_position_embeddings, prod(wanted))
+        if isinstance(positions, AxialPositionEmbeddings):
+            self.config.axial_pos_shape = positions.shape
+            self.config.max_position_embeddings = max(self.config.max_position_embeddings, prod(positions.shape))
+            moved = " Positions keep their vectors only where all axes but the first keep their length."
         else:
-            config.max_position_embeddings = wanted
+            self.config.max_position_embeddings = positions.shape
+            moved = ""
         logger.warning(
-            f"The position table was resized from {old} to {wanted}: vectors beyond the old one repeat it from its "
-            "start. Fine-tune before you rely on the added positions."
-            + (" Positions keep their vectors only if all axes but the first keep their length." * (wanted != old))
+            f"The position table was resized from {old} to {positions.shape}. Beyond its old end it repeats itself from "
+            f"its start, so fine-tune before relying on added positions.{moved}"
         )
 
     def get_position_embeddings(self) -> torch.nn.Module:

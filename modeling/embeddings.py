@@ -14,6 +14,7 @@ class ReformerEmbeddings(nn.Module):
         self.config = config
         self.dropout = config.hidden_dropout_prob
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        # CODEPATH: every published checkpoint is axial; learned vectors are a user's choice.
         kind = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
         self.position_embeddings = kind(config)
 

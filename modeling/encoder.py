@@ -93,7 +93,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         stores_output: bool,
         on_grid: bool = False,
         num_hashes: int | None = None,
-        padded_length: int | None = None,
+        circle_length: int | None = None,
         return_weights: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -108,12 +108,11 @@ class ReformerLayer(GradientCheckpointingLayer):
             The streams y1 and y2, and the attention map or None.
         """
         length = hidden_states.shape[1]
-        padded_length = length if padded_length is None else padded_length
         self_attention, rotations = self.attention.self_attention, None
         if isinstance(self_attention, LSHSelfAttention):
-            rotations = self_attention.draw_rotations(length, padded_length, num_hashes, hidden_states.device)
+            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, hidden_states.device)
         attention = _RecordedAttention(
-            self.attention, rotations, padded_length=padded_length, return_weights=return_weights, **kwargs
+            self.attention, rotations, circle_length=circle_length, return_weights=return_weights, **kwargs
         )
         call = ReversibleLayerCall(
             attention=attention,

@@ -32,7 +32,7 @@ class LocalSelfAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        padded_length: int | None = None,
+        circle_length: int | None = None,
         return_weights: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
@@ -40,19 +40,19 @@ class LocalSelfAttention(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
-            padded_length: The model's padded length, which matters on the circle of chunks only.
+            circle_length: Tokens on the circle of chunks, padding included; None without a circle.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
         """
         batch, length = hidden_states.shape[:2]
         config = self.config
-        padded_length = length if padded_length is None else padded_length
-        chunk_length, around = config.local_attn_chunk_length, self._around
-        if (padded_length if config.circular_look_around else length) <= chunk_length:
-            chunk_length, around = length, (0, 0)
-        if not (config.circular_look_around and padded_length % chunk_length == 0):
-            padded_length = padded_to_multiple(length, chunk_length)
+        chunk_length = config.local_attn_chunk_length
+        around = (config.local_num_chunks_before, config.local_num_chunks_after)
+        # A single chunk has no neighbours, and on a circle of one chunk none is its own.
+        if (circle_length or length) <= chunk_length:
+            chunk_length, around, circle_length = length, (0, 0), None
+        padded_length = circle_length or padded_to_multiple(length, chunk_length)
 
         shape = (batch, length, self.num_heads, self.head_size)
         output, weights = local_attention(
@@ -69,10 +69,6 @@ class LocalSelfAttention(nn.Module):
         )
         output = output[:, :, :length].transpose(1, 2).flatten(2)
         return output, None if weights is None else weights[:, :, :length, :length], None
-
-    @property
-    def _around(self) -> tuple[int, int]:
-        return self.config.local_num_chunks_before, self.config.local_num_chunks_after
 
 
 def local_attention(

@@ -29,27 +29,27 @@ class LSHSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
 
     def draw_rotations(
-        self, length: int, padded_length: int, num_hashes: int | None, device: torch.device
+        self, length: int, circle_length: int | None, num_hashes: int | None, device: torch.device
     ) -> torch.Tensor | None:
         """
         The rotations to hash `length` tokens with, or None where attention is exact and nothing is hashed.
 
         In training without `hash_seed` they come from the default generator of `device`; otherwise from a private one.
         """
-        if self._is_exact(length, padded_length):
+        if self._is_exact(length, circle_length):
             return None
         seed = self.config.hash_seed
         if seed is None and not self.training:
             seed = self.layer_idx
         num_hashes = self.config.num_hashes if num_hashes is None else num_hashes
-        num_buckets = self._num_buckets(length, padded_length)
+        num_buckets = self._num_buckets(length, circle_length)
         return draw_rotations(self.num_heads, self.head_size, num_hashes, num_buckets, device=device, seed=seed)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        padded_length: int | None = None,
+        circle_length: int | None = None,
         rotations: torch.Tensor | None = None,
         buckets: torch.Tensor | None = None,
         return_weights: bool = False,
@@ -59,7 +59,7 @@ class LSHSelfAttention(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
-            padded_length: The model's padded length, which matters on the circle of chunks only.
+            circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations: From `draw_rotations`; not needed with `buckets`.
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
 
@@ -67,17 +67,15 @@ class LSHSelfAttention(nn.Module):
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and the buckets or None.
         """
         batch, length = hidden_states.shape[:2]
-        padded_length = length if padded_length is None else padded_length
         shape = (batch, length, self.num_heads, self.head_size)
         query_key = self.query_key(hidden_states).view(shape)
         value = self.value(hidden_states).view(shape)
-        if self._is_exact(length, padded_length):
+        if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
             return output.flatten(2), weights, None
 
         if buckets is None:
-            buckets = hash_vectors(query_key.detach(), rotations, self._num_buckets(length, padded_length))
-        circular = self.config.circular_look_around
+            buckets = hash_vectors(query_key.detach(), rotations, self._num_buckets(length, circle_length))
         output, weights = lsh_attention(
             query_key,
             value,
@@ -87,9 +85,9 @@ class LSHSelfAttention(nn.Module):
             num_chunks_after=self.config.lsh_num_chunks_after,
             attend_across_buckets=self.config.attend_across_buckets,
             allow_duplicate_attention=self.config.allow_duplicate_attention,
-            circular_look_around=circular,
+            circular_look_around=self.config.circular_look_around,
             attention_mask=attention_mask,
-            padded_length=padded_length if circular else None,
+            padded_length=circle_length,
             **self._common_arguments(return_weights),
         )
         if attention_mask is not None and self._short_rows_differ():
@@ -98,15 +96,16 @@ class LSHSelfAttention(nn.Module):
             )
         return output.flatten(2), weights, buckets
 
-    def _is_exact(self, length: int, padded_length: int) -> bool:
-        # On the circle the padding counts, as in stock Reformer; without the circle a row's own length decides.
-        return (padded_length if self.config.circular_look_around else length) <= self.full_attention_threshold
+    def _is_exact(self, length: int, circle_length: int | None) -> bool:
+        # On the circle padding counts, as in stock Reformer; without it a row's own length decides.
+        return (circle_length or length) <= self.full_attention_threshold
 
-    def _num_buckets(self, length: int, padded_length: int):
+    def _num_buckets(self, length: int, circle_length: int | None):
+        # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
         if self.config.num_buckets is not None:
             return self.config.num_buckets
-        hashed_length = max(padded_length, padded_to_multiple(length, self.chunk_length))
-        return default_num_buckets(hashed_length, self.chunk_length, self.config.max_position_embeddings)
+        padded_length = circle_length or padded_to_multiple(length, self.chunk_length)
+        return default_num_buckets(padded_length, self.chunk_length, self.config.max_position_embeddings)
 
     def _common_arguments(self, return_weights: bool) -> dict:
         return {

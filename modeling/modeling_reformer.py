@@ -163,7 +163,7 @@ class ReformerModel(ReformerPreTrainedModel):
             return_weights=bool(kwargs.get("output_attentions", self.config.output_attentions)),
             attention_mask=attention_mask,
             full_attention_mask=self._full_attention_mask(hidden_states, attention_mask),
-            padded_length=self._padded_length(hidden_states.shape[1]),
+            circle_length=self._circle_length(hidden_states.shape[1]),
             num_hashes=num_hashes,
         )
         if shift is not None:
@@ -200,18 +200,19 @@ class ReformerModel(ReformerPreTrainedModel):
                 "Leave them out."
             )
 
-    def _padded_length(self, length: int) -> int:
-        """Length on the circle of chunks, as stock Reformer pads it: a multiple of all chunk lengths in use."""
-        chunk_lengths = []
-        if "lsh" in self.config.attn_layers:
-            chunk_lengths.append(self.config.lsh_attn_chunk_length)
-        if "local" in self.config.attn_layers:
-            chunk_lengths.append(self.config.local_attn_chunk_length)
-        if length <= min(chunk_lengths, default=length):
+    def _circle_length(self, length: int) -> int | None:
+        """Tokens on the circle of chunks: `length`, padded as by stock Reformer to a multiple of all chunk lengths."""
+        # CODEPATH: published checkpoints were trained on the circle; recipes for new models leave it out.
+        if not self.config.circular_look_around:
+            return None
+        lengths = {"lsh": self.config.lsh_attn_chunk_length, "local": self.config.local_attn_chunk_length}
+        in_use = [lengths[kind] for kind in set(self.config.attn_layers) if kind in lengths]
+        if length <= min(in_use, default=length):
             return length
-        return padded_to_multiple(length, math.lcm(*chunk_lengths))
+        return padded_to_multiple(length, math.lcm(*in_use))
 
     def _full_attention_mask(self, hidden_states, attention_mask):
+        # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.
         if "full" not in self.config.attn_layers:
             return None
         create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask

@@ -58,13 +58,14 @@ class AxialPositionEmbeddings(nn.Module):
 
     def resize(self, shape: Sequence[int]):
         """Crop or extend each axis's table; see `resized_table`."""
-        if len(shape) != len(self.weights) or min(shape) < 1:
+        if isinstance(shape, int) or len(shape) != len(self.weights) or min(shape) < 1:
             raise ValueError(
                 f"The position embeddings have {len(self.weights)} axes of lengths {list(self.shape)} and cannot be "
-                f"resized to {list(shape)}. Give one positive length per axis."
+                f"resized to {shape}. Give one positive length per axis."
             )
         for axis, length in enumerate(shape):
-            self.weights[axis] = nn.Parameter(resized_table(self.weights[axis].data, length, axis))
+            table = self.weights[axis]
+            self.weights[axis] = nn.Parameter(resized_table(table.data, length, axis), table.requires_grad)
 
 
 class PositionEmbeddings(nn.Module):
@@ -79,12 +80,17 @@ class PositionEmbeddings(nn.Module):
         """`[B, L]`, values in `[0, max_position_embeddings)`, to `[B, L, hidden_size]`."""
         return nn.functional.dropout(self.embedding(position_ids), p=self.dropout, training=self.training)
 
+    @property
+    def shape(self) -> int:
+        """Number of positions."""
+        return self.embedding.num_embeddings
+
     def resize(self, length: int):
         """Crop or extend the table; see `resized_table`."""
         if not isinstance(length, int) or length < 1:
             raise ValueError(f"The number of positions must be a positive integer, but got {length!r}.")
-        weight = resized_table(self.embedding.weight.data, length, 0)
-        self.embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+        old = self.embedding.weight
+        self.embedding = nn.Embedding.from_pretrained(resized_table(old.data, length, 0), freeze=not old.requires_grad)
 
 
 def resized_table(table: torch.Tensor, length: int, axis: int) -> torch.Tensor:
