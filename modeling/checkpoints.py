@@ -75,8 +75,8 @@ class CheckpointMixin:
             self.config.max_position_embeddings = positions.shape
             moved = ""
         logger.warning(
-            f"The position table was resized from {old} to {positions.shape}. Beyond its old end it repeats itself from "
-            f"its start, so fine-tune before relying on added positions.{moved}"
+            f"The position table was resized from {old} to {positions.shape}. Beyond its old end it repeats itself "
+            f"from its start, so fine-tune before relying on added positions.{moved}"
         )
 
     def get_position_embeddings(self) -> torch.nn.Module:
