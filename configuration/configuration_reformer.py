@@ -24,7 +24,7 @@ from transformers.utils import auto_docstring
 
 ATTENTION_KINDS = ("lsh", "local", "full")
 
-# Keys that published config files carry and no version of the architecture reads any more. They are kept as they are.
+# Keys that published config files carry and nothing reads any more. They are kept as they are.
 LEGACY_KEYS = (
     "attention_probs_dropout_prob",
     "intermediate_size",
@@ -32,6 +32,7 @@ LEGACY_KEYS = (
     "num_chunks_before",
     "output_past",
     "sinusoidal_pos_embds",
+    "tie_encoder_decoder",
 )
 
 # Before a kind of layer in the files of checkpoints that stock transformers must not load.
@@ -183,7 +184,8 @@ class ReformerConfig(PreTrainedConfig):
 
     def _reject_misspelt_keys(self, extra_keys):
         for key in extra_keys:
-            if key in LEGACY_KEYS or hasattr(type(self), key):
+            # Any special token may have its id in a config.
+            if key in LEGACY_KEYS or key.endswith("_token_id") or hasattr(type(self), key):
                 continue
             close = get_close_matches(key, self.__dataclass_fields__, n=1, cutoff=0.8)
             if close:

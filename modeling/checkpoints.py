@@ -14,7 +14,9 @@ from .position_embeddings import AxialPositionEmbeddings
 
 logger = logging.get_logger(__name__)
 
+# Settings of the position table that can change when loading, and those that its weights settle.
 POSITION_TABLE = ("axial_pos_shape", "max_position_embeddings")
+POSITION_KIND = ("axial_pos_embds", "axial_pos_embds_dim")
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -32,10 +34,11 @@ class CheckpointMixin:
           embeddings raise a `ValueError`.
         """
         path = pretrained_model_name_or_path
-        wanted = {name: kwargs.pop(name) for name in POSITION_TABLE if name in kwargs}
+        wanted = {name: kwargs.pop(name) for name in POSITION_TABLE + POSITION_KIND if name in kwargs}
         if isinstance(config, PreTrainedConfig):
-            wanted = {name: getattr(config, name) for name in POSITION_TABLE} | wanted
-            config = _with_saved_table(cls.config_class, path, config, kwargs)
+            wanted = {name: getattr(config, name) for name in POSITION_TABLE + POSITION_KIND} | wanted
+        if wanted:
+            config, wanted = _with_saved_table(cls.config_class, path, config, wanted, kwargs)
         try:
             loaded = super().from_pretrained(path, *model_args, config=config, **kwargs)
         except SafetensorError as error:
@@ -84,23 +87,39 @@ class CheckpointMixin:
         return self.base_model.embeddings.position_embeddings
 
 
-def _with_saved_table(config_class, path, config, kwargs):
-    """`config` with the position table of the checkpoint's own config file, if there is one."""
+def _with_saved_table(config_class, path, config, wanted, kwargs):
+    """`config` with the position table of the checkpoint's own config file, and what of that table is to change."""
+    saved = _saved_config(config_class, path, kwargs)
+    if saved is None:
+        # Weights without a config file fit the config they come with.
+        return config, {}
+    changed = {name: value for name, value in wanted.items() if _plain(value) != _plain(getattr(saved, name))}
+    for name in POSITION_KIND:
+        # The sizes of the axes say nothing about learned positions.
+        if name in changed and (saved.axial_pos_embds or name == "axial_pos_embds"):
+            raise ValueError(
+                f"The checkpoint has `{name}={getattr(saved, name)}` and not `{name}={changed[name]}`: there are no "
+                "weights for that. Use the checkpoint's value."
+            )
+    if isinstance(config, PreTrainedConfig):
+        config = copy.deepcopy(config)
+        for name in POSITION_TABLE:
+            setattr(config, name, getattr(saved, name))
+    return config, changed
+
+
+def _saved_config(config_class, path, kwargs):
     if path is None:
-        return config
+        return None
     try:
-        saved = config_class.from_pretrained(path, **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
+        found, _ = config_class.get_config_dict(path, **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
     except OSError:
-        return config
-    if saved.axial_pos_embds != config.axial_pos_embds:
-        raise ValueError(
-            f"The checkpoint has `axial_pos_embds={saved.axial_pos_embds}` and the given config "
-            f"`axial_pos_embds={config.axial_pos_embds}`: there are no weights for that. Use the checkpoint's value."
-        )
-    config = copy.deepcopy(config)
-    for name in POSITION_TABLE:
-        setattr(config, name, getattr(saved, name))
-    return config
+        return None
+    return config_class.from_dict(found) if found else None
+
+
+def _plain(setting):
+    return list(setting) if isinstance(setting, Sequence) else setting
 
 
 def _check_finite(model, path):

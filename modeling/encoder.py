@@ -67,10 +67,9 @@ class _RecordedAttention:
         output, weights, buckets = self.attention(
             hidden_states, rotations=self.rotations, buckets=self.buckets, **self.kwargs
         )
-        if self.kwargs["return_weights"]:
-            # The maps leave with the first call; a repetition need not compute them.
+        # A repetition computes the map, too: without it, it might round or draw random numbers in another way.
+        if self.weights is None:
             self.weights = weights
-            self.kwargs["return_weights"] = False
         self.buckets, self.rotations = buckets, None
         return output
 
@@ -119,7 +118,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             attention_module=self.attention,
             feed_forward=self.feed_forward,
             on_grid=on_grid,
-            replays_random_numbers=self.training and self._has_dropout(),
+            replays_random_numbers=self._has_dropout(),
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
@@ -129,7 +128,8 @@ class ReformerLayer(GradientCheckpointingLayer):
 
     def _has_dropout(self) -> bool:
         # Modules that others put into the layer, such as adapters, may bring a dropout of their own.
-        inside = (getattr(module, "p", getattr(module, "dropout", 0.0)) for module in self.modules())
+        active = (module for module in self.modules() if module.training)
+        inside = (getattr(module, "p", getattr(module, "dropout", 0.0)) for module in active)
         return any(isinstance(p, (int, float)) and p > 0 for p in inside)
 
 

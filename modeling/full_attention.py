@@ -47,6 +47,7 @@ class FullSelfAttention(nn.Module):
             full_attention_mask,
             scaling=self.head_size**-0.5,
             dropout=self.dropout if self.training else 0.0,
+            output_attentions=return_weights,
         )
         return output.flatten(2), weights if return_weights else None, None
 
@@ -59,18 +60,27 @@ def dense_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    output_attentions: bool = False,
     **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    The "eager" entry of the attention interface.
+    The "eager" entry of the attention interface: written out where the map is wanted, else PyTorch's own function.
 
     Args:
         query, key, value: `[B, H, L, D]`.
         attention_mask: Additive, broadcastable to `[B, H, L, L]`, or None.
 
     Returns:
-        Output `[B, L, H, D]` and probabilities `[B, H, L, L]`.
+        Output `[B, L, H, D]`, and with `output_attentions` probabilities `[B, H, L, L]`.
     """
+    if attention_mask is not None:
+        # Under autocast the projections have a narrower dtype than the streams that the mask was made for.
+        attention_mask = attention_mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
+    if not output_attentions:
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
+        return output.transpose(1, 2), None
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .chunking import MASKED_SCORE, SELF_SCORE, gather_rows, look_adjacent, neighbour_exists, scatter_to_map
+from .lsh_options import LSHOptions
 
 
 def lsh_attention_eager(
@@ -16,16 +17,8 @@ def lsh_attention_eager(
     value: torch.Tensor,
     buckets: torch.Tensor,
     order: torch.Tensor,
-    *,
     key_mask: torch.Tensor | None,
-    chunk_length: int,
-    num_chunks_before: int,
-    num_chunks_after: int,
-    causal: bool,
-    circular_look_around: bool,
-    attend_across_buckets: bool,
-    allow_duplicate_attention: bool,
-    dropout_p: float,
+    options: LSHOptions,
     return_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
@@ -40,7 +33,7 @@ def lsh_attention_eager(
     Returns:
         Output `[B, H, P, D]`, and with `return_weights` the attention map `[B, H, P, P]`, else None.
     """
-    around = (num_chunks_before, num_chunks_after)
+    chunk_length, around = options.chunk_length, options.around
     sorted_positions = order.flatten(2)
     positions = sorted_positions.unflatten(2, (-1, chunk_length))
     key_positions = look_adjacent(positions, *around)
@@ -51,19 +44,17 @@ def lsh_attention_eager(
 
     scores = query @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    bucket_ids = None if attend_across_buckets else _bucket_ids(buckets)
-    if not allow_duplicate_attention:
-        met = _count_meetings(order, positions, key_positions, around, chunk_length, circular_look_around, bucket_ids)
+    bucket_ids = None if options.attend_across_buckets else _bucket_ids(buckets)
+    if not options.allow_duplicate_attention:
+        met = _count_meetings(order, positions, key_positions, bucket_ids, options)
         scores = scores - met.to(scores.dtype).log()
-    visible = _visible_keys(
-        order, positions, key_positions, around, key_mask, causal, circular_look_around, bucket_ids
-    )
+    visible = _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options)
     if visible is not None:
         scores = scores.masked_fill(~visible, MASKED_SCORE)
     scores = scores.masked_fill(positions[..., :, None] == key_positions[..., None, :], SELF_SCORE)
 
     probabilities = scores.softmax(dim=-1)
-    dropped = nn.functional.dropout(probabilities, p=dropout_p)
+    dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
     output = (dropped.to(values.dtype) @ values).flatten(2, 3)
     round_weights = _round_weights(scores, probabilities, order)
     weights = None
@@ -80,16 +71,16 @@ def _normalize(query: torch.Tensor) -> torch.Tensor:
     return (wide * scale).to(query.dtype)
 
 
-def _visible_keys(order, positions, key_positions, around, key_mask, causal, circular, bucket_ids):
+def _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options):
     """`[B, H, N, C, W]` (or broadcastable), True where a query may attend to a key; None for everywhere."""
-    conditions = []
-    if causal:
+    conditions, around = [], options.around
+    if options.causal:
         conditions.append(positions[..., :, None] >= key_positions[..., None, :])
     if key_mask is not None:
         heads = order.shape[1]
         is_real = key_mask[:, None, :].expand(-1, heads, -1).gather(2, key_positions.flatten(2))
         conditions.append(is_real.view_as(key_positions)[..., None, :])
-    if not circular:
+    if not options.circular_look_around:
         num_chunks, chunk_length = positions.shape[2:]
         chunks_per_round = num_chunks // order.shape[2]
         conditions.append(neighbour_exists(num_chunks, chunks_per_round, *around, chunk_length, order.device))
@@ -108,18 +99,19 @@ def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
     return buckets.long() + (rounds << 32)
 
 
-def _count_meetings(order, positions, key_positions, around, chunk_length, circular, bucket_ids):
+def _count_meetings(order, positions, key_positions, bucket_ids, options):
     """
     How often a query meets a key over all rounds and windows: the `N_ij` of the paper's appendix A.
 
     Returns:
         `[B, H, N, C, W]`, at least 1.
     """
-    num_before, num_after = around
+    num_before, num_after = options.around
+    circular = options.circular_look_around
     rounds, padded_length = order.shape[2:]
     num_chunks = positions.shape[2]
     place = order.argsort(dim=-1) + torch.arange(rounds, device=order.device).view(1, 1, -1, 1) * padded_length
-    chunk_of = place // chunk_length
+    chunk_of = place // options.chunk_length
 
     def at(table, where):
         return table.gather(2, where.flatten(2)).view_as(where)

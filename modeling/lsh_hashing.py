@@ -60,8 +60,9 @@ def draw_rotations(
     """
     shape = (num_heads, head_size, num_hashes, sum(bucket_factors(num_buckets)) // 2)
     if seed is None:
-        return torch.randn(shape, device=device)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+        return torch.randn(shape, dtype=torch.float32, device=device)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float32, generator=generator).to(device)
 
 
 @torch.no_grad()

@@ -36,24 +36,11 @@ def lsh_attention_reference(
     for b in range(batch):
         for h in range(num_heads):
             chunks = _list_chunks(buckets[b, h].tolist(), attention_mask[b].tolist(), padded_length, chunk_length)
-            for c, (round_index, queries) in enumerate(chunks):
-                for offset in range(-num_chunks_before, num_chunks_after + 1):
-                    neighbour = c + offset
-                    if circular_look_around:
-                        neighbour %= len(chunks)
-                    elif not (0 <= neighbour < len(chunks) and chunks[neighbour][0] == round_index):
-                        continue
-                    key_round, keys = chunks[neighbour]
-                    for i in queries:
-                        for j in keys:
-                            if i >= length or j >= length:
-                                continue
-                            same_bucket = key_round == round_index and (
-                                buckets[b, h, round_index, i] == buckets[b, h, round_index, j]
-                                and bool(attention_mask[b, i]) == bool(attention_mask[b, j])
-                            )
-                            if same_bucket or attend_across_buckets or i == j:
-                                counts[b, h, i, j] += 1
+            reach = range(-num_chunks_before, num_chunks_after + 1)
+            for round_index, i, key_round, j in _list_meetings(chunks, reach, circular_look_around, length):
+                same_bucket = key_round == round_index and buckets[b, h, key_round, i] == buckets[b, h, key_round, j]
+                if same_bucket or attend_across_buckets:
+                    counts[b, h, i, j] += 1
 
     positions = torch.arange(length)
     is_self = positions[:, None] == positions[None, :]
@@ -86,3 +73,15 @@ def _list_chunks(buckets, is_real, padded_length, chunk_length):
         for start in range(0, padded_length, chunk_length):
             chunks.append((round_index, order[start : start + chunk_length]))
     return chunks
+
+
+def _list_meetings(chunks, reach, circular, length):
+    """Each time a query meets a key: the query's round and position, the key's round and position."""
+    for c, (round_index, queries) in enumerate(chunks):
+        for offset in reach:
+            neighbour = (c + offset) % len(chunks) if circular else c + offset
+            if not 0 <= neighbour < len(chunks):
+                continue
+            key_round, keys = chunks[neighbour]
+            if circular or key_round == round_index:
+                yield from ((round_index, i, key_round, j) for i in queries for j in keys if max(i, j) < length)

@@ -36,12 +36,13 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
 
 from ..configuration.configuration_reformer import ReformerConfig
+from .argument_checks import check_inputs, check_labels
 from .checkpoints import CheckpointMixin
 from .chunking import padded_to_multiple
 from .embeddings import ReformerEmbeddings
 from .encoder import ReformerEncoder
 from .lm_loss import chunked_cross_entropy
-from .padding import first_real_token, last_real_token, shift_rows
+from .padding import first_real_token, pool, shift_rows
 from .position_embeddings import AxialTables
 
 
@@ -148,7 +149,8 @@ class ReformerModel(ReformerPreTrainedModel):
         num_hashes (`int`, *optional*):
             Hashing rounds for this call, instead of `config.num_hashes`.
         """
-        self._check_inputs(input_ids, inputs_embeds, attention_mask, num_hashes, kwargs)
+        check_inputs(self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids)
+        self._check_call(num_hashes, kwargs)
         shift = None
         if attention_mask is not None:
             attention_mask = attention_mask.bool()
@@ -176,22 +178,7 @@ class ReformerModel(ReformerPreTrainedModel):
             last_hidden_state=last_hidden_state, hidden_states=all_hidden_states, attentions=attentions
         )
 
-    def _check_inputs(self, input_ids, inputs_embeds, attention_mask, num_hashes, kwargs):
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given.ndim != (2 if inputs_embeds is None else 3):
-            raise ValueError(
-                "`input_ids` must have shape [batch, length] and `inputs_embeds` [batch, length, hidden size], but "
-                f"got {list(given.shape)}."
-            )
-        if not given.shape[1]:
-            raise ValueError("The input has no tokens: a sequence needs at least one.")
-        if attention_mask is not None and attention_mask.shape != given.shape[:2]:
-            raise ValueError(
-                f"`attention_mask` must have the input's shape {list(given.shape[:2])}, but has "
-                f"{list(attention_mask.shape)}."
-            )
+    def _check_call(self, num_hashes, kwargs):
         if num_hashes is not None and num_hashes < 1:
             raise ValueError(f"`num_hashes` must be at least 1, but got {num_hashes}.")
         if kwargs.get("past_key_values") is not None:
@@ -239,11 +226,6 @@ class _LMHeadMixin:
         )
 
 
-def _check_labels(labels: torch.Tensor, expected: torch.Size | tuple, name: str = "labels"):
-    if tuple(labels.shape) != tuple(expected):
-        raise ValueError(f"`{name}` must have shape {list(expected)}, but has {list(labels.shape)}.")
-
-
 @auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")
 class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin):
     def __init__(self, config: ReformerConfig):
@@ -255,6 +237,15 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
     def _get_name(self) -> str:
         # The Trainer looks this name up to know that labels are to be shifted when it smooths them.
         return "ReformerModelWithLMHead"
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        if model_kwargs.get("inputs_embeds") is not None:
+            raise ValueError(
+                "`generate` cannot continue `inputs_embeds`: this version of hf_reformer has no cache for them. Give "
+                "the prompt as `input_ids`."
+            )
+        # With it, `generate` would pass the newest token alone, to a model that computes every step from the whole.
+        generation_config.use_cache = False
 
     @can_return_tuple
     @auto_docstring
@@ -284,7 +275,7 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
         hidden_states = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            _check_labels(labels, hidden_states.shape[:2])
+            check_labels(labels, hidden_states.shape[:2])
         # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
         if labels is not None and self.config.chunk_size_lm_head > 0:
             shifted = kwargs.pop("shift_labels", None)
@@ -340,7 +331,7 @@ class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
         hidden_states = outputs.last_hidden_state
         loss = logits = None
         if labels is not None:
-            _check_labels(labels, hidden_states.shape[:2])
+            check_labels(labels, hidden_states.shape[:2])
         # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
         if labels is not None and self.config.chunk_size_lm_head > 0:
             loss = self._chunked_loss(hidden_states, labels, **kwargs)
@@ -370,22 +361,6 @@ class ReformerClassificationHead(nn.Module):
 
 def _head_dropout(config: ReformerConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
-def _pool(hidden_states, input_ids, attention_mask, config):
-    """
-    The vector of the token that has seen the whole row: the last one when attention is causal, the first one
-    otherwise.
-
-    Without `attention_mask` trailing `pad_token_id`s of `input_ids` count as padding.
-    """
-    if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
-        attention_mask = input_ids != config.pad_token_id
-    if attention_mask is None:
-        attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
-    is_real = attention_mask.bool()
-    token = last_real_token(is_real) if config.is_decoder else first_real_token(is_real)
-    return hidden_states[torch.arange(len(token), device=token.device), token]
 
 
 @auto_docstring(
@@ -424,7 +399,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             num_hashes=num_hashes,
             **kwargs,
         )
-        logits = self.classifier(_pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
+        logits = self.classifier(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
         loss = None if labels is None else self._loss(logits, labels, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -437,9 +412,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             problem = "single_label_classification" if integer else "multi_label_classification"
             problem = "regression" if self.num_labels == 1 else problem
         single = problem == "single_label_classification" or self.num_labels == 1
-        _check_labels(
-            labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2]
-        )
+        check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2])
         # The loss function writes `problem_type` into the config it is given; the model's own stays as it is.
         settings = SimpleNamespace(num_labels=self.num_labels, problem_type=problem)
         if problem == "single_label_classification":
@@ -488,7 +461,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            _check_labels(labels, logits.shape[:2])
+            check_labels(labels, logits.shape[:2])
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -531,6 +504,8 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
+            for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+                check_labels(positions.flatten(), start_logits.shape[:1], name)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -570,6 +545,8 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
         num_hashes (`int`, *optional*):
             Hashing rounds for this call, instead of `config.num_hashes`.
         """
+        dimensions = ("batch", "choices", "length")
+        check_inputs(self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, dimensions)
         batch, num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         input_ids, attention_mask, position_ids, inputs_embeds = (
             None if tensor is None else tensor.flatten(0, 1)
@@ -583,11 +560,11 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
             num_hashes=num_hashes,
             **kwargs,
         )
-        pooled = self.dropout(_pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
+        pooled = self.dropout(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
         logits = self.classifier(pooled).view(batch, num_choices)
         loss = None
         if labels is not None:
-            _check_labels(labels, (batch,))
+            check_labels(labels, (batch,))
             settings = SimpleNamespace(num_labels=num_choices, problem_type="single_label_classification")
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
         return MultipleChoiceModelOutput(

@@ -1,4 +1,4 @@
-"""Where a row's real tokens are, and rows moved so that they start at the front."""
+"""Where a row's real tokens are: rows moved so that they start at the front, and the token that stands for a row."""
 
 import torch
 
@@ -33,3 +33,27 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor, dim: int = 1) -
     view = [1] * tensor.ndim
     view[0], view[dim] = source.shape
     return tensor.gather(dim, source.view(view).expand(tensor.shape))
+
+
+def pool(
+    hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, config
+) -> torch.Tensor:
+    """
+    The vector of the token that has seen the whole row: the last one when attention is causal, the first one
+    otherwise.
+
+    Args:
+        hidden_states: `[B, L, size]`.
+        input_ids: `[B, L]`; without `attention_mask` their `pad_token_id`s count as padding.
+        attention_mask: `[B, L]`, bool or numbers, nonzero for real tokens.
+
+    Returns:
+        `[B, size]`.
+    """
+    if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
+        attention_mask = input_ids != config.pad_token_id
+    if attention_mask is None:
+        attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
+    is_real = attention_mask.bool()
+    token = last_real_token(is_real) if config.is_decoder else first_real_token(is_real)
+    return hidden_states[torch.arange(len(token), device=token.device), token]

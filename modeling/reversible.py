@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 
 # Residual updates from low-precision layers are rounded to multiples of this. Sums of such numbers below 1024 are
@@ -34,11 +33,29 @@ class RoundToGrid(torch.autograd.Function):
 
 
 class ReversibleTape:
-    """Hands the streams that one layer's backward has recovered to the backward of the layer below."""
+    """
+    Hands the streams that one layer's backward has recovered to the backward of the layer below.
+
+    In forward it makes sure that these are the ones that the layer below has put out.
+    """
 
     def __init__(self):
         self._layer_idx = None
         self._streams = None
+        self._put_out = None
+
+    def put_out(self, streams: tuple[torch.Tensor, torch.Tensor], stored: bool):
+        """Note a layer's output, if its backward will need the layer above to recover it."""
+        self._put_out = None if stored or not streams[1].requires_grad else _state_of(streams)
+
+    def take_in(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
+        """Check a layer's input against the output of the layer below."""
+        if self._put_out not in (None, _state_of(streams)):
+            raise RuntimeError(
+                f"The output of layer {layer_idx - 1} was changed on its way to layer {layer_idx}, by a hook or by a "
+                "cast of mixed-precision FSDP, and could not be recovered in backward. Leave it as it is, pass "
+                "`output_hidden_states=True` to keep every layer's output, or set `config.reversible=False`."
+            )
 
     def put(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
         self._layer_idx, self._streams = layer_idx, streams
@@ -63,7 +80,7 @@ class ReversibleLayerCall:
     Attributes:
         attention: F, without side effects once it has run.
         attention_module, feed_forward: The modules whose parameters F and G use. `feed_forward` works on pieces of the
-            sequence, one at a time: `split` and `forward_chunk`.
+            sequence, one at a time; `split` makes them.
         on_grid: Round updates to the grid that makes the inversion exact.
         replays_random_numbers: Whether F or G draw random numbers.
         tape: Shared by the layers of one forward pass.
@@ -102,7 +119,10 @@ def run_layer(
         y1 = call.add(x1, call.attention(x2))
         return y1, call.add(x2, call.feed_forward(y1))
     parameters = (*call.attention_module.parameters(), *call.feed_forward.parameters())
-    return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
+    call.tape.take_in(call.layer_idx, (x1, x2))
+    streams = ReversibleLayerFunction.apply(call, x1, x2, *parameters)
+    call.tape.put_out(streams, call.stores_output)
+    return streams
 
 
 class ReversibleLayerFunction(torch.autograd.Function):
@@ -124,8 +144,12 @@ class ReversibleLayerFunction(torch.autograd.Function):
         return y1, y2
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, y1_grad, y2_grad):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "Reversible layers cannot be differentiated twice (`create_graph=True`). Set "
+                "`config.reversible=False` for that."
+            )
         call = ctx.call
         y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.take(call.layer_idx)
         with torch.random.fork_rng(_forked_devices(y1.device), enabled=call.replays_random_numbers):
@@ -146,7 +170,7 @@ def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
     for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece in zip(
         *map(module.split, (y1, y2, y1_grad, y2_grad)), strict=True
     ):
-        update, piece_grad, piece_grads = _recompute(call, module.forward_chunk, y1_piece, parameters, y2_grad_piece)
+        update, piece_grad, piece_grads = _recompute(call, module, y1_piece, parameters, y2_grad_piece)
         x2_pieces.append(call.subtract(y2_piece, update))
         grad_pieces.append(y1_grad_piece + piece_grad)
         grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
@@ -170,6 +194,11 @@ def _recompute(call, function, inputs, parameters, output_grad):
     trained_grads = iter(grads[1:])
     parameter_grads = [next(trained_grads) if parameter.requires_grad else None for parameter in parameters]
     return update.detach(), grads[0], parameter_grads
+
+
+def _state_of(streams):
+    # Wrappers of modules may pass views on; they share memory and version with what they show.
+    return [(stream.data_ptr(), stream._version) for stream in streams]
 
 
 def _sum(first, second):

@@ -32,10 +32,10 @@ class ModelRecipe:
     attention_head_size: int = field(default=64, metadata={"help": "Width of a head."})
     feed_forward_size: int = field(default=1024, metadata={"help": "Width of the feed-forward layers."})
     hidden_act: str = field(default="gelu", metadata={"help": "Nonlinearity of the feed-forward layers."})
-    local_attn_chunk_length: int = field(default=128, metadata={"help": "Tokens in a chunk of a local layer."})
+    local_attn_chunk_length: int = field(default=8, metadata={"help": "Tokens in a chunk of a local layer."})
     lsh_attn_chunk_length: int = field(default=64, metadata={"help": "Tokens in a chunk of an lsh layer."})
     num_hashes: int = field(
-        default=2, metadata={"help": "Hash rounds of an lsh layer: more find more, and cost more."}
+        default=1, metadata={"help": "Hash rounds of an lsh layer: more find more, and cost more."}
     )
     initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of the initial weights."})
     axial_norm_std: float = field(
@@ -56,8 +56,12 @@ class ReformerTrainingArguments(TrainingArguments):
     """TrainingArguments with the recipe's defaults; every other argument is the Trainer's own."""
 
     output_dir: str | None = field(default="runs/train", metadata={"help": "Where checkpoints and the model go."})
+    muon: bool = field(
+        default=True,
+        metadata={"help": "Muon for the matrices of the layers and AdamW for the rest, instead of optim."},
+    )
     optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, one of transformers' OptimizerNames."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate after warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or below 1 their share of all."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of the matrices."})
@@ -74,10 +78,9 @@ class ReformerTrainingArguments(TrainingArguments):
     )
 
 
-# What the demo changes, and nothing else: how long it trains, and on how much it is measured.
+# What the demo changes, and nothing else: its context and how long it trains.
 DEMO_CONTEXT_LENGTH = 4096
-DEMO_HELD_OUT_WINDOWS = 32
-DEMO_TRAINING = {"max_steps": 600, "eval_steps": 0.2, "save_strategy": "no"}
+DEMO_TRAINING = {"max_steps": 1200, "eval_steps": 0.25, "save_strategy": "no"}
 
 
 def build_config(

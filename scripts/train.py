@@ -16,6 +16,7 @@ import torch
 from bits_per_byte import bits_per_byte, reference_figures
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
+from muon import MuonWithAdamW
 from recipe import ModelRecipe, ReformerTrainingArguments, build_config
 from report import write_curve, write_log, write_model_card
 from tqdm.auto import tqdm
@@ -79,11 +80,21 @@ class ModelArguments:
 
 
 class BitsPerByteTrainer(Trainer):
-    """A Trainer whose evaluations also say `<prefix>_bits_per_byte`."""
+    """A Trainer with the recipe's optimizer, whose evaluations also say `<prefix>_bits_per_byte`."""
 
     def __init__(self, *args, tokens_per_byte: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.tokens_per_byte = tokens_per_byte
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.args.muon:
+            self.optimizer = MuonWithAdamW(
+                self.model,
+                learning_rate=self.args.learning_rate,
+                weight_decay=self.args.weight_decay,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+            )
+        return super().create_optimizer(*args, **kwargs)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         smoother, self.label_smoother = self.label_smoother, None
@@ -303,9 +314,9 @@ def describe_model(
         "vocab_size": f"{len(trainer.processing_class):,}",
         "start": model_arguments.model_name_or_path or "random",
         "optimizer": (
-            "{optim}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
+            "{optimizer}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
             "weight decay {weight_decay}, gradient norm clipped at {max_grad_norm}"
-        ).format(**args),
+        ).format(optimizer="Muon and AdamW" if args["muon"] else args["optim"], **args),
         "seed": args["seed"],
     }
 

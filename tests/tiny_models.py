@@ -1,0 +1,70 @@
+"""Models small enough to test, with weights large enough for attention, words and positions to matter."""
+
+import torch
+
+from hf_reformer import ReformerConfig
+
+
+TINY = {
+    "attention_head_size": 8,
+    "attn_layers": ["local", "lsh"],
+    "axial_norm_std": 0.3,
+    "axial_pos_embds_dim": [8, 24],
+    "axial_pos_shape": [8, 16],
+    "eos_token_id": 1,
+    "feed_forward_size": 48,
+    "hidden_dropout_prob": 0.0,
+    "hidden_size": 32,
+    "initializer_range": 0.3,
+    "local_attention_probs_dropout_prob": 0.0,
+    "local_attn_chunk_length": 16,
+    "lsh_attn_chunk_length": 16,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 2,
+    "num_buckets": 8,
+    "num_hashes": 2,
+    "vocab_size": 50,
+}
+VOCAB, LONGEST = TINY["vocab_size"], TINY["max_position_embeddings"]
+STACKS = {
+    "lsh": ["lsh", "lsh"],
+    "local": ["local", "local"],
+    "full": ["full", "full"],
+    "mixed": ["local", "lsh", "full"],
+}
+DROPOUT = {
+    "hidden_dropout_prob": 0.1,
+    "local_attention_probs_dropout_prob": 0.1,
+    "lsh_attention_probs_dropout_prob": 0.1,
+}
+
+
+def tiny_config(**changes):
+    return ReformerConfig(**(TINY | changes))
+
+
+def make_model(model_class, **changes):
+    """In evaluation mode; biases are random too, so that one that is not used shows."""
+    torch.manual_seed(1)
+    model = model_class(tiny_config(**changes))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("bias"):
+                weight.normal_(std=0.3)
+    return model.eval()
+
+
+def random_ids(batch, length):
+    """Token ids without the special ones."""
+    return torch.randint(3, VOCAB, (batch, length))
+
+
+def gradients(model):
+    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+
+
+def assert_equal_tensors(actual, expected):
+    """Two dictionaries, bit by bit."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
