@@ -410,7 +410,8 @@ def test_training_goes_on_from_a_saved_model(trained, text_folder, tmp_path):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(text_folder, tmp_path):
-    exact = {"attn_layers": ["local", "full"], "dropout": 0.0}
+    # Muon makes an update of full size from a gradient near zero, so it blows the order of a sum up; AdamW does not.
+    exact = {"attn_layers": ["local", "full"], "dropout": 0.0, "muon": False}
     folders = [tmp_path / "one", tmp_path / "two"]
     train.train(*train.parse_arguments(causal_arguments(text_folder, folders[0], **exact)))
     halved = exact | {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "ddp_backend": "gloo"}

@@ -1,0 +1,113 @@
+"""
+What each choice of the recipe is worth: the demo's model with one choice changed at a time, trained for a few steps.
+
+    python scripts/ablate_recipe.py
+    python scripts/ablate_recipe.py --steps 100 --only recipe "AdamW instead of Muon"
+
+Writes the held-out bits per byte of each run to docs/recipe_ablations.json and a chart to docs/recipe_ablations.png. A
+run that the file already has for this number of steps is not repeated.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from corpus import DataArguments
+from demo import has_bfloat16
+from recipe import DEMO_CONTEXT_LENGTH, DEMO_TRAINING, ModelRecipe, ReformerTrainingArguments
+from report import versions
+from train import ModelArguments, train
+
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+# Name of the variant: what it changes in the model, and in the training.
+VARIANTS = {
+    "recipe": ({}, {}),
+    "full attention in every layer": ({"full_attention": True}, {}),
+    "local layers only": ({"attn_layers": ["local"] * 4}, {}),
+    "lsh layers only": ({"attn_layers": ["lsh"] * 4}, {}),
+    "lsh before local": ({"attn_layers": ["lsh", "local"] * 2}, {}),
+    "2 hashes": ({"num_hashes": 2}, {}),
+    "local chunks of 16": ({"local_attn_chunk_length": 16}, {}),
+    "local chunks of 64": ({"local_attn_chunk_length": 64}, {}),
+    "lsh chunks of 128": ({"lsh_attn_chunk_length": 128}, {}),
+    "axial_norm_std 1.0 (stock)": ({"axial_norm_std": 1.0}, {}),
+    "initializer_range 0.06": ({"initializer_range": 0.06}, {}),
+    "AdamW instead of Muon": ({}, {"muon": False, "learning_rate": 2e-3}),
+    "AdamW, initializer_range 0.06": ({"initializer_range": 0.06}, {"muon": False, "learning_rate": 2e-3}),
+    "learning rate 2e-3": ({}, {"learning_rate": 2e-3}),
+    "learning rate 1e-2": ({}, {"learning_rate": 1e-2}),
+    "no warm-up": ({}, {"warmup_steps": 0}),
+}
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--steps", type=int, default=300, help="steps of each run (default %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), metavar="NAME", help="run these variants alone")
+    return parser.parse_args(argv)
+
+
+def measure(name: str, steps: int) -> dict[str, float]:
+    """Train one variant; held-out bits per byte, seconds, and the reference figures."""
+    model_changes, training_changes = VARIANTS[name]
+    start = time.monotonic()
+    settings = {"max_steps": steps, "eval_strategy": "no", "output_dir": f"runs/ablations/{name}"}
+    figures = train(
+        ModelArguments(),
+        ModelRecipe(**model_changes),
+        DataArguments(context_length=DEMO_CONTEXT_LENGTH),
+        ReformerTrainingArguments(
+            **DEMO_TRAINING | settings | {"use_cpu": True, "bf16": has_bfloat16()} | training_changes
+        ),
+    )
+    return {"steps": steps, "seconds": round(time.monotonic() - start), **figures}
+
+
+def draw(path: Path, measured: dict[str, dict[str, float]]) -> None:
+    """A bar for each variant, best first, with the order-2 figure as a line."""
+    rows = sorted(measured.items(), key=lambda item: -item[1]["model"])
+    figure, axes = plt.subplots(figsize=(8, 0.34 * len(rows) + 1.2), layout="constrained")
+    colors = ["tab:orange" if name == "recipe" else "tab:blue" for name, _ in rows]
+    bars = axes.barh([name for name, _ in rows], [row["model"] for _, row in rows], color=colors)
+    axes.bar_label(bars, fmt="%.3f", padding=3)
+    order_2 = rows[0][1]["order-2"]
+    axes.axvline(order_2, color="gray", linestyle="--", linewidth=0.8)
+    place = {"xycoords": ("data", "axes fraction"), "va": "bottom"}
+    axes.annotate(f"order-2 {order_2:.2f}", (order_2, 1), color="gray", **place)
+    axes.set_xlabel(f"held-out bits per byte after {rows[0][1]['steps']} steps")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the variants that are not in the file yet, writing it after each."""
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(arguments.threads)
+    path = DOCS / "recipe_ablations.json"
+    measured = json.loads(path.read_text())["runs"] if path.is_file() else {}
+    measured = {name: row for name, row in measured.items() if row["steps"] == arguments.steps}
+    for name in arguments.only or VARIANTS:
+        if name in measured:
+            continue
+        print(f"\n=== {name}", flush=True)
+        measured[name] = measure(name, arguments.steps)
+        path.write_text(json.dumps({"runs": measured, "versions": versions()}, indent=2) + "\n")
+        draw(path.with_suffix(".png"), measured)
+    for name, row in sorted(measured.items(), key=lambda item: item[1]["model"]):
+        print(f"{row['model']:.3f}  {row['seconds']:>4} s  {name}")
+
+
+if __name__ == "__main__":
+    main()
