@@ -38,7 +38,9 @@ class SettingsReader:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--steps", type=int, default=DEMO_TRAINING["max_steps"], help="default %(default)s")
+    # In float32 a step takes more than twice as long; half the steps keep the demo as short.
+    steps = DEMO_TRAINING["max_steps"] if has_bfloat16() else DEMO_TRAINING["max_steps"] // 2
+    parser.add_argument("--steps", type=int, default=steps, help="training steps (default %(default)s)")
     parser.add_argument("--output_dir", default="runs/demo", help="where the model goes (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     parser.add_argument("--full_attention", action="store_true", help="train the dense twin instead")

@@ -114,6 +114,22 @@ def test_low_precision_is_as_good_as_torch_in_it(masked, return_weights, dtype):
         assert (ours - truth).norm() <= 2 * (theirs - truth).norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("return_weights", [True, False])
+def test_a_token_that_sees_nothing_harms_nobody(return_weights, dtype):
+    """Such as one of a row of padding: no number beside it turns into NaN, forward or backward."""
+    visible = visible_keys(True, False)
+    visible[1] = False
+    module, mask = make(causal=True, dtype=dtype), additive(visible, torch.float32)
+    results = run(
+        lambda rows: module(rows, full_attention_mask=mask, return_weights=return_weights)[0],
+        module,
+        torch.randn(2, LENGTH, HIDDEN, dtype=dtype),
+        torch.randn(2, LENGTH, HEADS * SIZE, dtype=dtype),
+    )
+    assert all(tensor.isfinite().all() for tensor in results)
+
+
 @pytest.mark.parametrize("return_weights", [True, False])
 def test_dropout_in_training_only(return_weights):
     module = make(local_attention_probs_dropout_prob=0.5)

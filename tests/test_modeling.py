@@ -7,8 +7,17 @@ import json
 import pytest
 import torch
 import transformers
-from tiny_models import DROPOUT, LONGEST, STACKS, VOCAB, assert_equal_tensors, gradients, make_model, random_ids
-from tiny_models import tiny_config as make_config
+from tiny_models import (
+    DROPOUT,
+    LONGEST,
+    STACKS,
+    VOCAB,
+    assert_equal_tensors,
+    gradients,
+    make_model,
+    random_ids,
+    tiny_config,
+)
 from transformers import DynamicCache, set_seed
 from transformers.models.reformer import modeling_reformer as stock
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
@@ -66,7 +75,7 @@ def test_public_names():
 @pytest.mark.parametrize("name", AUTO_CLASSES)
 def test_auto_classes_give_our_models(name, tmp_path):
     auto_class, model_class = getattr(transformers, name), AUTO_CLASSES[name]
-    assert type(auto_class.from_config(make_config())) is model_class
+    assert type(auto_class.from_config(tiny_config())) is model_class
     make_model(model_class).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     for architectures in (["ReformerModelWithLMHead"], None):
@@ -94,7 +103,7 @@ def change_at(ids, position):
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_the_class_decides_the_direction(model_class, is_decoder):
     """The other heads and the bare model follow the config. The config itself stays as its owner made it."""
-    config = make_config(is_decoder=is_decoder)
+    config = tiny_config(is_decoder=is_decoder)
     before = config.to_dict()
     model = model_class(config).eval()
     is_causal = {ReformerForCausalLM: True, ReformerForMaskedLM: False}.get(model_class, is_decoder)
@@ -108,7 +117,7 @@ def test_the_class_decides_the_direction(model_class, is_decoder):
 
 @pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
 def test_a_config_that_already_says_so_is_the_models_own(model_class):
-    config = make_config(is_decoder=model_class is ReformerForCausalLM)
+    config = tiny_config(is_decoder=model_class is ReformerForCausalLM)
     assert model_class(config).config is config
 
 
@@ -533,4 +542,4 @@ def test_multiple_choice_names_what_is_missing():
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_tied_embeddings_are_refused(model_class):
     with pytest.raises(ValueError, match=r"`tie_word_embeddings=True` is not possible: .* 64 numbers .* has 32"):
-        model_class(make_config(tie_word_embeddings=True))
+        model_class(tiny_config(tie_word_embeddings=True))
