@@ -36,6 +36,6 @@ clean: ## remove build products and caches, but neither .venv nor what was train
 # One stamp for each set of extras in setup.py, so that the demo does not install the test tools. An environment that is
 # already there is kept: pip then finds every requirement satisfied.
 $(VENV)/%.stamp: setup.py constraints.txt
-	test -x $(VENV_PYTHON) || $(PYTHON) -m venv $(VENV)
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	$(VENV_PYTHON) -m pip install --constraint constraints.txt --editable '.[$*]'
 	touch $@

@@ -179,7 +179,6 @@ class ReformerConfig(PreTrainedConfig):
         self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
         self.axial_pos_shape = tuple(self.axial_pos_shape)
         self.axial_pos_embds_dim = tuple(self.axial_pos_embds_dim)
-        self.num_hidden_layers = len(self.attn_layers)
         super().__post_init__(**kwargs)
 
     def _reject_misspelt_keys(self, extra_keys):
@@ -197,11 +196,6 @@ class ReformerConfig(PreTrainedConfig):
             raise ValueError(
                 f"`attn_layers` must name at least one layer, each one of {list(ATTENTION_KINDS)}, but got "
                 f"{list(self.attn_layers)}."
-            )
-        if self.num_hidden_layers != len(self.attn_layers):
-            raise ValueError(
-                f"`num_hidden_layers={self.num_hidden_layers}` contradicts `attn_layers`, which names "
-                f"{len(self.attn_layers)} layers. Leave `num_hidden_layers` out: it follows from `attn_layers`."
             )
 
     def validate_num_buckets(self):
@@ -278,6 +272,19 @@ class ReformerConfig(PreTrainedConfig):
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, but got {self.hidden_act!r}.")
 
     @property
+    def num_hidden_layers(self) -> int:
+        """Depth of the model, which `attn_layers` decides."""
+        return len(self.attn_layers)
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        if value != len(self.attn_layers):
+            raise ValueError(
+                f"`num_hidden_layers={value}` contradicts `attn_layers`, which names {len(self.attn_layers)} layers. "
+                "Leave `num_hidden_layers` out and change `attn_layers`: the depth follows from it."
+            )
+
+    @property
     def max_sequence_length(self) -> int:
         """Tokens that the position embeddings reach: the longest input the model takes."""
         if not self.axial_pos_embds:
@@ -286,11 +293,11 @@ class ReformerConfig(PreTrainedConfig):
 
     def to_dict(self):
         """
-        Same as the base class's, but with "hf_reformer." before each kind of layer when a switch is set that stock
-        transformers does not have. That class would ignore the switch and compute something else; so it raises an
-        error that shows where the checkpoint comes from.
+        Same as the base class's, with the depth, but with "hf_reformer." before each kind of layer when a switch is
+        set that stock transformers does not have. That class would ignore the switch and compute something else; so
+        it raises an error that shows where the checkpoint comes from.
         """
-        output = super().to_dict()
+        output = super().to_dict() | {"num_hidden_layers": self.num_hidden_layers}
         if any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items()):
             output["attn_layers"] = [OWN_KIND + kind for kind in output["attn_layers"]]
         return output

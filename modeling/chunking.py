@@ -64,7 +64,14 @@ def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torc
     """
     if num_before == num_after == 0:
         return chunks
-    return torch.cat([chunks.roll(-offset, dims=2) for offset in range(-num_before, num_after + 1)], dim=3)
+    num_chunks = chunks.shape[2]
+    offsets = [circular_offset(offset, num_chunks) for offset in range(-num_before, num_after + 1)]
+    return torch.cat([chunks.roll(-offset, dims=2) for offset in offsets], dim=3)
+
+
+def circular_offset(offset: int, num_chunks: int) -> int:
+    """`offset` on the circle; one that leads round it more than once is the chunk itself, as in stock Reformer."""
+    return offset if abs(offset) < num_chunks else 0
 
 
 def neighbour_exists(

@@ -8,7 +8,15 @@ length. Positions are indices into the unsorted, padded sequence.
 import torch
 from torch import nn
 
-from .chunking import MASKED_SCORE, SELF_SCORE, gather_rows, look_adjacent, neighbour_exists, scatter_to_map
+from .chunking import (
+    MASKED_SCORE,
+    SELF_SCORE,
+    circular_offset,
+    gather_rows,
+    look_adjacent,
+    neighbour_exists,
+    scatter_to_map,
+)
 from .lsh_options import LSHOptions
 
 
@@ -122,8 +130,10 @@ def _count_meetings(order, positions, key_positions, bucket_ids, options):
         for key_round in range(rounds) if circular else [query_round]:
             key_chunk = at(chunk_of[:, :, key_round], key_positions)[..., None, :]
             for offset in range(-num_before, num_after + 1):
-                neighbour = query_chunk + offset
-                hit = (neighbour % num_chunks if circular else neighbour) == key_chunk
+                if circular:
+                    hit = (query_chunk + circular_offset(offset, num_chunks)) % num_chunks == key_chunk
+                else:
+                    hit = query_chunk + offset == key_chunk
                 if bucket_ids is not None:
                     query_bucket = at(bucket_ids[:, :, query_round], positions)[..., :, None]
                     hit = hit & (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])

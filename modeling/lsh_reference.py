@@ -79,7 +79,10 @@ def _list_meetings(chunks, reach, circular, length):
     """Each time a query meets a key: the query's round and position, the key's round and position."""
     for c, (round_index, queries) in enumerate(chunks):
         for offset in reach:
-            neighbour = (c + offset) % len(chunks) if circular else c + offset
+            neighbour = c + offset
+            if circular:
+                # Stock Reformer's circle: further round than once is the chunk itself.
+                neighbour = neighbour % len(chunks) if abs(offset) < len(chunks) else c
             if not 0 <= neighbour < len(chunks):
                 continue
             key_round, keys = chunks[neighbour]

@@ -216,13 +216,14 @@ class _LMHeadMixin:
     def set_output_embeddings(self, new_embeddings: nn.Linear):
         self.lm_head.replace_decoder(new_embeddings)
 
-    def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, **kwargs):
+    def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, ignore_index=-100, **kwargs):
         return chunked_cross_entropy(
             hidden_states,
             self.lm_head,
             labels,
             chunk_size=self.config.chunk_size_lm_head,
             num_items_in_batch=num_items_in_batch,
+            ignore_index=ignore_index,
         )
 
 
@@ -280,7 +281,7 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
         if labels is not None and self.config.chunk_size_lm_head > 0:
             shifted = kwargs.pop("shift_labels", None)
             if shifted is None:
-                shifted = nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+                shifted = nn.functional.pad(labels, (0, 1), value=kwargs.get("ignore_index", -100))[:, 1:]
             loss = self._chunked_loss(hidden_states, shifted, **kwargs)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

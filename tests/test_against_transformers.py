@@ -178,6 +178,24 @@ def test_number_of_buckets(length, chunk_length):
         assert default_num_buckets(length, chunk_length, longest) == stock.num_buckets
 
 
+@pytest.mark.parametrize("num_before", [2, 3, 4])
+@pytest.mark.parametrize("stack", ["lsh", "local"])
+def test_more_neighbours_than_chunks(stack, num_before):
+    stock = make_stock(
+        StockForMaskedLM,
+        attn_layers=STACKS[stack],
+        num_hashes=1,
+        lsh_num_chunks_before=num_before,
+        local_num_chunks_before=num_before,
+    ).eval()
+    ours = ReformerForMaskedLM(ReformerConfig(**stock.config.to_dict())).eval()
+    ours.load_state_dict(stock.state_dict())
+    for length in (32, 48):
+        ids = torch.randint(50, (2, length))
+        with torch.no_grad():
+            assert relative_error(ours(ids).logits, stock(ids).logits) < 1e-5, length
+
+
 def test_without_num_buckets_the_length_decides():
     stock = make_stock(StockForMaskedLM, attn_layers=["lsh", "local"], num_buckets=None).eval()
     ours = ReformerForMaskedLM(ReformerConfig(**stock.config.to_dict())).eval()

@@ -200,10 +200,6 @@ INVALID = {
     "head's dropout": ({"classifier_dropout": -1}, "`classifier_dropout` is a probability .* got -1"),
     "no layers": ({"attn_layers": []}, r"at least one layer, each one of \['lsh', 'local', 'full'\], but got \[\]"),
     "unknown layer": ({"attn_layers": ["lsh", "global"]}, r"\['lsh', 'local', 'full'\], but got \['lsh', 'global'\]"),
-    "depth": (
-        {"num_hidden_layers": 3},
-        "`num_hidden_layers=3` contradicts `attn_layers`, which names 2 layers. Leave `num_hidden_layers` out",
-    ),
     "threshold": (
         {"full_attention_threshold": 15},
         "`full_attention_threshold` must be None or at least `lsh_attn_chunk_length=16`, but got 15",
@@ -275,8 +271,19 @@ def test_what_works_is_accepted(settings):
         assert list(kept) == list(value) if isinstance(value, (list, tuple)) else kept == value
 
 
-def test_the_depth_follows_from_the_layers():
-    assert tiny_config(attn_layers=["lsh"] * 5).num_hidden_layers == 5
+def test_the_depth_follows_from_the_layers(tmp_path):
+    config = tiny_config(attn_layers=["lsh"] * 5)
+    assert config.num_hidden_layers == config.to_dict()["num_hidden_layers"] == 5
+    config.save_pretrained(tmp_path)
+    assert ReformerConfig.from_pretrained(tmp_path, attn_layers=["full"] * 3).num_hidden_layers == 3
+    message = "`num_hidden_layers=3` contradicts `attn_layers`, which names 5 layers. Leave `num_hidden_layers` out"
+    for contradict in (
+        lambda: tiny_config(attn_layers=["lsh"] * 5, num_hidden_layers=3),
+        lambda: ReformerConfig.from_pretrained(tmp_path, num_hidden_layers=3),
+        lambda: setattr(config, "num_hidden_layers", 3),
+    ):
+        with pytest.raises(ValueError, match=message):
+            contradict()
 
 
 def test_a_bad_assignment_is_found_by_the_model_and_at_saving(tmp_path):

@@ -146,6 +146,18 @@ def test_shift_labels_are_taken_as_they_are(chunk_size):
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("chunk_size", [0, 7])
+@pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
+def test_another_label_may_be_the_one_that_does_not_count(model_class, chunk_size):
+    model = make_model(model_class, chunk_size_lm_head=chunk_size)
+    ids = random_ids(2, LENGTH)
+    labels = with_gaps(ids)
+    with torch.no_grad():
+        expected = model(ids, labels=labels).loss
+        actual = model(ids, labels=labels.masked_fill(labels == -100, 0), ignore_index=0).loss
+    assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
 def test_the_bias_of_the_head_is_added(model_class):
     model = make_model(model_class)

@@ -76,8 +76,12 @@ def times_visible(length, mask, *, causal=False, around=(1, 0), circle=0):
             if (padded if circular else length) <= CHUNK:
                 count = 1
             else:
-                neighbours = range(query // CHUNK - around[0], query // CHUNK + around[1] + 1)
-                count = sum((chunk % num_chunks if circular else chunk) == key // CHUNK for chunk in neighbours)
+                own = query // CHUNK
+                neighbours = [own + offset for offset in range(-around[0], around[1] + 1)]
+                if circular:
+                    # Further round the circle than once is the chunk itself, as in stock Reformer.
+                    neighbours = [c % num_chunks if abs(c - own) < num_chunks else own for c in neighbours]
+                count = neighbours.count(key // CHUNK)
             for row in range(2):
                 times[row, query, key] = count * (mask is None or bool(mask[row, key]))
     return times
