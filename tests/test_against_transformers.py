@@ -89,6 +89,19 @@ def relative_error(actual, expected):
     return ((actual - expected).norm() / expected.norm()).item()
 
 
+def compare_gradients(ours, stock, ids, mask=None):
+    """Gradients of every parameter, in training: stock trains at one length only, that of its position table."""
+    arguments = {} if mask is None else {"attention_mask": mask.long()}
+    actual, expected = ours.train()(ids, **arguments).logits, stock.train()(ids, **arguments).logits
+    weight = torch.randn_like(expected) * (1 if mask is None else mask[..., None])
+    (expected * weight).sum().backward()
+    (actual * weight).sum().backward()
+    for (name, theirs), (_, own) in zip(stock.named_parameters(), ours.named_parameters(), strict=True):
+        # Stock v5 ignores the bias of its LM head.
+        if name != "lm_head.bias":
+            assert relative_error(own.grad, theirs.grad) < 1e-4, name
+
+
 def cases():
     for stack in STACKS:
         for num_hashes, num_buckets in [(1, 8), (2, 8), (4, 8), (1, [4, 6]), (2, [4, 6]), (4, [4, 6])]:
@@ -119,15 +132,7 @@ def test_logits_and_gradients(stack, num_hashes, num_buckets, causal, tmp_path):
         with torch.no_grad():
             assert relative_error(ours.eval()(ids).logits, stock.eval()(ids).logits) < 1e-5, length
 
-    # Stock trains at one length only, that of its position table.
-    actual, expected = ours.train()(ids).logits, stock.train()(ids).logits
-    weight = torch.randn_like(expected)
-    (expected * weight).sum().backward()
-    (actual * weight).sum().backward()
-    for (name, theirs), (_, own) in zip(stock.named_parameters(), ours.named_parameters(), strict=True):
-        # Stock v5 ignores the bias of its LM head.
-        if name != "lm_head.bias":
-            assert relative_error(own.grad, theirs.grad) < 1e-4, name
+    compare_gradients(ours, stock, torch.randint(50, (2, 128)))
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
@@ -148,6 +153,8 @@ def test_padded_batches(stack, causal):
                 stock(ids, attention_mask=mask.long()).logits,
             )
         assert relative_error(actual[mask], expected[mask]) < 1e-5, length
+    mask = torch.arange(128) < torch.tensor([128, 101, 64])[:, None]
+    compare_gradients(ours, stock, torch.randint(50, (3, 128)), mask)
 
 
 @pytest.mark.parametrize("num_buckets", [8, [4, 6]], ids=["buckets", "factors"])
