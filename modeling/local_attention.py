@@ -1,5 +1,8 @@
 """Local self-attention: a chunk of tokens attends to itself and its neighbours."""
 
+from functools import reduce
+from operator import and_
+
 import torch
 from torch import nn
 
@@ -125,7 +128,4 @@ def _visible_keys(positions, key_positions, around, key_mask, causal, circular):
         conditions.append(key_mask[:, None, key_positions[0, 0]][..., None, :])
     if not circular:
         conditions.append(neighbour_exists(num_chunks, num_chunks, *around, chunk_length, positions.device))
-    visible = None
-    for condition in conditions:
-        visible = condition if visible is None else visible & condition
-    return visible
+    return reduce(and_, conditions) if conditions else None

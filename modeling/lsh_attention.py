@@ -6,6 +6,7 @@ from torch import nn
 from .chunking import padded_to_multiple
 from .lsh_hashing import default_num_buckets, draw_rotations, hash_vectors
 from .lsh_operator import lsh_attention
+from .padding import last_real_token
 
 
 class LSHSelfAttention(nn.Module):
@@ -137,8 +138,7 @@ class LSHSelfAttention(nn.Module):
     def _keep_short_rows_exact(self, output, weights, query_key, value, attention_mask, return_weights):
         """Rows that alone would be attended to exactly get exact attention in a batch with longer ones, too."""
         length, reach = query_key.shape[1], self.full_attention_threshold
-        position = torch.arange(1, length + 1, device=query_key.device)
-        is_short = (attention_mask * position).amax(dim=1) <= reach
+        is_short = last_real_token(attention_mask) < reach
         exact, exact_weights = self._attend_exactly(
             query_key[:, :reach], value[:, :reach], attention_mask[:, :reach], return_weights
         )

@@ -5,6 +5,9 @@ Shapes: B batch, H heads, D head size, R rounds, P padded length, C chunk length
 length. Positions are indices into the unsorted, padded sequence.
 """
 
+from functools import reduce
+from operator import and_
+
 import torch
 from torch import nn
 
@@ -52,9 +55,10 @@ def lsh_attention_eager(
 
     scores = query @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    rank = order.argsort(dim=-1)
     bucket_ids = None if options.attend_across_buckets else _bucket_ids(buckets)
     if not options.allow_duplicate_attention:
-        met = _count_meetings(order, positions, key_positions, bucket_ids, options)
+        met = _count_meetings(rank, positions, key_positions, bucket_ids, options)
         scores = scores - met.to(scores.dtype).log()
     visible = _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options)
     if visible is not None:
@@ -64,12 +68,12 @@ def lsh_attention_eager(
     probabilities = scores.softmax(dim=-1)
     dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
     output = (dropped.to(values.dtype) @ values).flatten(2, 3)
-    round_weights = _round_weights(scores, probabilities, order)
+    round_weights = _round_weights(scores, probabilities, rank)
     weights = None
     if return_weights:
         sorted_weights = round_weights.gather(3, order).reshape(*positions.shape, 1)
         weights = scatter_to_map(dropped * sorted_weights, positions, key_positions, order.shape[3])
-    return _combine_rounds(output, round_weights, order), weights
+    return _combine_rounds(output, round_weights, rank), weights
 
 
 def _normalize(query: torch.Tensor) -> torch.Tensor:
@@ -95,10 +99,7 @@ def _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options
     if bucket_ids is not None:
         sorted_ids = bucket_ids.gather(3, order).reshape(positions.shape)
         conditions.append(sorted_ids[..., :, None] == look_adjacent(sorted_ids, *around)[..., None, :])
-    visible = None
-    for condition in conditions:
-        visible = condition if visible is None else visible & condition
-    return visible
+    return reduce(and_, conditions) if conditions else None
 
 
 def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
@@ -107,19 +108,20 @@ def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
     return buckets.long() + (rounds << 32)
 
 
-def _count_meetings(order, positions, key_positions, bucket_ids, options):
+def _count_meetings(rank, positions, key_positions, bucket_ids, options):
     """
     How often a query meets a key over all rounds and windows: the `N_ij` of the paper's appendix A.
+
+    Args:
+        rank: `[B, H, R, P]`, the place of each position in the sorted order of its round.
 
     Returns:
         `[B, H, N, C, W]`, at least 1.
     """
     num_before, num_after = options.around
     circular = options.circular_look_around
-    rounds, padded_length = order.shape[2:]
-    num_chunks = positions.shape[2]
-    place = order.argsort(dim=-1) + torch.arange(rounds, device=order.device).view(1, 1, -1, 1) * padded_length
-    chunk_of = place // options.chunk_length
+    rounds, num_chunks = rank.shape[2], positions.shape[2]
+    chunk_of = _place_in_all_rounds(rank) // options.chunk_length
 
     def at(table, where):
         return table.gather(2, where.flatten(2)).view_as(where)
@@ -142,27 +144,30 @@ def _count_meetings(order, positions, key_positions, bucket_ids, options):
     return met.clamp(min=1)
 
 
-def _round_weights(scores: torch.Tensor, probabilities: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+def _round_weights(scores: torch.Tensor, probabilities: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
     """
     The share of each round in a token's output: softmax over the rounds' log-sum-exp.
 
     Returns:
         `[B, H, R, P]`, in original positions.
     """
-    if order.shape[2] == 1:
-        return torch.ones_like(order, dtype=scores.dtype)
+    if rank.shape[2] == 1:
+        return torch.ones_like(rank, dtype=scores.dtype)
     # The largest probability is exp(largest score - log-sum-exp). Dividing by the weights' own sum keeps tokens that
     # see only themselves exact, where a log-sum-exp near -1e5 has lost its last digits.
     log_sum_exp = scores.amax(-1) - probabilities.amax(-1).log()
-    return log_sum_exp.flatten(2).view(order.shape).gather(3, order.argsort(dim=-1)).softmax(dim=2)
+    return log_sum_exp.flatten(2).view(rank.shape).gather(3, rank).softmax(dim=2)
 
 
-def _combine_rounds(output: torch.Tensor, round_weights: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+def _combine_rounds(output: torch.Tensor, round_weights: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
     """`[B, H, R * P, D]` in sorted order to the weighted sum over rounds `[B, H, P, D]` in original positions."""
-    rounds, padded_length = order.shape[2:]
-    first_place = torch.arange(rounds, device=order.device).view(1, 1, -1, 1) * padded_length
-    place = (order.argsort(dim=-1) + first_place).flatten(2)
-    unsorted = gather_rows(output, place).unflatten(2, (rounds, padded_length))
-    if rounds == 1:
+    unsorted = gather_rows(output, _place_in_all_rounds(rank).flatten(2)).unflatten(2, rank.shape[2:])
+    if rank.shape[2] == 1:
         return unsorted.squeeze(2)
     return (unsorted * round_weights[..., None].to(unsorted.dtype)).sum(dim=2)
+
+
+def _place_in_all_rounds(rank: torch.Tensor) -> torch.Tensor:
+    """`rank` counted on from round to round, as the sorted rounds stand one behind the other."""
+    rounds, padded_length = rank.shape[2:]
+    return rank + torch.arange(rounds, device=rank.device).view(1, 1, -1, 1) * padded_length

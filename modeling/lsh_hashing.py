@@ -8,7 +8,6 @@ Shapes: B batch, L length, H heads, D head size, R hashing rounds, F bucket fact
 """
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 
@@ -114,8 +113,3 @@ def sort_by_bucket(buckets: torch.Tensor, attention_mask: torch.Tensor | None = 
         after_all_buckets = torch.iinfo(buckets.dtype).max
         buckets = buckets.masked_fill(~attention_mask[:, None, None, :], after_all_buckets)
     return torch.sort(buckets, dim=-1, stable=True).indices
-
-
-def num_buckets_in_total(num_buckets: int | Sequence[int]) -> int:
-    """Product of the bucket factors."""
-    return prod(bucket_factors(num_buckets))

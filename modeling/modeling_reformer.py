@@ -216,7 +216,24 @@ class _LMHeadMixin:
     def set_output_embeddings(self, new_embeddings: nn.Linear):
         self.lm_head.replace_decoder(new_embeddings)
 
-    def _chunked_loss(self, hidden_states, labels, num_items_in_batch=None, ignore_index=-100, **kwargs):
+    def _logits_and_loss(self, hidden_states, labels, kept=slice(None), **kwargs):
+        """Logits of the `kept` positions, or None where the loss is computed in pieces; the loss, or None."""
+        if labels is not None:
+            check_labels(labels, hidden_states.shape[:2])
+            # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
+            if self.config.chunk_size_lm_head > 0:
+                return None, self._chunked_loss(hidden_states, labels, **kwargs)
+        logits = self.lm_head(hidden_states[:, kept])
+        if labels is None:
+            return logits, None
+        return logits, self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+    def _chunked_loss(
+        self, hidden_states, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs
+    ):
+        if self.config.is_decoder:
+            shifted = nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
+            labels = shifted if shift_labels is None else shift_labels
         return chunked_cross_entropy(
             hidden_states,
             self.lm_head,
@@ -273,21 +290,8 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
             num_hashes=num_hashes,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        loss = logits = None
-        if labels is not None:
-            check_labels(labels, hidden_states.shape[:2])
-        # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
-        if labels is not None and self.config.chunk_size_lm_head > 0:
-            shifted = kwargs.pop("shift_labels", None)
-            if shifted is None:
-                shifted = nn.functional.pad(labels, (0, 1), value=kwargs.get("ignore_index", -100))[:, 1:]
-            loss = self._chunked_loss(hidden_states, shifted, **kwargs)
-        else:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.lm_head(hidden_states[:, kept])
-            if labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, kept, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -329,17 +333,7 @@ class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
             num_hashes=num_hashes,
             **kwargs,
         )
-        hidden_states = outputs.last_hidden_state
-        loss = logits = None
-        if labels is not None:
-            check_labels(labels, hidden_states.shape[:2])
-        # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
-        if labels is not None and self.config.chunk_size_lm_head > 0:
-            loss = self._chunked_loss(hidden_states, labels, **kwargs)
-        else:
-            logits = self.lm_head(hidden_states)
-            if labels is not None:
-                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

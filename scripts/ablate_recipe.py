@@ -21,8 +21,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from corpus import DataArguments
-from demo import has_bfloat16
-from recipe import DEMO_CONTEXT_LENGTH, DEMO_TRAINING, ModelRecipe, ReformerTrainingArguments
+from demo import training_arguments
+from recipe import DEMO_CONTEXT_LENGTH, ModelRecipe
 from report import versions
 from train import ModelArguments, train
 
@@ -68,9 +68,7 @@ def measure(name: str, steps: int) -> dict[str, float]:
         ModelArguments(),
         ModelRecipe(**model_changes),
         DataArguments(context_length=DEMO_CONTEXT_LENGTH),
-        ReformerTrainingArguments(
-            **DEMO_TRAINING | settings | {"use_cpu": True, "bf16": has_bfloat16()} | training_changes
-        ),
+        training_arguments(**settings | training_changes),
     )
     return {"steps": steps, "seconds": round(time.monotonic() - start), **figures}
 

@@ -53,6 +53,11 @@ def has_bfloat16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def training_arguments(**changes) -> ReformerTrainingArguments:
+    """How the demo trains, on the CPU, with `changes`."""
+    return ReformerTrainingArguments(**DEMO_TRAINING | {"use_cpu": True, "bf16": has_bfloat16()} | changes)
+
+
 def print_figures(figures: dict[str, float]) -> None:
     """The model's held-out bits per byte beside the reference figures."""
     print("\nbits per byte on the held-out files")
@@ -81,11 +86,7 @@ def main(argv: list[str] | None = None) -> None:
         ModelArguments(),
         ModelRecipe(full_attention=arguments.full_attention),
         DataArguments(context_length=DEMO_CONTEXT_LENGTH),
-        ReformerTrainingArguments(
-            **DEMO_TRAINING
-            | {"max_steps": arguments.steps, "output_dir": arguments.output_dir, "use_cpu": True}
-            | {"bf16": has_bfloat16()}
-        ),
+        training_arguments(max_steps=arguments.steps, output_dir=arguments.output_dir),
     )
     print_figures(figures)
     print(f"\nsaved in {arguments.output_dir}; loaded from there, it continues this prompt:\n")

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tiny_models import TINY as SIZES
 from transformers import AutoModelForCausalLM
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
 from transformers.models.reformer.modeling_reformer import ReformerForMaskedLM as StockForMaskedLM
@@ -30,24 +31,9 @@ from hf_reformer import (
 from hf_reformer.modeling.lsh_hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
 
 
-TINY = {
-    "attention_head_size": 8,
-    "axial_pos_embds_dim": [8, 24],
-    "axial_pos_shape": [8, 16],
-    "chunk_size_lm_head": 0,
-    "feed_forward_size": 48,
-    "hash_seed": 7,
-    "hidden_dropout_prob": 0.0,
-    "hidden_size": 32,
-    "local_attention_probs_dropout_prob": 0.0,
-    "local_attn_chunk_length": 16,
-    "lsh_attn_chunk_length": 16,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 2,
-    "num_buckets": 8,
-    "num_hashes": 2,
-    "vocab_size": 50,
-}
+# The sizes of the other tests with the initial weights of stock Reformer, which `make_stock` scales; layers vary.
+TINY = SIZES | {"hash_seed": 7, "axial_norm_std": 1.0, "eos_token_id": 2, "initializer_range": 0.02}
+del TINY["attn_layers"]
 STACKS = {"lsh": ["lsh", "lsh"], "local": ["local", "local"], "mixed": ["local", "lsh", "local", "lsh"]}
 
 
@@ -66,10 +52,14 @@ def make_stock(stock_class, **changes):
         for name, weight in model.named_parameters():
             if weight.ndim == 2 and "embeddings" not in name:
                 weight.mul_(10)
-        for name, buffer in model.named_buffers():
-            if "self_mask" in name:
-                buffer.fill_(-150)
+    weaken_self_mask(model)
     return model
+
+
+def weaken_self_mask(stock):
+    for name, buffer in stock.named_buffers():
+        if "self_mask" in name:
+            buffer.fill_(-150)
 
 
 def exchange(stock, own_class, tmp_path):
@@ -210,9 +200,7 @@ def test_without_num_buckets_the_length_decides():
     for length in (128, 20, 40, 128):
         fresh = StockForMaskedLM(StockConfig(**TINY | {"num_buckets": None}, attn_layers=["lsh", "local"])).eval()
         fresh.load_state_dict(stock.state_dict())
-        for name, buffer in fresh.named_buffers():
-            if "self_mask" in name:
-                buffer.fill_(-150)
+        weaken_self_mask(fresh)
         ids = torch.randint(50, (1, length))
         with torch.no_grad():
             assert relative_error(ours(ids).logits, fresh(ids).logits) < 1e-5, length
@@ -352,9 +340,7 @@ def test_models_like_the_published_ones(published, length, tmp_path):
     torch.manual_seed(0)
     config = StockConfig(**published, is_decoder=True, hash_seed=3)
     stock = StockForCausalLM(config).eval()
-    for name, buffer in stock.named_buffers():
-        if "self_mask" in name:
-            buffer.fill_(-150)
+    weaken_self_mask(stock)
     stock.save_pretrained(tmp_path)
     ours = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(ours) is ReformerForCausalLM
