@@ -101,6 +101,10 @@ class ReformerConfig(PreTrainedConfig):
     reversible (`bool`, *optional*, defaults to `True`):
         Recompute activations in backward by inverting the layers instead of storing them (paper section 3). `False`
         computes the same with ordinary autograd.
+    exact_inversion (`bool`, *optional*):
+        Round every residual update to a multiple of 2^-14, on which float32 sums are exact: backward then recovers the
+        very bits of forward at any depth. `None` does so where the layers compute in less than float32 (autocast,
+        bfloat16 or float16 weights), where it is needed; `True` always; `False` never.
     circular_look_around (`bool`, *optional*, defaults to `True`):
         Let the first chunk look at the last one, in the order of the concatenated rounds, as the published checkpoints
         were trained. `False` makes a sequence's result independent of padding and of the batch it is in.
@@ -169,6 +173,7 @@ class ReformerConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     pad_token_id: int | None = 0
     reversible: bool = True
+    exact_inversion: bool | None = None
     circular_look_around: bool = True
     attend_across_buckets: bool = True
     allow_duplicate_attention: bool = True

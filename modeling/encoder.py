@@ -106,10 +106,11 @@ class ReformerLayer(GradientCheckpointingLayer):
         Returns:
             The streams y1 and y2, and the attention map or None.
         """
-        length = hidden_states.shape[1]
+        x1, x2 = tape.take_in(self.layer_idx, (attn_output, hidden_states))
+        length = x2.shape[1]
         self_attention, rotations = self.attention.self_attention, None
         if isinstance(self_attention, LSHSelfAttention):
-            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, hidden_states.device)
+            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, x2.device)
         attention = _RecordedAttention(
             self.attention, rotations, circle_length=circle_length, return_weights=return_weights, **kwargs
         )
@@ -123,8 +124,10 @@ class ReformerLayer(GradientCheckpointingLayer):
             layer_idx=self.layer_idx,
             stores_output=stores_output,
         )
-        attn_output, hidden_states = run_layer(call, attn_output, hidden_states, self.config.reversible)
-        return attn_output, hidden_states, attention.weights
+        reversible = self.config.reversible
+        streams = run_layer(call, x1, x2, reversible)
+        tape.put_out(streams, kept=stores_output or not reversible or not streams[1].requires_grad)
+        return *streams, attention.weights
 
     def _has_dropout(self) -> bool:
         # Modules that others put into the layer, such as adapters, may bring a dropout of their own.
@@ -162,11 +165,15 @@ class ReformerEncoder(nn.Module):
             map of each layer, or None.
         """
         low_precision = _computes_in_low_precision(self.layer_norm.weight, hidden_states.device)
+        on_grid = low_precision if self.config.exact_inversion is None else self.config.exact_inversion
         if low_precision:
+            hidden_states = hidden_states.float()
+        if on_grid:
             hidden_states = RoundToGrid.apply(hidden_states)
         attn_output = hidden_states
         all_hidden_states, all_attentions = [hidden_states], []
         tape = ReversibleTape()
+        tape.put_out((attn_output, hidden_states), kept=True)
         for layer in self.layers:
             is_last = layer.layer_idx == len(self.layers) - 1
             attn_output, hidden_states, weights = layer(
@@ -174,14 +181,14 @@ class ReformerEncoder(nn.Module):
                 hidden_states,
                 tape=tape,
                 stores_output=is_last or return_hidden_states,
-                on_grid=low_precision,
+                on_grid=on_grid,
                 return_weights=return_weights,
                 **kwargs,
             )
             all_attentions.append(weights)
             if return_hidden_states:
                 all_hidden_states.append(hidden_states)
-        streams = torch.cat([attn_output, hidden_states], dim=-1)
+        streams = torch.cat(tape.take_in(len(self.layers), (attn_output, hidden_states)), dim=-1)
         output = self.layer_norm(streams.to(self.layer_norm.weight.dtype))
         output = nn.functional.dropout(output, p=self.dropout, training=self.training)
         return (
@@ -192,5 +199,5 @@ class ReformerEncoder(nn.Module):
 
 
 def _computes_in_low_precision(weight: torch.Tensor, device: torch.device) -> bool:
-    """Whether the layers compute in bfloat16 or float16; the streams are float32 then and updates go on the grid."""
+    """Whether the layers compute in bfloat16 or float16; the streams are float32 then."""
     return weight.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device.type)

@@ -82,12 +82,18 @@ def hash_vectors(vectors: torch.Tensor, rotations: torch.Tensor, num_buckets: in
     factors = bucket_factors(num_buckets)
     vectors = vectors.transpose(1, 2)
     rotations = rotations.to(vectors.dtype)
-    # A loop over rounds keeps the largest temporary at one round's projections.
-    rounds = [_hash_one_round(vectors, rotations[:, :, r], factors) for r in range(rotations.shape[2])]
+    # Round by round and piece by piece, the projections are never larger than the vectors.
+    num_rounds, width = rotations.shape[2:]
+    piece_length = max(1, vectors.shape[2] * vectors.shape[3] // width)
+    pieces = vectors.split(piece_length, dim=2)
+    rounds = [
+        torch.cat([_hash_one_piece(piece, rotations[:, :, r], factors) for piece in pieces], dim=2)
+        for r in range(num_rounds)
+    ]
     return torch.stack(rounds, dim=2)
 
 
-def _hash_one_round(vectors: torch.Tensor, rotations: torch.Tensor, factors: tuple[int, ...]) -> torch.Tensor:
+def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tuple[int, ...]) -> torch.Tensor:
     halves = [factor // 2 for factor in factors]
     bucket, stride = 0, 1
     for projection, half in zip((vectors @ rotations).split(halves, dim=-1), halves, strict=True):

@@ -15,28 +15,47 @@ import torch
 from torch import nn
 
 
-# Residual updates from low-precision layers are rounded to multiples of this. Sums of such numbers below 1024 are
-# exact in float32, and so is the inversion of the layer.
+# In exact mode residual updates are rounded to multiples of this. Sums of such numbers below 1024 are exact in float32,
+# and so is the inversion of the layer. Streams beyond that are inverted to within a unit in the last place.
 GRID = 2.0**-14
 
 
 class RoundToGrid(torch.autograd.Function):
-    """Rounds to multiples of `GRID` in float32; the gradient passes unchanged."""
+    """Rounds to multiples of `GRID`, in float32 at least; the gradient passes unchanged."""
 
     @staticmethod
     def forward(ctx, numbers: torch.Tensor) -> torch.Tensor:
-        return torch.round(numbers.float() / GRID) * GRID
+        wide = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
+        return (wide / GRID).round_().mul_(GRID)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
         return gradient
 
 
+class _PassCast(torch.autograd.Function):
+    """
+    The original of a cast tensor. Its gradient goes to the original, past the cast.
+
+    The cast stays in the graph without a gradient, because wrappers of modules let their own work follow from it.
+    """
+
+    @staticmethod
+    def forward(ctx, cast: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+        return original.view_as(original)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, gradient
+
+
 class ReversibleTape:
     """
-    Hands the streams that one layer's backward has recovered to the backward of the layer below.
+    Hands the streams of one forward pass from layer to layer, up in forward and down in backward.
 
-    In forward it makes sure that these are the ones that the layer below has put out.
+    In forward the streams are the layers' arguments and results; the tape makes sure that a layer takes in what the
+    layer below has put out. A cast in between, as mixed-precision FSDP makes it, is undone. In backward it holds the
+    streams that a layer has recovered for the layer below.
     """
 
     def __init__(self):
@@ -44,23 +63,32 @@ class ReversibleTape:
         self._streams = None
         self._put_out = None
 
-    def put_out(self, streams: tuple[torch.Tensor, torch.Tensor], stored: bool):
-        """Note a layer's output, if its backward will need the layer above to recover it."""
-        self._put_out = None if stored or not streams[1].requires_grad else _state_of(streams)
+    def put_out(self, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
+        """Note a layer's output, and whether its backward can do without the layer above to recover it."""
+        self._put_out = streams, _state_of(streams), kept
 
-    def take_in(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
-        """Check a layer's input against the output of the layer below."""
-        if self._put_out not in (None, _state_of(streams)):
-            raise RuntimeError(
-                f"The output of layer {layer_idx - 1} was changed on its way to layer {layer_idx}, by a hook or by a "
-                "cast of mixed-precision FSDP, and could not be recovered in backward. Leave it as it is, pass "
-                "`output_hidden_states=True` to keep every layer's output, or set `config.reversible=False`."
-            )
+    def take_in(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's input: what the layer below has put out, given what arrived of it."""
+        put_out, state, kept = self._put_out
+        self._put_out = None
+        if _state_of(streams) == state:
+            return streams
+        if all(map(_is_cast, streams, put_out)):
+            return tuple(map(_PassCast.apply, streams, put_out))
+        if kept:
+            return streams
+        raise RuntimeError(
+            f"The output of layer {layer_idx - 1} was changed on its way to layer {layer_idx}, by a hook or a "
+            "wrapper, and could not be recovered in backward. Leave it as it is, pass `output_hidden_states=True` to keep "
+            "every layer's output, or set `config.reversible=False`."
+        )
 
     def put(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
+        """Leave the output of a layer that the backward of the layer above has recovered."""
         self._layer_idx, self._streams = layer_idx, streams
 
     def take(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output of a layer, for its own backward."""
         if self._layer_idx != layer_idx:
             raise RuntimeError(
                 f"The backward pass entered the reversible stack at the output of layer {layer_idx}, which was not "
@@ -81,7 +109,7 @@ class ReversibleLayerCall:
         attention: F, without side effects once it has run.
         attention_module, feed_forward: The modules whose parameters F and G use. `feed_forward` works on pieces of the
             sequence, one at a time; `split` makes them.
-        on_grid: Round updates to the grid that makes the inversion exact.
+        on_grid: Exact mode: round updates to the grid on which the inversion is exact.
         replays_random_numbers: Whether F or G draw random numbers.
         tape: Shared by the layers of one forward pass.
         layer_idx: Place of the layer in the stack, 0 first.
@@ -119,10 +147,7 @@ def run_layer(
         y1 = call.add(x1, call.attention(x2))
         return y1, call.add(x2, call.feed_forward(y1))
     parameters = (*call.attention_module.parameters(), *call.feed_forward.parameters())
-    call.tape.take_in(call.layer_idx, (x1, x2))
-    streams = ReversibleLayerFunction.apply(call, x1, x2, *parameters)
-    call.tape.put_out(streams, call.stores_output)
-    return streams
+    return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
 
 
 class ReversibleLayerFunction(torch.autograd.Function):
@@ -199,6 +224,13 @@ def _recompute(call, function, inputs, parameters, output_grad):
 def _state_of(streams):
     # Wrappers of modules may pass views on; they share memory and version with what they show.
     return [(stream.data_ptr(), stream._version) for stream in streams]
+
+
+def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:
+    if stream.dtype == original.dtype or stream.shape != original.shape:
+        return False
+    # Bit by bit, so that a NaN equals itself.
+    return torch.equal(stream.view(torch.uint8), original.to(stream.dtype).view(torch.uint8))
 
 
 def _sum(first, second):

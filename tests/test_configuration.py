@@ -14,6 +14,7 @@ from hf_reformer import ReformerConfig, ReformerModel
 
 OWN_FIELDS = {
     "reversible": True,
+    "exact_inversion": None,
     "circular_look_around": True,
     "attend_across_buckets": True,
     "allow_duplicate_attention": True,
@@ -40,7 +41,7 @@ def settings_of(config):
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
-def test_has_the_fields_of_stock_with_their_defaults_and_five_more():
+def test_has_the_fields_of_stock_with_their_defaults_and_six_more():
     stock, ours = defaults(StockConfig), defaults(ReformerConfig)
     assert {name: ours[name] for name in stock} == stock
     assert {name: value for name, value in ours.items() if name not in stock} == OWN_FIELDS
