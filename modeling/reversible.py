@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 
-# In exact mode residual updates are rounded to multiples of this. Sums of such numbers below 1024 are exact in float32,
-# and so is the inversion of the layer. Streams beyond that are inverted to within a unit in the last place.
+# In exact mode residual updates are rounded to multiples of this. Sums of such numbers below 1024 are exact in
+# float32, and so is the inversion of the layer. Streams beyond that are inverted to within a unit in the last place.
 GRID = 2.0**-14
 
 
@@ -79,8 +79,8 @@ class ReversibleTape:
             return streams
         raise RuntimeError(
             f"The output of layer {layer_idx - 1} was changed on its way to layer {layer_idx}, by a hook or a "
-            "wrapper, and could not be recovered in backward. Leave it as it is, pass `output_hidden_states=True` to keep "
-            "every layer's output, or set `config.reversible=False`."
+            "wrapper, and could not be recovered in backward. Leave it as it is, pass `output_hidden_states=True` to "
+            "keep every layer's output, or set `config.reversible=False`."
         )
 
     def put(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
