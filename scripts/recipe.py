@@ -1,7 +1,7 @@
 """The recipe for new models: the one place with the numbers that train.py and the demo use.
 
 The defaults of `ReformerConfig` stay those of transformers' own Reformer, so that a published config file means what
-it meant. They do not learn well. What differs here, and what each choice was worth, is in docs/training.md.
+it meant. They do not learn well. What differs here, and what each choice was worth, is in docs/recipe.md.
 """
 
 import math
