@@ -126,7 +126,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         )
         reversible = self.config.reversible
         streams = run_layer(call, x1, x2, reversible)
-        tape.put_out(streams, kept=stores_output or not reversible or not streams[1].requires_grad)
+        tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
         return *streams, attention.weights
 
     def _has_dropout(self) -> bool:
@@ -172,8 +172,7 @@ class ReformerEncoder(nn.Module):
             hidden_states = RoundToGrid.apply(hidden_states)
         attn_output = hidden_states
         all_hidden_states, all_attentions = [hidden_states], []
-        tape = ReversibleTape()
-        tape.put_out((attn_output, hidden_states), kept=True)
+        tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
             is_last = layer.layer_idx == len(self.layers) - 1
             attn_output, hidden_states, weights = layer(

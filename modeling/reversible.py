@@ -56,24 +56,35 @@ class ReversibleTape:
     In forward the streams are the layers' arguments and results; the tape makes sure that a layer takes in what the
     layer below has put out. A cast in between, as mixed-precision FSDP makes it, is undone. In backward it holds the
     streams that a layer has recovered for the layer below.
+
+    Args:
+        streams: What the first layer will take in.
     """
 
-    def __init__(self):
+    def __init__(self, streams: tuple[torch.Tensor, torch.Tensor]):
+        self._put_out = {}
+        self._last_put_out = None
         self._layer_idx = None
         self._streams = None
-        self._put_out = None
+        self.put_out(-1, streams, kept=True)
 
-    def put_out(self, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
+    def put_out(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
         """Note a layer's output, and whether its backward can do without the layer above to recover it."""
-        self._put_out = streams, _state_of(streams), kept
+        # Gradient checkpointing runs layers again; the forward pass is over by then.
+        if self._last_put_out is None or self._last_put_out < layer_idx:
+            self._last_put_out = layer_idx
+            self._put_out[layer_idx] = streams, _state_of(streams), kept
 
     def take_in(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's input: what the layer below has put out, given what arrived of it."""
-        put_out, state, kept = self._put_out
-        self._put_out = None
+        if layer_idx - 1 not in self._put_out:
+            return streams
+        put_out, state, kept = self._put_out.pop(layer_idx - 1)
         if _state_of(streams) == state:
             return streams
         if all(map(_is_cast, streams, put_out)):
+            if kept and torch.is_grad_enabled():
+                self._put_out[layer_idx - 1] = put_out, state, kept
             return tuple(map(_PassCast.apply, streams, put_out))
         if kept:
             return streams
