@@ -39,7 +39,16 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17", "tokenizers", "safetensors", "huggingface_hub"],
     extras_require={
         "train": TRAIN,
-        "test": [*TRAIN, "hypothesis", "pytest", "ruff", "setuptools>=77", "transformers-mlinter"],
+        "test": [
+            *TRAIN,
+            "deepspeed",
+            "hypothesis",
+            "peft",
+            "pytest",
+            "ruff",
+            "setuptools>=77",
+            "transformers-mlinter",
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -102,9 +102,10 @@ class ReformerConfig(PreTrainedConfig):
         Recompute activations in backward by inverting the layers instead of storing them (paper section 3). `False`
         computes the same with ordinary autograd.
     exact_inversion (`bool`, *optional*):
-        Round every residual update to a multiple of 2^-14, on which float32 sums are exact: backward then recovers the
-        very bits of forward at any depth. `None` does so where the layers compute in less than float32 (autocast,
-        bfloat16 or float16 weights), where it is needed; `True` always; `False` never.
+        Keep the residual streams on a grid of numbers whose sums are exact, so that backward recovers the very bits of
+        forward at any depth: in float64 for float32 layers, in float32 for layers in bfloat16 or float16 (weights or
+        autocast). `None` does so for these, but not for float64 layers, nor for float32 layers on devices without
+        float64; `True` always; `False` never, with float32 streams at least.
     circular_look_around (`bool`, *optional*, defaults to `True`):
         Let the first chunk look at the last one, in the order of the concatenated rounds, as the published checkpoints
         were trained. `False` makes a sequence's result independent of padding and of the batch it is in.

@@ -20,6 +20,7 @@ from transformers import (
 
 from .configuration.configuration_reformer import ReformerConfig
 from .modeling.lsh_operator import lsh_attention
+from .modeling.memory_estimate import estimate_memory
 from .modeling.modeling_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
@@ -63,5 +64,6 @@ __all__ = [
     "ReformerModel",
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",
+    "estimate_memory",
     "lsh_attention",
 ]

@@ -22,7 +22,9 @@ def padded_to_multiple(length: int, multiple: int) -> int:
 def pad_rows(rows: torch.Tensor, padded_length: int) -> torch.Tensor:
     """`[B, L, H, D]` to `[B, H, padded_length, D]`, filled up with zeros."""
     rows = rows.transpose(1, 2)
-    return nn.functional.pad(rows, (0, 0, 0, padded_length - rows.shape[2]))
+    added = padded_length - rows.shape[2]
+    # Padding by nothing would copy.
+    return nn.functional.pad(rows, (0, 0, 0, added)) if added else rows
 
 
 def pad_mask(attention_mask: torch.Tensor | None, batch: int, length: int, padded_length: int, device: torch.device):

@@ -68,14 +68,17 @@ class _RecordedAttention:
             hidden_states, rotations=self.rotations, buckets=self.buckets, **self.kwargs
         )
         # A repetition computes the map, too: without it, it might round or draw random numbers in another way.
-        if self.weights is None:
-            self.weights = weights
+        if self.weights is None and weights is not None:
+            self.weights = weights.detach() if self.attention.self_attention.config.reversible else weights
         self.buckets, self.rotations = buckets, None
         return output
 
 
 class ReformerLayer(GradientCheckpointingLayer):
     """`y1 = x1 + attention(x2)`, `y2 = x2 + feed_forward(y1)`."""
+
+    # DeepSpeed's mark for modules whose parameters ZeRO-3 gathers together: backward needs all of a layer's at once.
+    _z3_leaf = True
 
     def __init__(self, config, layer_idx: int):
         super().__init__()
@@ -84,6 +87,8 @@ class ReformerLayer(GradientCheckpointingLayer):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ChunkReformerFeedForward(config)
 
+    # Compiled, it would be a program for each layer, because of the layer's number. What it calls is compiled.
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         attn_output: torch.Tensor,
@@ -92,6 +97,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         stores_output: bool,
         on_grid: bool = False,
         num_hashes: int | None = None,
+        length: int | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
         **kwargs,
@@ -101,16 +107,16 @@ class ReformerLayer(GradientCheckpointingLayer):
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
             tape, stores_output, on_grid: See `reversible.ReversibleLayerCall`.
             num_hashes: Hashing rounds, instead of the config's.
+            length: Tokens of the whole sequence, where the streams are a shard of it.
             **kwargs: Masks for the self-attention.
 
         Returns:
             The streams y1 and y2, and the attention map or None.
         """
         x1, x2 = tape.take_in(self.layer_idx, (attn_output, hidden_states))
-        length = x2.shape[1]
         self_attention, rotations = self.attention.self_attention, None
         if isinstance(self_attention, LSHSelfAttention):
-            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, x2.device)
+            rotations = self_attention.draw_rotations(length or x2.shape[1], circle_length, num_hashes, x2.device)
         attention = _RecordedAttention(
             self.attention, rotations, circle_length=circle_length, return_weights=return_weights, **kwargs
         )
@@ -146,6 +152,7 @@ class ReformerEncoder(nn.Module):
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
 
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -164,17 +171,16 @@ class ReformerEncoder(nn.Module):
             `[B, L, 2 * hidden_size]`; the second stream before each layer and after the last, or None; the attention
             map of each layer, or None.
         """
-        low_precision = _computes_in_low_precision(self.layer_norm.weight, hidden_states.device)
-        on_grid = low_precision if self.config.exact_inversion is None else self.config.exact_inversion
-        if low_precision:
-            hidden_states = hidden_states.float()
-        if on_grid:
-            hidden_states = RoundToGrid.apply(hidden_states)
+        result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        hidden_states, on_grid = self._begin_streams(hidden_states)
         attn_output = hidden_states
         all_hidden_states, all_attentions = [hidden_states], []
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
             is_last = layer.layer_idx == len(self.layers) - 1
+            if torch.is_grad_enabled() and not hidden_states.requires_grad and _is_trained(layer):
+                # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
+                attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
             attn_output, hidden_states, weights = layer(
                 attn_output,
                 hidden_states,
@@ -187,16 +193,30 @@ class ReformerEncoder(nn.Module):
             all_attentions.append(weights)
             if return_hidden_states:
                 all_hidden_states.append(hidden_states)
-        streams = torch.cat(tape.take_in(len(self.layers), (attn_output, hidden_states)), dim=-1)
-        output = self.layer_norm(streams.to(self.layer_norm.weight.dtype))
+        streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
+        output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
         output = nn.functional.dropout(output, p=self.dropout, training=self.training)
         return (
             output,
-            tuple(all_hidden_states) if return_hidden_states else None,
+            tuple(state.to(result_dtype) for state in all_hidden_states) if return_hidden_states else None,
             tuple(all_attentions) if return_weights else None,
         )
 
+    def _begin_streams(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""
+        layers_dtype, exact = self.layer_norm.weight.dtype, self.config.exact_inversion
+        low_precision = layers_dtype.itemsize < 4 or torch.is_autocast_enabled(embeddings.device.type)
+        # MPS has no float64.
+        if exact is None:
+            exact = low_precision or (layers_dtype == torch.float32 and embeddings.device.type != "mps")
+        if exact:
+            return RoundToGrid.apply(embeddings, torch.float32 if low_precision else torch.float64), True
+        return embeddings.float() if low_precision else embeddings, False
 
-def _computes_in_low_precision(weight: torch.Tensor, device: torch.device) -> bool:
-    """Whether the layers compute in bfloat16 or float16; the streams are float32 then."""
-    return weight.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(device.type)
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_()

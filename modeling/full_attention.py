@@ -36,14 +36,13 @@ class FullSelfAttention(nn.Module):
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
         """
-        batch, length = hidden_states.shape[:2]
-        shape = (batch, length, self.num_heads, self.head_size)
+        heads = (-1, self.head_size)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, dense_attention)
         output, weights = attend(
             self,
-            self.query(hidden_states).view(shape).transpose(1, 2),
-            self.key(hidden_states).view(shape).transpose(1, 2),
-            self.value(hidden_states).view(shape).transpose(1, 2),
+            self.query(hidden_states).unflatten(-1, heads).transpose(1, 2),
+            self.key(hidden_states).unflatten(-1, heads).transpose(1, 2),
+            self.value(hidden_states).unflatten(-1, heads).transpose(1, 2),
             full_attention_mask,
             scaling=self.head_size**-0.5,
             dropout=self.dropout if self.training else 0.0,

@@ -48,7 +48,10 @@ class LocalSelfAttention(nn.Module):
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
         """
-        batch, length = hidden_states.shape[:2]
+        heads = (-1, self.head_size)
+        query = self.query(hidden_states).unflatten(-1, heads)
+        # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
+        batch, length = query.shape[:2]
         config = self.config
         chunk_length = config.local_attn_chunk_length
         around = (config.local_num_chunks_before, config.local_num_chunks_after)
@@ -57,11 +60,10 @@ class LocalSelfAttention(nn.Module):
             chunk_length, around, circle_length = length, (0, 0), None
         padded_length = circle_length or padded_to_multiple(length, chunk_length)
 
-        shape = (batch, length, self.num_heads, self.head_size)
         output, weights = local_attention(
-            pad_rows(self.query(hidden_states).view(shape), padded_length),
-            pad_rows(self.key(hidden_states).view(shape), padded_length),
-            pad_rows(self.value(hidden_states).view(shape), padded_length),
+            pad_rows(query, padded_length),
+            pad_rows(self.key(hidden_states).unflatten(-1, heads), padded_length),
+            pad_rows(self.value(hidden_states).unflatten(-1, heads), padded_length),
             key_mask=pad_mask(attention_mask, batch, length, padded_length, hidden_states.device),
             chunk_length=chunk_length,
             around=around,

@@ -29,6 +29,7 @@ class LSHSelfAttention(nn.Module):
         self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
 
+    @torch.compiler.disable
     def draw_rotations(
         self, length: int, circle_length: int | None, num_hashes: int | None, device: torch.device
     ) -> torch.Tensor | None:
@@ -67,10 +68,11 @@ class LSHSelfAttention(nn.Module):
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and the buckets or None.
         """
-        batch, length = hidden_states.shape[:2]
-        shape = (batch, length, self.num_heads, self.head_size)
-        query_key = self.query_key(hidden_states).view(shape)
-        value = self.value(hidden_states).view(shape)
+        heads = (-1, self.head_size)
+        query_key = self.query_key(hidden_states).unflatten(-1, heads)
+        value = self.value(hidden_states).unflatten(-1, heads)
+        # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
+        length = query_key.shape[1]
         if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
             return output.flatten(2), weights, None

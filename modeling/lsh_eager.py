@@ -53,9 +53,23 @@ def lsh_attention_eager(
     key = look_adjacent(_normalize(query), *around)
     values = look_adjacent(gather_rows(value, sorted_positions).unflatten(2, (-1, chunk_length)), *around)
 
+    rank = order.argsort(dim=-1)
+    probabilities, round_weights = _softmax_of_each_round(
+        _scores(query, key, positions, key_positions, buckets, order, rank, key_mask, options), rank
+    )
+    dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
+    output = (dropped.to(values.dtype) @ values).flatten(2, 3)
+    weights = None
+    if return_weights:
+        sorted_weights = round_weights.gather(3, order).reshape(*positions.shape, 1)
+        weights = scatter_to_map(dropped * sorted_weights, positions, key_positions, order.shape[3])
+    return _combine_rounds(output, round_weights, rank), weights
+
+
+def _scores(query, key, positions, key_positions, buckets, order, rank, key_mask, options):
+    """`[B, H, N, C, W]`, float32 at least, with what a query must not see masked."""
     scores = query @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    rank = order.argsort(dim=-1)
     bucket_ids = None if options.attend_across_buckets else _bucket_ids(buckets)
     if not options.allow_duplicate_attention:
         met = _count_meetings(rank, positions, key_positions, bucket_ids, options)
@@ -63,17 +77,7 @@ def lsh_attention_eager(
     visible = _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options)
     if visible is not None:
         scores = scores.masked_fill(~visible, MASKED_SCORE)
-    scores = scores.masked_fill(positions[..., :, None] == key_positions[..., None, :], SELF_SCORE)
-
-    probabilities = scores.softmax(dim=-1)
-    dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
-    output = (dropped.to(values.dtype) @ values).flatten(2, 3)
-    round_weights = _round_weights(scores, probabilities, rank)
-    weights = None
-    if return_weights:
-        sorted_weights = round_weights.gather(3, order).reshape(*positions.shape, 1)
-        weights = scatter_to_map(dropped * sorted_weights, positions, key_positions, order.shape[3])
-    return _combine_rounds(output, round_weights, rank), weights
+    return scores.masked_fill(positions[..., :, None] == key_positions[..., None, :], SELF_SCORE)
 
 
 def _normalize(query: torch.Tensor) -> torch.Tensor:
@@ -144,19 +148,21 @@ def _count_meetings(rank, positions, key_positions, bucket_ids, options):
     return met.clamp(min=1)
 
 
-def _round_weights(scores: torch.Tensor, probabilities: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
+def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The share of each round in a token's output: softmax over the rounds' log-sum-exp.
+    Probabilities within each round, and the share of each round in a token's output: softmax over the rounds'
+    log-sum-exp. The scores are the largest tensor there is, and not needed any longer.
 
     Returns:
-        `[B, H, R, P]`, in original positions.
+        `[B, H, N, C, W]`; `[B, H, R, P]`, in original positions.
     """
+    probabilities = scores.softmax(dim=-1)
     if rank.shape[2] == 1:
-        return torch.ones_like(rank, dtype=scores.dtype)
+        return probabilities, torch.ones_like(rank, dtype=scores.dtype)
     # The largest probability is exp(largest score - log-sum-exp). Dividing by the weights' own sum keeps tokens that
     # see only themselves exact, where a log-sum-exp near -1e5 has lost its last digits.
     log_sum_exp = scores.amax(-1) - probabilities.amax(-1).log()
-    return log_sum_exp.flatten(2).view(rank.shape).gather(3, rank).softmax(dim=2)
+    return probabilities, log_sum_exp.flatten(2).view(rank.shape).gather(3, rank).softmax(dim=2)
 
 
 def _combine_rounds(output: torch.Tensor, round_weights: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,10 @@ Shapes: B batch, L length, H heads, D head size, R hashing rounds, F bucket fact
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
@@ -60,8 +62,15 @@ def draw_rotations(
     shape = (num_heads, head_size, num_hashes, sum(bucket_factors(num_buckets)) // 2)
     if seed is None:
         return torch.randn(shape, dtype=torch.float32, device=device)
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, dtype=torch.float32, generator=generator).to(device)
+    return _draw_from_seed(shape, seed).to(device)
+
+
+def _draw_from_seed(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    # An exported program would hold the generator and draw on from it at each call; hidden from `torch.export`, the
+    # numbers become a constant of the program.
+    with _disable_current_modes() if torch.compiler.is_exporting() else nullcontext():
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, dtype=torch.float32, generator=generator)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Position embeddings: axial, one small table per axis of a grid of positions, or one learned vector per position."""
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from torch import nn
@@ -41,13 +40,17 @@ class AxialPositionEmbeddings(nn.Module):
 
     def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
         """`[B, L]`, values in `[0, prod(shape))`, to `[B, L, hidden_size]`."""
-        shape, vectors = self.shape, []
-        for axis, table in enumerate(self.weights):
-            coordinate = position_ids.div(prod(shape[axis + 1 :]), rounding_mode="floor")
-            # Not on the first axis: a position beyond the grid is to fail there.
-            if axis > 0:
-                coordinate = coordinate % shape[axis]
-            vectors.append(nn.functional.embedding(coordinate, table.flatten(0, -2)))
+        shape, coordinates, rest = self.shape, [], position_ids
+        for size in shape[:0:-1]:
+            coordinates.append(rest % size)
+            # The difference divides evenly; compiled for the CPU, torch 2.13 mistakes a division that does not.
+            rest = (rest - coordinates[-1]).div(size, rounding_mode="floor")
+        # What is left for the first axis is too large for it when the position is beyond the grid, and fails there.
+        coordinates.append(rest)
+        vectors = [
+            nn.functional.embedding(coordinate, table.flatten(0, -2))
+            for coordinate, table in zip(reversed(coordinates), self.weights, strict=True)
+        ]
         embeddings = torch.cat(vectors, dim=-1)
         if self.training and self.dropout > 0:
             # Whole columns of the grid are dropped, as in stock Reformer.

@@ -10,27 +10,28 @@ autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see wh
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 
 
-# In exact mode residual updates are rounded to multiples of this. Sums of such numbers below 1024 are exact in
-# float32, and so is the inversion of the layer. Streams beyond that are inverted to within a unit in the last place.
-GRID = 2.0**-14
+# In exact mode streams are multiples of these, by dtype. Sums of such numbers are exact below 1024 in float32 and
+# below 131,072 in float64, and so is the inversion of a layer. Beyond, it is right to within a unit in the last place.
+GRID = {torch.float32: 2.0**-14, torch.float64: 2.0**-36}
 
 
 class RoundToGrid(torch.autograd.Function):
-    """Rounds to multiples of `GRID`, in float32 at least; the gradient passes unchanged."""
+    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; the gradient passes unrounded."""
 
     @staticmethod
-    def forward(ctx, numbers: torch.Tensor) -> torch.Tensor:
-        wide = numbers.to(torch.promote_types(numbers.dtype, torch.float32))
-        return (wide / GRID).round_().mul_(GRID)
+    def forward(ctx, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        ctx.dtype = numbers.dtype
+        return (numbers.to(dtype) / GRID[dtype]).round_().mul_(GRID[dtype])
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient
+    def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient.to(ctx.dtype), None
 
 
 class _PassCast(torch.autograd.Function):
@@ -68,6 +69,7 @@ class ReversibleTape:
         self._streams = None
         self.put_out(-1, streams, kept=True)
 
+    @torch.compiler.disable
     def put_out(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
         """Note a layer's output, and whether its backward can do without the layer above to recover it."""
         # Gradient checkpointing runs layers again; the forward pass is over by then.
@@ -75,6 +77,7 @@ class ReversibleTape:
             self._last_put_out = layer_idx
             self._put_out[layer_idx] = streams, _state_of(streams), kept
 
+    @torch.compiler.disable
     def take_in(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """A layer's input: what the layer below has put out, given what arrived of it."""
         if layer_idx - 1 not in self._put_out:
@@ -139,10 +142,10 @@ class ReversibleLayerCall:
     autocast: dict = field(default_factory=dict)
 
     def add(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        return stream + (RoundToGrid.apply(update) if self.on_grid else update)
+        return stream + (RoundToGrid.apply(update, stream.dtype) if self.on_grid else update)
 
     def subtract(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        return stream - (RoundToGrid.apply(update) if self.on_grid else update)
+        return stream - (RoundToGrid.apply(update, stream.dtype) if self.on_grid else update)
 
 
 def run_layer(
@@ -154,11 +157,24 @@ def run_layer(
     With `reversible` it stores nothing for backward but what `call` says; without, ordinary autograd stores what it
     needs. The numbers are the same.
     """
-    if not (reversible and torch.is_grad_enabled()):
-        y1 = call.add(x1, call.attention(x2))
-        return y1, call.add(x2, call.feed_forward(y1))
+    if reversible and torch.is_grad_enabled():
+        return _run_reversibly(call, x1, x2)
+    y1 = call.add(x1, call.attention(x2))
+    return y1, call.add(x2, _piece_by_piece(call.feed_forward, call.feed_forward, y1))
+
+
+# `torch.compile` of a whole model would compile forward and not the recomputation in backward, which then drew other
+# random numbers and rounded differently. Attention and feed-forward that are compiled by themselves stay so in both.
+@torch.compiler.disable
+def _run_reversibly(call, x1, x2):
     parameters = (*call.attention_module.parameters(), *call.feed_forward.parameters())
     return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
+
+
+def _piece_by_piece(feed_forward, module, y1):
+    # As backward does it, so that forward draws the same random numbers and a compiled module is the same program.
+    pieces = [feed_forward(piece) for piece in module.split(y1)]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 class ReversibleLayerFunction(torch.autograd.Function):
@@ -170,10 +186,10 @@ class ReversibleLayerFunction(torch.autograd.Function):
         call.autocast = _autocast_state(device)
         if call.replays_random_numbers:
             call.random_states = [_random_state(device)]
-        y1 = call.add(x1, call.attention(x2))
+        y1 = call.add(x1, _compute(call, call.attention, x2))
         if call.replays_random_numbers:
             call.random_states.append(_random_state(device))
-        y2 = call.add(x2, call.feed_forward(y1))
+        y2 = call.add(x2, _piece_by_piece(partial(_compute, call, call.feed_forward), call.feed_forward, y1))
         ctx.call = call
         if call.stores_output:
             ctx.save_for_backward(y1, y2)
@@ -196,6 +212,20 @@ class ReversibleLayerFunction(torch.autograd.Function):
         if call.layer_idx > 0:
             call.tape.put(call.layer_idx - 1, (x1, x2))
         return None, y1_grad, x2_grad, *attention_grads, *feed_forward_grads
+
+
+def _compute(call, function, inputs):
+    """
+    `function(inputs)`, without its graph.
+
+    What is compiled runs as in `_recompute`, so that it is the same program: one made for inference may round and draw
+    random numbers in another way.
+    """
+    modules = (*call.attention_module.modules(), *call.feed_forward.modules())
+    if all(module._compiled_call_impl is None for module in modules):
+        return function(inputs)
+    with torch.enable_grad(), torch.autocast(**call.autocast):
+        return function(inputs.detach().requires_grad_()).detach()
 
 
 def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
@@ -234,7 +264,7 @@ def _recompute(call, function, inputs, parameters, output_grad):
 
 def _state_of(streams):
     # Wrappers of modules may pass views on; they share memory and version with what they show.
-    return [(stream.data_ptr(), stream._version) for stream in streams]
+    return [(id(stream.untyped_storage()), stream.storage_offset(), stream._version) for stream in streams]
 
 
 def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:

@@ -39,10 +39,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if others:
             self.parts.append(torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=betas))
         super().__init__([group for part in self.parts for group in part.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on this optimizer's groups, one each, and its state: to others it is one optimizer."""
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step of each part; the parts share this optimizer's groups, and with them its learning rate."""
+        """One step of each part."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -51,22 +57,17 @@ class MuonWithAdamW(torch.optim.Optimizer):
             part.step()
         return loss
 
-    def state_dict(self) -> dict[str, Any]:
-        """The states of the parts, in their order."""
-        return {"parts": [part.state_dict() for part in self.parts]}
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
             ValueError: if another optimizer gave it.
         """
-        states = state_dict.get("parts", ())
-        if len(states) != len(self.parts):
+        kinds = ["ns_steps" in group for group in state_dict.get("param_groups", ())]
+        if kinds != ["ns_steps" in group for group in self.param_groups]:
             raise ValueError(
-                f"This state has {len(states)} parts and not the {len(self.parts)} of Muon with AdamW: it is from "
-                "another optimizer. Resume with the optimizer the run began with (--muon)."
+                "This state is not of Muon with AdamW, but of another optimizer. Resume with the optimizer the run "
+                "began with (--muon)."
             )
-        for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        super().load_state_dict(state_dict)
+        self._share()

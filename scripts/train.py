@@ -5,14 +5,17 @@ Train a Reformer, causal or masked, with the Trainer, and measure it in bits per
     python scripts/train.py settings.yaml
     accelerate launch scripts/train.py --output_dir runs/mine --dataset_name my_dataset --text_column content
 
-Every argument has a default: the recipe's (recipe.py), and for text the standard library of the running Python.
+Every argument has a default: the recipe's (recipe.py), and for text the standard library of the running Python. For
+many GPUs see docs/distributed.md.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType
 from bits_per_byte import bits_per_byte, reference_figures
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
@@ -183,6 +186,21 @@ def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
     return wanted
 
 
+def check_strategy(arguments: ReformerTrainingArguments) -> None:
+    """Refuse what `accelerate launch` may ask for and cannot have."""
+    if arguments.muon and arguments.deepspeed_plugin is not None:
+        raise ValueError(
+            "muon is True, but DeepSpeed flattens the matrices that Muon works on. Train with AdamW (--muon False and "
+            "a learning_rate to match), or shard with FSDP instead (scripts/accelerate/fsdp2.yaml)."
+        )
+    on_cpu = arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
+    if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "accelerate shards with FSDP on accelerators only, and here it would train without. Use GPUs, or "
+            "scripts/accelerate/ddp.yaml."
+        )
+
+
 def train(
     model_arguments: ModelArguments,
     recipe: ModelRecipe,
@@ -195,6 +213,7 @@ def train(
     The output folder then holds the model (safetensors), its tokenizer, README.md (the model card), loss_curve.png and
     training_log.json.
     """
+    check_strategy(training_arguments)
     checkpoint = find_checkpoint(training_arguments)
     tokenizer = load_tokenizer(model_arguments)
     if training_arguments.disable_tqdm or training_arguments.process_index > 0:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from transformers.utils import logging
+from two_ranks import TwoRanks
 
 
 @pytest.fixture(autouse=True)
@@ -33,3 +34,11 @@ def global_state():
     torch.set_rng_state(torch_rng)
     np.random.set_state(numpy_rng)
     random.setstate(python_rng)
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory):
+    """Two processes that compute together."""
+    ranks = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
+    yield ranks
+    ranks.close()

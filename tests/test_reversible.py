@@ -4,38 +4,22 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from allocations import Allocations
-from tiny_models import DROPOUT, STACKS, VOCAB, make_model
+from reversible_models import (
+    BATCH,
+    HIDDEN,
+    IMPLEMENTATIONS,
+    LENGTH,
+    add_lora,
+    gradients_of,
+    layers_of,
+    make,
+    make_inputs,
+)
+from tiny_models import DROPOUT, STACKS
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
-from hf_reformer.modeling import reversible as reversible_module
-from hf_reformer.modeling.lsh_operator import LSH_IMPLEMENTATIONS
-from hf_reformer.modeling.reversible import RoundToGrid
-
-
-IMPLEMENTATIONS = sorted(LSH_IMPLEMENTATIONS)
-BATCH, LENGTH, HIDDEN = 2, 37, 32
-
-
-def layers_of(model):
-    return model.reformer.encoder.layers
-
-
-def make(reversible, model_class=ReformerForCausalLM, dtype=torch.float64, **changes):
-    return make_model(model_class, reversible=reversible, **changes).train().to(dtype)
-
-
-def make_inputs(model_class=ReformerForCausalLM, length=LENGTH, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(length)
-    embeds = torch.randn(BATCH, length, HIDDEN, generator=generator, dtype=torch.float64)
-    shape = (BATCH,) if model_class is ReformerForSequenceClassification else (BATCH, length)
-    labels = torch.randint(3 if len(shape) == 1 else VOCAB, shape, generator=generator)
-    return {"inputs_embeds": embeds.to(dtype).requires_grad_(), "labels": labels}
 
 
 # What is done with the model. Each returns tensors to compare, beside the gradients that it leaves.
@@ -82,6 +66,16 @@ def gradients_of_one_layer_then_of_all(model, inputs):
     return {"alone": alone}
 
 
+def three_optimizer_steps(model, inputs):
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), {}
+    for step in range(3):
+        optimizer.zero_grad()
+        losses[f"loss {step}"] = model(**inputs).loss
+        losses[f"loss {step}"].backward()
+        optimizer.step()
+    return losses | dict(model.named_parameters())
+
+
 def one_hidden_state(model, inputs):
     hidden_states = model(**inputs, output_hidden_states=True).hidden_states
     hidden_states[1].pow(2).sum().backward()
@@ -117,27 +111,6 @@ def freeze(*parts):
                 parameter.requires_grad_(False)
 
     return prepare
-
-
-class Adapter(nn.Module):
-    """A low-rank addition with a dropout of its own to a frozen linear map."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.linear, self.dropout = linear, nn.Dropout(0.3)
-        self.down = nn.Linear(linear.in_features, 2, bias=False)
-        self.up = nn.Linear(2, linear.out_features, bias=False)
-
-    def forward(self, hidden_states):
-        return self.linear(hidden_states) + self.up(self.down(self.dropout(hidden_states)))
-
-
-def add_adapters(model):
-    model.requires_grad_(False)
-    for layer in layers_of(model):
-        layer.attention.self_attention.value = Adapter(layer.attention.self_attention.value)
-        layer.feed_forward.dense.dense = Adapter(layer.feed_forward.dense.dense)
-    model.double().train()
 
 
 def add_unused_parameters(model):
@@ -196,12 +169,16 @@ VARIANTS = {
     "frozen feed-forward": Variant(DROPOUT | {"chunk_size_feed_forward": 8}, prepare=freeze("feed_forward")),
     "all frozen but the head": Variant(DROPOUT, prepare=freeze("reformer.")),
     "unused parameters": Variant({"chunk_size_feed_forward": 8}, prepare=add_unused_parameters),
-    "adapters": Variant({"chunk_size_feed_forward": 8}, prepare=add_adapters),
+    "LoRA": Variant({"attn_layers": STACKS["mixed"]} | DROPOUT, prepare=add_lora),
+    "LoRA, chunked feed-forward": Variant({"chunk_size_feed_forward": 8}, prepare=add_lora),
+    "LoRA, word ids": Variant(DROPOUT, prepare=add_lora, compute=word_ids),
+    "exact inversion": Variant(DROPOUT | {"exact_inversion": True}),
     "hooks inside layers": Variant({"chunk_size_feed_forward": 8}, prepare=steer_inside_layers),
     "hook behind a frozen start": Variant(DROPOUT, prepare=change_the_output_of_a_frozen_start, compute=word_ids),
     "some parameters": Variant(DROPOUT, compute=gradients_of_some_parameters),
     "one layer, then all": Variant(DROPOUT, compute=gradients_of_one_layer_then_of_all),
     "backward twice": Variant(DROPOUT, compute=backward_twice),
+    "three steps, fresh rotations": Variant(DROPOUT, compute=three_optimizer_steps),
     "two forwards": Variant(DROPOUT, compute=two_forwards_and_their_sum),
     "accumulated rows": Variant(DROPOUT, compute=accumulate_over_rows),
     "one hidden state": Variant(DROPOUT, compute=one_hidden_state),
@@ -218,12 +195,11 @@ VARIANTS = {
 def evaluate(variant, reversible, implementation):
     """What the variant computes, and every gradient it leaves."""
     model = make(reversible, variant.model_class, attn_implementation=implementation, **variant.config)
-    variant.prepare(model)
+    model = variant.prepare(model) or model
     inputs = make_inputs(variant.model_class)
     torch.manual_seed(3)
     results = variant.compute(model, inputs | variant.inputs)
-    leaves = {"inputs_embeds": inputs["inputs_embeds"], **dict(model.named_parameters())}
-    results |= {f"gradient of {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    results |= {f"gradient of {name}": gradient for name, gradient in gradients_of(model, inputs).items()}
     return {name: tensor.detach() for name, tensor in results.items()}, torch.get_rng_state()
 
 
@@ -239,113 +215,13 @@ def test_equals_ordinary_autograd(name, implementation):
     assert torch.equal(state, expected_state)
 
 
-def relative_error(actual, expected):
-    """Of all gradients together."""
-    difference = sum((actual[name].double() - tensor).pow(2).sum() for name, tensor in expected.items())
-    return (difference / sum(tensor.pow(2).sum() for tensor in expected.values())).sqrt()
-
-
-@pytest.fixture
-def fixed_buckets(monkeypatch):
-    """Hashing may turn a rounding error into another bucket; these are the same in every precision."""
-
-    def hash_vectors(vectors, rotations, num_buckets):
-        shape = (vectors.shape[0], vectors.shape[2], rotations.shape[2], vectors.shape[1])
-        return torch.randint(8, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-
-    monkeypatch.setattr("hf_reformer.modeling.lsh_attention.hash_vectors", hash_vectors)
-
-
-def gradients_in(dtype, reversible, autocast=False, backward_in_autocast=False, **changes):
-    # Linear maps of about unit gain: with larger ones every difference grows with depth, also that of an inversion.
-    model = make(reversible, dtype=dtype, attn_layers=["local", "lsh"] * 3, initializer_range=0.2, **changes)
-    inputs = make_inputs(dtype=dtype)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = model(**inputs).loss
-        if backward_in_autocast:
-            loss.backward()
-    if not backward_in_autocast:
-        loss.backward()
-    leaves = {"inputs_embeds": inputs["inputs_embeds"], **dict(model.named_parameters())}
-    return {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-
-
-LOW_PRECISION = {
-    "float32": {"dtype": torch.float32},
-    "bfloat16 autocast": {"dtype": torch.float32, "autocast": True},
-    "backward in autocast, too": {"dtype": torch.float32, "autocast": True, "backward_in_autocast": True},
-    "bfloat16 autocast, chunked": {"dtype": torch.float32, "autocast": True, "chunk_size_feed_forward": 8},
-    "bfloat16 weights": {"dtype": torch.bfloat16},
-}
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", LOW_PRECISION)
-def test_low_precision_is_as_good_as_ordinary_autograd_in_it(case, implementation, fixed_buckets):
-    options = LOW_PRECISION[case] | {"attn_implementation": implementation}
-    exact = gradients_in(torch.float64, False, attn_implementation=implementation)
-    ordinary, actual = (gradients_in(reversible=reversible, **options) for reversible in (False, True))
-    assert actual.keys() == ordinary.keys() == exact.keys()
-    assert all(actual[name].dtype == gradient.dtype for name, gradient in ordinary.items())
-    assert 0 < relative_error(actual, exact) <= 2 * relative_error(ordinary, exact)
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", ["autocast", "autocast and maps", "weights"])
-def test_low_precision_inverts_bit_by_bit_at_any_depth(case, implementation, monkeypatch):
-    """Also the float32 streams: hashing 24 layers deep then meets the very numbers of the forward pass."""
-    model = make(
-        True,
-        dtype=torch.bfloat16 if case == "weights" else torch.float32,
-        attn_layers=["local", "lsh", "full", "lsh"] * 6,
-        attn_implementation=implementation,
-        **DROPOUT,
-    )
-    original, recovered = {}, {}
-    for layer in layers_of(model):
-        layer.register_forward_pre_hook(lambda module, args: original.update({module.layer_idx: args[:2]}))
-    invert_attention = reversible_module._invert_attention
-
-    def spy(call, y1, x2, *args):
-        x1, *rest = invert_attention(call, y1, x2, *args)
-        recovered[call.layer_idx] = (x1, x2)
-        return x1, *rest
-
-    monkeypatch.setattr(reversible_module, "_invert_attention", spy)
-    inputs = make_inputs(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16, enabled=case != "weights"):
-        loss = model(**inputs, output_attentions=case == "autocast and maps").loss
-    loss.backward()
-    assert len(recovered) == len(original) == 24
-    for layer_idx, streams in original.items():
-        for before, after in zip(streams, recovered[layer_idx], strict=True):
-            assert before.dtype == torch.float32
-            assert torch.equal(before, after), layer_idx
-
-
-def test_sums_on_the_grid_are_exact_below_1024():
-    stream, update = 500 * torch.rand(2, 1_000_000) * torch.randint(2, (2, 1_000_000)).sub(0.5).sign()
-    stream = RoundToGrid.apply(stream)
-    total = stream + RoundToGrid.apply(update)
-    assert total.abs().max() > 900
-    assert torch.equal(total - RoundToGrid.apply(update), stream)
-
-
-@pytest.mark.parametrize("case", ["bfloat16 autocast", "bfloat16 weights"])
-def test_the_grid_costs_no_accuracy(case, fixed_buckets, monkeypatch):
-    exact = gradients_in(torch.float64, False)
-    with_grid = relative_error(gradients_in(reversible=False, **LOW_PRECISION[case]), exact)
-    monkeypatch.setattr(reversible_module, "GRID", 2.0**-100)
-    without = relative_error(gradients_in(reversible=False, **LOW_PRECISION[case]), exact)
-    # Rounding errors of either kind vary; those of the grid would add up to more if they were as large.
-    assert with_grid <= 1.2 * without
-
-
-def test_streams_below_low_precision_layers_are_float32():
-    model = make(True, dtype=torch.bfloat16)
-    output = model(**make_inputs(dtype=torch.bfloat16), output_hidden_states=True)
-    assert {state.dtype for state in output.hidden_states} == {torch.float32}
-    assert output.logits.dtype == torch.bfloat16
+def test_every_adapter_learns():
+    """All that `add_lora` adds: two factors for each of the projections of each layer."""
+    model, inputs = add_lora(make(True, attn_layers=STACKS["mixed"])), make_inputs()
+    model(**inputs).loss.backward()
+    gradients = {name: gradient for name, gradient in gradients_of(model, inputs).items() if "lora" in name}
+    assert len(gradients) == 2 * sum({"lsh": 2, "local": 3, "full": 3}[kind] + 3 for kind in STACKS["mixed"])
+    assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
 
 
 # Memory.
@@ -549,51 +425,3 @@ def test_differentiating_twice_is_refused():
     hidden_state = model(**inputs, output_hidden_states=True).hidden_states[-1]
     with pytest.raises(RuntimeError, match=r"differentiated twice.*config.reversible=False"):
         torch.autograd.grad(hidden_state.sum(), inputs["inputs_embeds"], create_graph=True)
-
-
-# Many processes.
-
-
-def train_twice(model, ids):
-    for _ in range(2):
-        model.zero_grad()
-        model(ids, labels=ids).loss.backward()
-
-
-def work(rank, folder):
-    """One of two processes: trains on one of two rows."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    ids = make_inputs()["labels"][rank, None]
-    parallel = nn.parallel.DistributedDataParallel(make(True, **DISTRIBUTED))
-    train_twice(parallel, ids)
-    gradients = {"ddp": {name: parameter.grad for name, parameter in parallel.module.named_parameters()}}
-
-    sharded, mesh = make(True, **DISTRIBUTED), init_device_mesh("cpu", (2,))
-    for layer in layers_of(sharded):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    train_twice(sharded, ids)
-    gradients["fsdp2"] = {name: parameter.grad.full_tensor() for name, parameter in sharded.named_parameters()}
-    if rank == 0:
-        torch.save(gradients, f"{folder}/gradients.pt")
-    dist.destroy_process_group()
-
-
-DISTRIBUTED = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_feed_forward": 8}
-
-
-@pytest.fixture(scope="module")
-def gradients_of_two_processes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
-    return torch.load(folder / "gradients.pt")
-
-
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_equal_one(kind, gradients_of_two_processes):
-    model = make(False, **DISTRIBUTED)
-    train_twice(model, make_inputs()["labels"])
-    actual = gradients_of_two_processes[kind]
-    for name, parameter in model.named_parameters():
-        assert (actual[name] - parameter.grad).norm() <= 1e-10 * parameter.grad.norm(), name

@@ -1,0 +1,246 @@
+"""
+Predicts the memory of a training step without allocating it.
+
+The model's own step runs with fake tensors, which have shapes and no memory, while a ledger keeps account of them. So
+the prediction follows what the code does; there is no formula to keep up to date.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from ..configuration.configuration_reformer import ReformerConfig
+from .allocations import Allocation, AllocationLedger
+
+
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "none": None}
+
+PARAMETERS, GRADIENTS, ACTIVATIONS = "parameters", "gradients", "activations"
+OPTIMIZER_STATE, OPTIMIZER_STEP = "optimizer state", "optimizer step"
+KIND_OF_ATTENTION = {"lsh": "LSH", "local": "local", "full": "full"}
+
+
+# trf-ignore: TRF031 these options go in, they are no output
+@dataclass(frozen=True)
+class TrainingSetup:
+    """
+    How a language model is trained, as far as memory depends on it.
+
+    Attributes:
+        batch_size, length: Rows of a batch, and tokens of each; by default as many as the config allows.
+        dtype: Of the parameters.
+        autocast_dtype: What autocast computes in, or None without it.
+        optimizer: One of `OPTIMIZERS`, or a function that makes a `torch.optim.Optimizer` for a model.
+        gradient_accumulation_steps: Batches per step of the optimizer.
+        device: Type of the device. Memory is predicted for the operators that run there, so it must be there.
+
+    Raises:
+        ValueError: A value that cannot be trained with.
+    """
+
+    batch_size: int = 1
+    length: int | None = None
+    dtype: torch.dtype = torch.float32
+    autocast_dtype: torch.dtype | None = None
+    optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw"
+    gradient_accumulation_steps: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self):
+        for name in ("batch_size", "length", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+        if not self.dtype.is_floating_point:
+            raise ValueError(f"`dtype` must be a floating-point type, but got {self.dtype}.")
+        if self.autocast_dtype not in (None, torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"`autocast_dtype` must be torch.bfloat16, torch.float16 or None, but got {self.autocast_dtype}."
+            )
+        if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"`optimizer` must be one of {sorted(OPTIMIZERS)} or a function of the model, but got "
+                f"{self.optimizer!r}."
+            )
+        if self.device != "cpu" and not torch.get_device_module(self.device).is_available():
+            raise ValueError(f"`device` is {self.device!r}, which this machine does not have. Give 'cpu'.")
+
+
+class TrainingStep:
+    """
+    A language model, its optimizer and a batch of random tokens; calling it makes one step, like any but the first.
+
+    It is causal if `config.is_decoder`, else masked. Runs with real tensors, or under `FakeTensorMode` with fake ones.
+    """
+
+    def __init__(self, config: ReformerConfig, setup: TrainingSetup):
+        self.setup = setup
+        auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
+        with torch.device(setup.device):
+            self.model = auto_class.from_config(deepcopy(config), dtype=setup.dtype).train()
+        length = config.max_sequence_length if setup.length is None else setup.length
+        self.input_ids = torch.randint(config.vocab_size, (setup.batch_size, length), device=setup.device)
+        self.optimizer = None
+
+    def make_optimizer(self):
+        """Make the optimizer and let it allocate its state."""
+        make = OPTIMIZERS.get(self.setup.optimizer, self.setup.optimizer)
+        if make is None:
+            return
+        self.optimizer = make(self.model if make is self.setup.optimizer else self.model.parameters())
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def __call__(self):
+        self.accumulate_gradients()
+        self.update_parameters()
+
+    def accumulate_gradients(self):
+        """Forward and backward, for as many batches as make a difference."""
+        setup = self.setup
+        enabled = setup.autocast_dtype is not None
+        for _ in range(min(setup.gradient_accumulation_steps, 2)):
+            with torch.autocast(setup.device, setup.autocast_dtype, enabled=enabled):
+                loss = self.model(self.input_ids, labels=self.input_ids).loss
+            loss.backward()
+
+    def update_parameters(self):
+        """What the optimizer does once the gradients are there."""
+        if self.optimizer is not None:
+            self.optimizer.step()
+        self.model.zero_grad()
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """
+    Tensors alike that are in memory at the peak.
+
+    Attributes:
+        purpose: "parameters", "gradients", "optimizer state", "activations" or "optimizer step".
+        place: The part of the model that made them, in words.
+        name: What they are called in the code, or the operation that made them.
+        shape, dtype: Of each.
+        count, nbytes: Of all together.
+    """
+
+    purpose: str
+    place: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    count: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """
+    The memory of a training step at its peak, in bytes.
+
+    Attributes:
+        peak: All of it, the sum of the following four.
+        parameters: Of the model, with its buffers.
+        gradients: Of the parameters, as far as they are there at the peak.
+        optimizer_state: What the optimizer keeps from step to step.
+        activations: Everything else.
+        groups: The tensors, largest group first.
+    """
+
+    peak: int
+    parameters: int
+    gradients: int
+    optimizer_state: int
+    activations: int
+    groups: tuple[TensorGroup, ...]
+
+
+def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
+    """
+    Predict the peak memory of a training step of a language model, without allocating it.
+
+    Args:
+        config: Of a causal language model if `is_decoder` is set, else of a masked one.
+        **setup: The attributes of `TrainingSetup`.
+
+    Returns:
+        The peak, what it is made of, and the tensors in it. What PyTorch's kernels need for themselves, the memory
+        that an allocator does not give back, and Python's own are not part of it.
+
+    Raises:
+        ValueError: A value of the setup that cannot be trained with, or an input longer than the model takes.
+
+    Example:
+
+    >>> from hf_reformer import ReformerConfig, estimate_memory
+    >>> config = ReformerConfig(is_decoder=True, attn_layers=["local", "lsh"], chunk_size_lm_head=1024)
+    >>> estimate = estimate_memory(config, length=4096, optimizer="adamw")
+    >>> estimate.peak / 2**20 < 400
+    True
+    """
+    setup = TrainingSetup(**setup)
+    with FakeTensorMode(), AllocationLedger(PARAMETERS) as ledger:
+        step = TrainingStep(config, setup)
+        ledger.find(step.input_ids).purpose = ACTIVATIONS
+        ledger.purpose = OPTIMIZER_STATE
+        step.make_optimizer()
+        ledger.purpose = ACTIVATIONS
+        ledger.restart_peak()
+        with ledger.watch_modules(step.model):
+            step.accumulate_gradients()
+        for name, parameter in step.model.named_parameters():
+            ledger.find(parameter).module = name
+            if parameter.grad is not None:
+                gradient = ledger.find(parameter.grad)
+                gradient.module, gradient.purpose = name, GRADIENTS
+        ledger.purpose = OPTIMIZER_STEP
+        step.update_parameters()
+    groups = _group(ledger.at_peak(), step.model.config)
+    standing = [
+        sum(group.nbytes for group in groups if group.purpose == purpose)
+        for purpose in (PARAMETERS, GRADIENTS, OPTIMIZER_STATE)
+    ]
+    return MemoryEstimate(ledger.peak, *standing, ledger.peak - sum(standing), groups)
+
+
+def _group(allocations: Iterable[Allocation], config: ReformerConfig) -> tuple[TensorGroup, ...]:
+    groups, layers = {}, {}
+    for allocation in allocations:
+        part, layer = _part_of_model(allocation, config)
+        key = allocation.purpose, part, allocation.name, allocation.shape, allocation.dtype
+        groups.setdefault(key, []).append(allocation.nbytes)
+        layers.setdefault(key, set()).add(layer)
+    return tuple(
+        TensorGroup(purpose, part + _of_layers(layers[key]), name, shape, dtype, len(sizes), sum(sizes))
+        for key, sizes in sorted(groups.items(), key=lambda item: -sum(item[1]))
+        for purpose, part, name, shape, dtype in [key]
+    )
+
+
+def _part_of_model(allocation: Allocation, config: ReformerConfig) -> tuple[str, int | None]:
+    """The part of the model that a module belongs to, and the number of the layer it is in, if any."""
+    module = allocation.module
+    if not module:
+        return "input and loss" if allocation.purpose == ACTIVATIONS else "", None
+    in_layer = re.search(r"encoder\.layers\.(\d+)\.?(\w*)", module)
+    if in_layer is None:
+        parts = {"lm_head": "head", "embeddings": "embeddings", "encoder": "end of the stack"}
+        return next((words for name, words in parts.items() if name in module.split(".")), "model"), None
+    layer, part = int(in_layer[1]), in_layer[2]
+    if part == "attention":
+        return f"{KIND_OF_ATTENTION[config.attn_layers[layer]]} attention", layer
+    return "feed-forward" if part else "reversible residuals", layer
+
+
+def _of_layers(layers: set[int | None]) -> str:
+    if None in layers:
+        return ""
+    return f" of layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, sorted(layers)))}"

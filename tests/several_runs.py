@@ -1,0 +1,27 @@
+"""Runs scripts/train.py once for each list of arguments; the command line gives a JSON list of them."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer import DEFAULT_CALLBACKS
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+
+from train import main
+
+
+class OwnRandomNumbers(TrainerCallback):
+    """The Trainer gives all ranks the same random numbers. Here each has its own, so that it must get its own back."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        torch.manual_seed(args.seed + 1000 * args.process_index)
+
+
+if __name__ == "__main__":
+    DEFAULT_CALLBACKS.append(OwnRandomNumbers)
+    for arguments in json.loads(sys.argv[1]):
+        main(arguments)

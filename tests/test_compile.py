@@ -1,0 +1,334 @@
+"""torch.compile of the layers and of whole models trains with the same gradients; torch.export keeps the outputs."""
+
+import pytest
+import torch
+from reversible_models import BATCH, LENGTH, gradients_of, layers_of, make, make_inputs
+from tiny_models import DROPOUT, STACKS, make_model, random_ids
+from transformers import Trainer, TrainingArguments
+
+from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
+from hf_reformer.modeling import reversible as reversible_module
+
+
+MIXED = {"attn_layers": STACKS["mixed"]}
+RIGHT = torch.arange(LENGTH) < torch.tensor([LENGTH, 20])[:, None]
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    torch.compiler.reset()
+
+
+class Counter:
+    """A backend that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph.forward
+
+
+def one_seed_per_call(graph, inputs):
+    """A backend that draws from the default generator once for each call of a graph, as Inductor does on a GPU."""
+
+    def run(*args):
+        seed = torch.randint(2**31, ()).item()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return graph(*args)
+
+    return run
+
+
+def compile_layers(model, backend="aot_eager"):
+    """Attention and feed-forward of each layer, each as a single graph."""
+    for layer in layers_of(model):
+        layer.attention.compile(fullgraph=True, backend=backend)
+        layer.feed_forward.compile(fullgraph=True, backend=backend)
+
+
+def train(model, call=None, autocast=False, length=LENGTH, **inputs):
+    """Loss, gradients, and the generator's state after one step."""
+    torch.manual_seed(3)
+    inputs = make_inputs(length=length, dtype=model.dtype) | inputs
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = (model if call is None else call)(**inputs).loss
+    loss.backward()
+    return {"loss": loss.detach(), **gradients_of(model, inputs)}, torch.get_rng_state()
+
+
+def assert_equal_training(actual, expected):
+    actual, expected = actual[0], expected[0]
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (actual[name] - tensor).norm() <= 1e-10 * tensor.norm(), name
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """What each layer took in, and what its backward recovered of it: two dictionaries by layer."""
+    taken, recovered = {}, {}
+    invert_attention = reversible_module._invert_attention
+    run_layer = reversible_module._run_reversibly
+
+    def run(call, x1, x2):
+        taken[call.layer_idx] = torch.stack([x1, x2]).detach()
+        return run_layer(call, x1, x2)
+
+    def invert(call, y1, x2, *args):
+        x1, *rest = invert_attention(call, y1, x2, *args)
+        recovered[call.layer_idx] = torch.stack([x1, x2])
+        return x1, *rest
+
+    monkeypatch.setattr(reversible_module, "_run_reversibly", torch.compiler.disable(run))
+    monkeypatch.setattr(reversible_module, "_invert_attention", invert)
+    return taken, recovered
+
+
+# Attention and feed-forward compiled, layer by layer.
+
+
+LSH = {"attn_layers": ["lsh"]}
+CASES = {
+    "causal": ("aot_eager", MIXED, {}),
+    "bidirectional": ("eager", MIXED | {"model_class": ReformerForMaskedLM}, {"attention_mask": RIGHT}),
+    "padding": ("eager", MIXED, {"attention_mask": RIGHT.flip(1)}),
+    "without the circle": ("eager", MIXED | {"circular_look_around": False}, {"attention_mask": RIGHT}),
+    "attention maps": ("eager", MIXED, {"output_attentions": True}),
+    "chunked feed-forward": ("aot_eager", {"attn_layers": ["local"], "chunk_size_feed_forward": 8}, {}),
+    "as in the paper": ("eager", LSH | {"attend_across_buckets": False, "allow_duplicate_attention": False}, {}),
+    "one round": ("eager", LSH | {"num_hashes": 1}, {}),
+    "factors": ("eager", LSH | {"num_buckets": [4, 6]}, {}),
+    "buckets by length": ("eager", LSH | {"num_buckets": None}, {}),
+    "exact attention": ("eager", LSH | {"full_attention_threshold": 64}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_compiled_layers_train_with_the_same_gradients(case):
+    backend, config, inputs = CASES[case]
+    config = DROPOUT | config
+    expected = train(make(False, **config), **inputs)
+    model = make(True, **config)
+    compile_layers(model, backend)
+    actual = train(model, **inputs)
+    assert_equal_training(actual, expected)
+    assert torch.equal(actual[1], expected[1])
+
+
+def test_compiled_layers_under_ordinary_autograd():
+    config = LSH | DROPOUT | {"chunk_size_feed_forward": 8}
+    model = make(False, **config)
+    compile_layers(model)
+    assert_equal_training(train(model), train(make(False, **config)))
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_compiled_layers_under_autocast(reversible):
+    """Bit by bit: the steps are the same, and so are the casts."""
+    config = MIXED | DROPOUT | {"dtype": torch.float32}
+    expected, _ = train(make(reversible, **config), autocast=True)
+    model = make(reversible, **config)
+    compile_layers(model, "eager")
+    actual, _ = train(model, autocast=True)
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
+
+
+def test_compiled_layers_in_evaluation():
+    model = make(True, **MIXED).eval()
+    with torch.no_grad():
+        expected = model(**make_inputs()).logits
+        compile_layers(model, "eager")
+        assert torch.equal(model(**make_inputs()).logits, expected)
+
+
+def test_maps_of_compiled_reversible_layers_hold_no_graph():
+    model = make(True, attn_layers=["local", "full"])
+    compile_layers(model, "eager")
+    assert not any(weights.requires_grad for weights in model(**make_inputs(), output_attentions=True).attentions)
+
+
+def test_layers_of_a_kind_share_graphs_and_lengths_share_them_too():
+    counter = Counter()
+    model = make(True, attn_layers=STACKS["mixed"] * 3, **DROPOUT)
+    compile_layers(model, counter)
+    train(model)
+    # Local, full, feed-forward; LSH that hashes, and that repeats with given buckets.
+    assert counter.graphs == 5
+    train(model)
+    assert counter.graphs == 5
+    train(model, length=LENGTH + 16)
+    assert counter.graphs <= 10
+    graphs = counter.graphs
+    train(model, length=LENGTH + 60)
+    assert counter.graphs == graphs
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["local", "full"])
+def test_forward_runs_the_graph_of_backward(kind, autocast):
+    """And no other: two graphs need not round alike or draw alike."""
+    counter = Counter()
+    model = make(True, dtype=torch.float32, attn_layers=[kind, kind], chunk_size_feed_forward=8)
+    compile_layers(model, counter)
+    train(model, autocast=autocast, length=32)
+    assert counter.graphs == 2
+
+
+@pytest.mark.parametrize("chunk_size", [0, 8])
+def test_dropout_is_replayed_where_graphs_have_seeds_of_their_own(chunk_size):
+    config = DROPOUT | {"attn_layers": ["lsh", "full"], "chunk_size_feed_forward": chunk_size}
+    results = []
+    for reversible in (False, True):
+        model = make(reversible, **config)
+        compile_layers(model, one_seed_per_call)
+        results.append(train(model))
+    assert_equal_training(*reversed(results))
+    with pytest.raises(AssertionError):
+        assert_equal_training(train(make(False, **config)), results[0])
+
+
+def test_inductor_trains_lsh_with_the_same_gradients():
+    expected = train(make(False, **LSH))
+    model = make(True, **LSH)
+    compile_layers(model, "inductor")
+    assert_equal_training(train(model), expected)
+
+
+def test_inductor_replays_its_own_random_numbers():
+    config = DROPOUT | {"attn_layers": ["local"], "chunk_size_feed_forward": 16}
+    results = []
+    for reversible in (False, True):
+        model = make(reversible, **config)
+        compile_layers(model, "inductor")
+        results.append(train(model))
+    assert_equal_training(*reversed(results))
+
+
+def test_exact_mode_inverts_bit_by_bit_in_inductor(streams):
+    taken, recovered = streams
+    config = DROPOUT | {"dtype": torch.float32, "attn_layers": ["local", "full"] * 6}
+    model = make(True, **config)
+    compile_layers(model, "inductor")
+    train(model, autocast=True)
+    assert len(taken) == len(recovered) == 12
+    for layer_idx, tensor in taken.items():
+        assert torch.equal(recovered[layer_idx], tensor), layer_idx
+
+
+# Whole models compiled.
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_a_compiled_model_trains_with_the_same_gradients(reversible):
+    config = MIXED | DROPOUT
+    expected = train(make(False, **config), attention_mask=RIGHT)
+    model = make(reversible, **config)
+    compiled = torch.compile(model, backend="aot_eager")
+    assert_equal_training(train(model, compiled, attention_mask=RIGHT), expected)
+
+
+def test_a_compiled_model_inverts_what_it_computed(streams):
+    """Backward runs outside the compiled region, where random numbers are drawn in another way."""
+    taken, recovered = streams
+    model = make(True, **MIXED, **DROPOUT)
+    train(model, torch.compile(model, backend=one_seed_per_call))
+    assert len(taken) == len(recovered) == 3
+    for layer_idx, tensor in taken.items():
+        torch.testing.assert_close(recovered[layer_idx], tensor, rtol=0, atol=1e-10)
+
+
+def test_compiled_layers_stay_compiled_in_a_compiled_model():
+    counter = Counter()
+    model = make(True, attn_layers=["local"])
+    compile_layers(model, counter)
+    train(model, torch.compile(model, backend="eager"))
+    assert counter.graphs == 2
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_graphs_of_a_compiled_model_do_not_grow_with_depth(reversible):
+    graphs = []
+    for depth in (1, 6):
+        torch.compiler.reset()
+        counter, model = Counter(), make(reversible, attn_layers=["local", "lsh"] * depth)
+        train(model, torch.compile(model, backend=counter))
+        graphs.append(counter.graphs)
+    assert graphs[0] == graphs[1]
+
+
+@pytest.mark.parametrize("shape", [[8, 16], [4, 6, 7]])
+def test_position_tables_learn_the_same_in_inductor(shape):
+    """At a length that does not fill the rows of the grid."""
+    dims = [8, 24] if len(shape) == 2 else [8, 8, 16]
+    table = make(True, axial_pos_shape=shape, axial_pos_embds_dim=dims).reformer.embeddings.position_embeddings
+    weights = torch.randn(BATCH, LENGTH, 32, dtype=torch.float64)
+
+    def loss():
+        return (weights * table(torch.arange(LENGTH).expand(BATCH, -1))).sum()
+
+    expected = torch.autograd.grad(loss(), table.parameters())
+    for actual, gradient in zip(torch.autograd.grad(torch.compile(loss)(), table.parameters()), expected, strict=True):
+        assert (actual - gradient).norm() <= 1e-10 * gradient.norm()
+
+
+def test_trainer_compiles(tmp_path):
+    weights = []
+    for compiles in (False, True):
+        model = make(True, hash_seed=5, **MIXED, **DROPOUT)
+        arguments = TrainingArguments(
+            output_dir=tmp_path,
+            max_steps=2,
+            per_device_train_batch_size=2,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            torch_compile=compiles,
+            torch_compile_backend="aot_eager" if compiles else None,
+        )
+        torch.manual_seed(0)
+        ids = random_ids(4, LENGTH)
+        Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in ids]).train()
+        weights.append(dict(model.named_parameters()))
+    for name, weight in weights[0].items():
+        assert (weights[1][name] - weight).norm() <= 1e-10 * weight.norm(), name
+
+
+# Exported programs.
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification])
+def test_an_exported_program_repeats_the_model(model_class, masked, tmp_path):
+    """Also for other ids, and each time: the rotations do not move on."""
+    model = make_model(model_class, **MIXED)
+    inputs = {"input_ids": random_ids(BATCH, LENGTH)}
+    if masked:
+        inputs["attention_mask"] = RIGHT.flip(1).long()
+    torch.export.save(torch.export.export(model, (), inputs), tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for _ in range(2):
+        inputs["input_ids"] = random_ids(BATCH, LENGTH)
+        with torch.no_grad():
+            assert torch.equal(program(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("config", [{"hash_seed": 5}, {"num_buckets": [4, 6]}, {"num_buckets": None}], ids=str)
+def test_an_exported_program_hashes_like_the_model(config):
+    model = make_model(ReformerForCausalLM, attn_layers=["lsh"], **config)
+    ids = random_ids(BATCH, LENGTH)
+    program = torch.export.export(model, (ids,)).module()
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(program(ids).logits, model(ids).logits)
+
+
+def test_exporting_leaves_the_generator_alone():
+    model = make_model(ReformerForCausalLM, attn_layers=["lsh"])
+    before = torch.get_rng_state()
+    torch.export.export(model, (torch.full((1, LENGTH), 3),))
+    assert torch.equal(torch.get_rng_state(), before)

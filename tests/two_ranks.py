@@ -1,0 +1,98 @@
+"""Two processes that compute together over gloo, started once and given one job after the other."""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+
+WORLD_SIZE = 2
+# Ranks may wait for each other forever when one has failed; no job takes this long.
+TIMEOUT_SECONDS = 120
+
+
+class TwoRanks:
+    """
+    Runs a job on both ranks, each in a process of its own with one thread.
+
+    Args:
+        folder: An empty folder, in which the ranks find each other.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._jobs = 0
+        self._processes, self._connections = [], []
+
+    def run(self, job: Callable[..., Any], *args) -> list[Any]:
+        """
+        What `job(rank, *args)` returns on each rank.
+
+        The job is a function of a module. After one that fails both processes begin anew.
+        """
+        if not self._processes:
+            self._start()
+        self._jobs += 1
+        results = {}
+        try:
+            for rank, connection in enumerate(self._connections):
+                connection.send((f"file://{self._folder}/{self._jobs}", job, rank, args))
+            while len(results) < WORLD_SIZE:
+                ready = wait([c for c in self._connections if c not in results], TIMEOUT_SECONDS)
+                if not ready:
+                    raise TimeoutError(f"{job.__name__} did not end within {TIMEOUT_SECONDS} s.")
+                for connection in ready:
+                    results[connection], error = connection.recv()
+                    if error:
+                        raise RuntimeError(error)
+        except BaseException:
+            self.close()
+            raise
+        return [results[connection] for connection in self._connections]
+
+    def _start(self):
+        context = multiprocessing.get_context("spawn")
+        for _ in range(WORLD_SIZE):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self._processes.append(process)
+            self._connections.append(ours)
+
+    def close(self):
+        """End both processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._connections = [], []
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a tensor, whole where it is in shards."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    """Two dictionaries of float64 tensors, but for the order of sums."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (actual[name] - tensor).norm() <= 1e-10 * tensor.norm(), name
+
+
+def _serve(connection: Connection):
+    torch.set_num_threads(1)
+    while True:
+        rendezvous, job, rank, args = connection.recv()
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD_SIZE)
+        try:
+            answer = job(rank, *args), None
+        except BaseException:
+            answer = None, f"rank {rank}: {traceback.format_exc()}"
+        connection.send(answer)
+        dist.destroy_process_group()
