@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .feed_forward import ChunkReformerFeedForward
@@ -88,7 +89,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         self.feed_forward = ChunkReformerFeedForward(config)
 
     # Compiled, it would be a program for each layer, because of the layer's number. What it calls is compiled.
-    @torch.compiler.disable(recursive=False)
+    @skip
     def forward(
         self,
         attn_output: torch.Tensor,
@@ -152,7 +153,7 @@ class ReformerEncoder(nn.Module):
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
 
-    @torch.compiler.disable(recursive=False)
+    @skip
     def forward(
         self,
         hidden_states: torch.Tensor,

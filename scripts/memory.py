@@ -114,6 +114,9 @@ def alternatives(config: ReformerConfig, setup: TrainingSetup) -> dict[str, tupl
     found = {}
     if not config.reversible:
         found["reversible=True: recompute activations"] = changed(config, reversible=True), setup
+    if config.exact_inversion is not False and setup.dtype == torch.float32 and setup.autocast_dtype is None:
+        words = "exact_inversion=False: float32 streams, which deep stacks invert less exactly"
+        found[words] = changed(config, exact_inversion=False), setup
     chunk = max(256, setup.length // 64)
     for name in ("chunk_size_feed_forward", "chunk_size_lm_head"):
         if not 0 < getattr(config, name) <= chunk < setup.length:

@@ -31,6 +31,7 @@ WIDE = "--hidden_size 512 --num_attention_heads 8 --feed_forward_size 2048 --voc
 CHUNKED = "--chunk_size_feed_forward 1024 --chunk_size_lm_head 1024"
 SIX, TWELVE, SIX_LOCAL = "local lsh " * 3, "local lsh " * 6, "local " * 6
 LONG = f"{WIDE} {CHUNKED} --local_attn_chunk_length 64"
+INEXACT = "--set exact_inversion=False"
 
 # Arguments of memory.py.
 CASES = {
@@ -43,6 +44,8 @@ CASES = {
     "--gradient_accumulation_steps 8",
     "not reversible": "--length 8192 --set reversible=False --batch_size 2",
     "bfloat16 autocast, pieces": f"--length 32768 --attn_layers {SIX} --autocast bfloat16 {LONG}",
+    "65,536 tokens, 6 layers, float32 streams": f"--length 65536 --attn_layers {SIX} {LONG} {INEXACT}",
+    "65,536 tokens, 12 layers, float32 streams": f"--length 65536 --attn_layers {TWELVE} {LONG} {INEXACT}",
     "65,536 tokens, 6 layers": f"--length 65536 --attn_layers {SIX} {LONG}",
     "65,536 tokens, 12 layers": f"--length 65536 --attn_layers {TWELVE} {LONG}",
 }
