@@ -90,6 +90,8 @@ def _serve(connection: Connection):
     while True:
         rendezvous, job, rank, args = connection.recv()
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD_SIZE)
+        # A job may end before the other rank has connected.
+        dist.barrier()
         try:
             answer = job(rank, *args), None
         except BaseException:
