@@ -89,6 +89,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         self.feed_forward = ChunkReformerFeedForward(config)
 
     # Compiled, it would be a program for each layer, because of the layer's number. What it calls is compiled.
+    # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.
     @skip
     def forward(
         self,

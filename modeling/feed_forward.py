@@ -1,5 +1,7 @@
 """The position-wise feed-forward layer, a chunk of the sequence at a time (paper section 3, "Chunking")."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -45,10 +47,14 @@ class ChunkReformerFeedForward(nn.Module):
         """`[B, L, ...]` in pieces of `chunk_size_feed_forward` tokens, the last one possibly shorter."""
         return sequence.split(self.chunk_size or sequence.shape[1], dim=1)
 
+    def map_chunks(self, function: Callable[[torch.Tensor], torch.Tensor], sequence: torch.Tensor) -> torch.Tensor:
+        """`function` of each piece that `split` makes, put together again."""
+        chunks = [function(chunk) for chunk in self.split(sequence)]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, L, hidden_size]` to `[B, L, hidden_size]`."""
-        chunks = [self.forward_chunk(chunk) for chunk in self.split(hidden_states)]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+        return self.map_chunks(self.forward_chunk, hidden_states)
 
     def forward_chunk(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`forward` for one piece of the sequence."""

@@ -160,7 +160,8 @@ def run_layer(
     if reversible and torch.is_grad_enabled():
         return _run_reversibly(call, x1, x2)
     y1 = call.add(x1, call.attention(x2))
-    return y1, call.add(x2, _piece_by_piece(call.feed_forward, call.feed_forward, y1))
+    # In pieces from the outside, as in backward: the same random numbers, and a compiled module is the same program.
+    return y1, call.add(x2, call.feed_forward.map_chunks(call.feed_forward, y1))
 
 
 # `torch.compile` of a whole model would compile forward and not the recomputation in backward, which then drew other
@@ -169,12 +170,6 @@ def run_layer(
 def _run_reversibly(call, x1, x2):
     parameters = (*call.attention_module.parameters(), *call.feed_forward.parameters())
     return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
-
-
-def _piece_by_piece(feed_forward, module, y1):
-    # As backward does it, so that forward draws the same random numbers and a compiled module is the same program.
-    pieces = [feed_forward(piece) for piece in module.split(y1)]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
 
 class ReversibleLayerFunction(torch.autograd.Function):
@@ -186,10 +181,11 @@ class ReversibleLayerFunction(torch.autograd.Function):
         call.autocast = _autocast_state(device)
         if call.replays_random_numbers:
             call.random_states = [_random_state(device)]
-        y1 = call.add(x1, _compute(call, call.attention, x2))
+        compute = _without_graph(call)
+        y1 = call.add(x1, compute(call.attention, x2))
         if call.replays_random_numbers:
             call.random_states.append(_random_state(device))
-        y2 = call.add(x2, _piece_by_piece(partial(_compute, call, call.feed_forward), call.feed_forward, y1))
+        y2 = call.add(x2, call.feed_forward.map_chunks(partial(compute, call.feed_forward), y1))
         ctx.call = call
         if call.stores_output:
             ctx.save_for_backward(y1, y2)
@@ -214,18 +210,23 @@ class ReversibleLayerFunction(torch.autograd.Function):
         return None, y1_grad, x2_grad, *attention_grads, *feed_forward_grads
 
 
-def _compute(call, function, inputs):
+def _without_graph(call):
     """
-    `function(inputs)`, without its graph.
+    How to call F and G in forward, where no graph is kept: `_without_graph(call)(function, inputs)`.
 
     What is compiled runs as in `_recompute`, so that it is the same program: one made for inference may round and draw
     random numbers in another way.
     """
     modules = (*call.attention_module.modules(), *call.feed_forward.modules())
-    if all(module._compiled_call_impl is None for module in modules):
-        return function(inputs)
-    with torch.enable_grad(), torch.autocast(**call.autocast):
-        return function(inputs.detach().requires_grad_()).detach()
+    is_compiled = any(module._compiled_call_impl is not None for module in modules)
+
+    def compute(function, inputs):
+        if not is_compiled:
+            return function(inputs)
+        with torch.enable_grad(), torch.autocast(**call.autocast):
+            return function(inputs.detach().requires_grad_()).detach()
+
+    return compute
 
 
 def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):

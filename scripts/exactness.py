@@ -11,8 +11,6 @@ docs/exactness.json, the first a chart to docs/exactness.png.
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +24,7 @@ matplotlib.use("Agg")
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from report import versions
+from report import machine, versions
 from tqdm import tqdm
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
@@ -175,12 +173,6 @@ def measure_speed(repeats: int) -> dict[str, dict[str, float]]:
     }
 
 
-def machine() -> dict[str, object]:
-    """Where this runs."""
-    threads = torch.get_num_threads()
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "threads": threads, **versions()}
-
-
 def draw_lines(axes: Axes, rows: list[dict], key: str, styles: Iterable[tuple]) -> None:
     """One line per style: precision, exact mode or not, color, line style, marker, label."""
     for precision, exact_inversion, color, line, marker, label in styles:
@@ -237,13 +229,13 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     path = arguments.output_dir / "exactness.json"
     measured = json.loads(path.read_text()) if path.is_file() else {}
-    print(machine())
+    print(machine(), versions())
     if arguments.speed:
-        measured["speed"] = {"shape": SHAPE, **machine(), "seconds": measure_speed(arguments.repeats)}
+        measured["speed"] = {"shape": SHAPE, **machine(), **versions(), "seconds": measure_speed(arguments.repeats)}
         print(json.dumps(measured["speed"], indent=2))
     else:
         shape = {"hidden_size": HIDDEN, "length": LENGTH, "batch": 2}
-        measured["errors"] = {"shape": shape, **machine(), "rows": measure_errors()}
+        measured["errors"] = {"shape": shape, **machine(), **versions(), "rows": measure_errors()}
         print(table(measured["errors"]["rows"]))
         draw(measured["errors"]["rows"], path.with_suffix(".png"))
     path.write_text(json.dumps(measured, indent=2) + "\n")

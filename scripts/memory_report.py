@@ -7,16 +7,13 @@ Predict and measure the training steps listed here, and draw docs/memory.png.
 """
 
 import json
-import os
-import platform
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
-import torch
-import transformers
 from memory import changed, estimate, make_config, make_setup, measure_in_fresh_process, parse_arguments
+from report import machine, versions
 
 from hf_reformer import estimate_memory
 
@@ -55,9 +52,8 @@ def measure_cases(names: list[str]) -> None:
     """Predict and measure the named cases, one after the other, and write the figures down."""
     old = json.loads(FIGURES.read_text(encoding="utf-8"))["cases"] if FIGURES.is_file() else {}
     figures = {
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **machine(),
+        **versions(),
         "cases": {name: old[name] for name in CASES if name in old},
     }
     for name in names or CASES:

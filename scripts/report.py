@@ -1,6 +1,7 @@
 """What a training run leaves behind for people: the loss curve, the model card, the log."""
 
 import json
+import os
 import platform
 from pathlib import Path
 from string import Template
@@ -97,6 +98,15 @@ def write_model_card(path: Path, facts: dict[str, Any], figures: dict[str, float
 def write_log(path: Path, **entries: Any) -> None:
     """Write what was asked for, measured and logged, as JSON."""
     path.write_text(json.dumps({**entries, "versions": versions()}, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def machine() -> dict[str, str | int | None]:
+    """Where a result was measured."""
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
 
 
 def versions() -> dict[str, str]:

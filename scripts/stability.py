@@ -13,8 +13,6 @@ import argparse
 import json
 import math
 import multiprocessing
-import os
-import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -32,7 +30,7 @@ from bits_per_byte import bits_per_byte
 from corpus import Corpus, DataArguments, build_corpus
 from datasets import disable_progress_bars
 from recipe import ModelRecipe, ReformerTrainingArguments, build_config
-from report import versions
+from report import machine, versions
 from train import BitsPerByteTrainer, collate_causal
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
@@ -169,19 +167,10 @@ def read_results(path: Path, settings: dict) -> list[dict]:
 
 def write_results(path: Path, settings: dict, runs: list[dict]) -> None:
     """Write what there is so far."""
-    machine = {"processor": processor(), "cores": os.cpu_count(), "threads of a run": 1}
     order = list(VARIANTS)
     runs.sort(key=lambda run: (order.index(run["variant"]), run["seed"]))
-    results = {"settings": settings, "versions": versions(), "machine": machine, "runs": runs}
+    results = {"settings": settings, "versions": versions(), "machine": {**machine(), "threads": 1}, "runs": runs}
     path.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def processor() -> str:
-    """What the processor calls itself."""
-    cpu_info = Path("/proc/cpuinfo")
-    lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def by_seed(runs: list[dict], variant: str, figure: str) -> dict[int, np.ndarray]:
@@ -271,7 +260,7 @@ def main(argv: list[str] | None = None) -> None:
             write_results(path, settings, runs)
             print(f"=== {number} of {len(jobs)} runs\n{table(runs)}", flush=True)
     draw(path.with_suffix(".png"), runs, arguments.steps)
-    print(f"\n{table(runs)}\n{versions()}\n{processor()}, {os.cpu_count()} cores")
+    print(f"\n{table(runs)}\n{versions()}\n{machine()}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """`accelerate launch` with the files in scripts/accelerate/: two processes that train, save and go on as one does."""
 
-import importlib
 import json
 import os
 import shutil
@@ -10,14 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import train
 from transformers import AutoModelForCausalLM
 
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
-sys.path.insert(0, str(SCRIPTS))
 
-train = importlib.import_module("train")
 
 STEPS, CHECKPOINT, LEARNING_RATE = 3, "checkpoint-2", 0.01
 CPU = ["--use_cpu", "True"]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from peft import LoraConfig, get_peft_model
 from reversible_models import layers_of, relative_error
-from tiny_models import DROPOUT, STACKS, VOCAB, assert_equal_tensors, gradients, make_model
+from tiny_models import DROPOUT, STACKS, VOCAB, assert_close, assert_equal_tensors, gradients, make_model
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import (
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from two_ranks import WORLD_SIZE, assert_close, full
+from two_ranks import WORLD_SIZE, full
 
 from hf_reformer import ReformerForCausalLM
 

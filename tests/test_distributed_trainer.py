@@ -1,8 +1,6 @@
 """Accelerate's FSDP2, the Trainer and Muon on two real processes, against one process with the whole batch."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,18 +8,14 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
+from muon import MuonWithAdamW
 from reversible_models import layers_of
-from tiny_models import STACKS, VOCAB, assert_equal_tensors, make_model
+from tiny_models import STACKS, VOCAB, assert_close, assert_equal_tensors, make_model
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainingArguments
-from two_ranks import WORLD_SIZE, assert_close, full
+from two_ranks import WORLD_SIZE, full
 
 from hf_reformer import ReformerForCausalLM
-
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-
-from muon import MuonWithAdamW
 
 
 MODEL = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_lm_head": 16}

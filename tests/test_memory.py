@@ -4,10 +4,10 @@ import doctest
 import importlib
 import os
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
+import measured_memory
+import memory
 import pytest
 import torch
 from allocations import Allocations
@@ -19,11 +19,6 @@ from hf_reformer import ReformerConfig, ReformerForCausalLM, estimate_memory
 from hf_reformer.modeling.allocations import AllocationLedger
 from hf_reformer.modeling.memory_estimate import TrainingSetup, TrainingStep
 
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-measured_memory = importlib.import_module("measured_memory")
-memory = importlib.import_module("memory")
 
 # Long rows, so that activations are more than the weights.
 SETTINGS = TINY | {

@@ -1,6 +1,5 @@
 """A seed decides a training run, bit by bit; the stack draws what ordinary autograd draws, and nothing reseeds."""
 
-import importlib
 import itertools
 import json
 import os
@@ -12,8 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import corpus
 import numpy as np
 import pytest
+import stability
 import torch
 from reversible_models import layers_of, make, make_inputs
 from safetensors.torch import load_file
@@ -21,10 +22,6 @@ from tiny_models import DROPOUT, STACKS, TINY, assert_equal_tensors
 
 
 TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS.parent / "scripts"))
-
-corpus = importlib.import_module("corpus")
-stability = importlib.import_module("stability")
 
 
 STEPS, CHECKPOINT = 20, "checkpoint-10"

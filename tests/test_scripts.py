@@ -1,6 +1,5 @@
 """The scripts: real text in, real Trainer runs, and what they leave behind."""
 
-import importlib
 import json
 import math
 import os
@@ -11,10 +10,16 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import bits_per_byte
+import corpus
 import datasets
+import demo
+import generate
 import numpy as np
 import pytest
+import recipe
 import torch
+import train
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,14 +30,6 @@ from hf_reformer import ReformerByteTokenizer
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-bits_per_byte = importlib.import_module("bits_per_byte")
-corpus = importlib.import_module("corpus")
-demo = importlib.import_module("demo")
-generate = importlib.import_module("generate")
-recipe = importlib.import_module("recipe")
-train = importlib.import_module("train")
 
 
 CONTEXT = 32

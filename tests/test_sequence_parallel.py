@@ -1,12 +1,10 @@
 """Sequences sharded over two real processes: everything equals one process."""
 
-import importlib
-import sys
 from copy import deepcopy
 from functools import partial
-from pathlib import Path
 
 import pytest
+import sequence_parallel
 import torch
 from allocations import Allocations
 from peft import LoraConfig, get_peft_model
@@ -18,9 +16,6 @@ from two_ranks import WORLD_SIZE
 
 from hf_reformer import ReformerForCausalLM
 
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-sequence_parallel = importlib.import_module("sequence_parallel")
 
 LENGTH = 72
 MIXED = {

@@ -68,3 +68,10 @@ def assert_equal_tensors(actual, expected):
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert torch.equal(actual[name], tensor), name
+
+
+def assert_close(actual, expected):
+    """Two dictionaries of float64 tensors, but for the order of sums."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (actual[name] - tensor).norm() <= 1e-10 * tensor.norm(), name

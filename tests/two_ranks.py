@@ -78,13 +78,6 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
-    """Two dictionaries of float64 tensors, but for the order of sums."""
-    assert actual.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert (actual[name] - tensor).norm() <= 1e-10 * tensor.norm(), name
-
-
 def _serve(connection: Connection):
     torch.set_num_threads(1)
     while True:
