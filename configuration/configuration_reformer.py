@@ -44,6 +44,7 @@ BEYOND_STOCK = {
     "attend_across_buckets": True,
     "allow_duplicate_attention": True,
     "full_attention_threshold": None,
+    "lsh_sliding_window": False,
 }
 
 
@@ -116,6 +117,12 @@ class ReformerConfig(PreTrainedConfig):
     full_attention_threshold (`int`, *optional*):
         LSH layers attend to everything, exactly, up to this length. `None` means `lsh_attn_chunk_length`.
 
+    lsh_sliding_window (`bool`, *optional*, defaults to `False`):
+        A query attends to as many tokens of its bucket before (and after) its own as the neighbouring chunks hold,
+        wherever chunks begin. A causal model's results then do not depend on later tokens in any way, and generation
+        with a cache computes exactly what one forward pass over the whole text does. Needs
+        `circular_look_around=False` and `attend_across_buckets=False`.
+
     A value that cannot work raises `StrictDataclassClassValidationError` or `StrictDataclassFieldValidationError`, a
     misspelt name a `ValueError`; the message says what was given and what is allowed.
 
@@ -179,6 +186,7 @@ class ReformerConfig(PreTrainedConfig):
     attend_across_buckets: bool = True
     allow_duplicate_attention: bool = True
     full_attention_threshold: int | None = None
+    lsh_sliding_window: bool = False
 
     def __post_init__(self, **kwargs):
         self._reject_misspelt_keys(kwargs)
@@ -252,6 +260,13 @@ class ReformerConfig(PreTrainedConfig):
             raise ValueError(
                 f"`full_attention_threshold` must be None or at least `lsh_attn_chunk_length="
                 f"{self.lsh_attn_chunk_length}`, but got {threshold}."
+            )
+
+    def validate_sliding_window(self):
+        if self.lsh_sliding_window and (self.circular_look_around or self.attend_across_buckets):
+            raise ValueError(
+                f"`lsh_sliding_window=True` needs `circular_look_around=False` and `attend_across_buckets=False`, but "
+                f"they are {self.circular_look_around} and {self.attend_across_buckets}."
             )
 
     def validate_dropout(self):

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from .configuration.configuration_reformer import ReformerConfig
+from .modeling.decoding_cache import ReformerCache
 from .modeling.lsh_operator import lsh_attention
 from .modeling.memory_estimate import estimate_memory
 from .modeling.modeling_reformer import (
@@ -54,6 +55,7 @@ del auto_class, model_class
 
 __all__ = [
     "ReformerByteTokenizer",
+    "ReformerCache",
     "ReformerConfig",
     "ReformerForCausalLM",
     "ReformerForMaskedLM",

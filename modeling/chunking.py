@@ -71,6 +71,13 @@ def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torc
     return torch.cat([chunks.roll(-offset, dims=2) for offset in offsets], dim=3)
 
 
+def unit_keys(query_key: torch.Tensor) -> torch.Tensor:
+    """Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon."""
+    wide = query_key.to(torch.promote_types(query_key.dtype, torch.float32))
+    scale = (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / query_key.shape[-1] ** 0.5
+    return (wide * scale).to(query_key.dtype)
+
+
 def circular_offset(offset: int, num_chunks: int) -> int:
     """`offset` on the circle; one that leads round it more than once is the chunk itself, as in stock Reformer."""
     return offset if abs(offset) < num_chunks else 0

@@ -26,19 +26,23 @@ class ReformerEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """`[B, L]` ids or `[B, L, hidden_size]` vectors, to `[B, L, hidden_size]`."""
         batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        self.check_length(length)
+        if inputs_embeds is None:
+            inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.word_embeddings.num_embeddings)
+        if position_ids is None:
+            position_ids = torch.arange(length, device=inputs_embeds.device)
+        position_ids = position_ids.expand(batch, length)
+        positions = _look_up(self.position_embeddings, position_ids, "position_ids", self.config.max_sequence_length)
+        return nn.functional.dropout(inputs_embeds, p=self.dropout, training=self.training) + positions
+
+    def check_length(self, length: int):
+        """ValueError unless there are positions for `length` tokens."""
         longest = self.config.max_sequence_length
         if length > longest:
             raise ValueError(
                 f"The input has {length} tokens, the position embeddings reach {longest}. Shorten the input, or load "
                 "the model with a larger `axial_pos_shape` (or `max_position_embeddings`)."
             )
-        if inputs_embeds is None:
-            inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.word_embeddings.num_embeddings)
-        if position_ids is None:
-            position_ids = torch.arange(length, device=inputs_embeds.device)
-        position_ids = position_ids.expand(batch, length)
-        positions = _look_up(self.position_embeddings, position_ids, "position_ids", longest)
-        return nn.functional.dropout(inputs_embeds, p=self.dropout, training=self.training) + positions
 
 
 def _look_up(table: nn.Module, index: torch.Tensor, name: str, size: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ from torch import nn
 from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .decoding_cache import CacheStep, ReformerCache, ReformerCacheLayer
 from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
@@ -102,6 +103,8 @@ class ReformerLayer(GradientCheckpointingLayer):
         length: int | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
+        cache: ReformerCacheLayer | None = None,
+        step: CacheStep | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
@@ -110,6 +113,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             tape, stores_output, on_grid: See `reversible.ReversibleLayerCall`.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
+            cache, step: What is known of the text so far, and where the tokens of this call go in it.
             **kwargs: Masks for the self-attention.
 
         Returns:
@@ -118,9 +122,16 @@ class ReformerLayer(GradientCheckpointingLayer):
         x1, x2 = tape.take_in(self.layer_idx, (attn_output, hidden_states))
         self_attention, rotations = self.attention.self_attention, None
         if isinstance(self_attention, LSHSelfAttention):
-            rotations = self_attention.draw_rotations(length or x2.shape[1], circle_length, num_hashes, x2.device)
+            length = length or (x2.shape[1] if step is None else step.num_columns)
+            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, x2.device, cache)
         attention = _RecordedAttention(
-            self.attention, rotations, circle_length=circle_length, return_weights=return_weights, **kwargs
+            self.attention,
+            rotations,
+            circle_length=circle_length,
+            return_weights=return_weights,
+            cache=cache,
+            step=step,
+            **kwargs,
         )
         call = ReversibleLayerCall(
             attention=attention,
@@ -132,7 +143,8 @@ class ReformerLayer(GradientCheckpointingLayer):
             layer_idx=self.layer_idx,
             stores_output=stores_output,
         )
-        reversible = self.config.reversible
+        # A cache takes in each token once; nothing may be computed again.
+        reversible = self.config.reversible and cache is None
         streams = run_layer(call, x1, x2, reversible)
         tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
         return *streams, attention.weights
@@ -160,6 +172,7 @@ class ReformerEncoder(nn.Module):
         hidden_states: torch.Tensor,
         return_hidden_states: bool = False,
         return_weights: bool = False,
+        cache: ReformerCache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
@@ -167,6 +180,7 @@ class ReformerEncoder(nn.Module):
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
             return_hidden_states: Also return the streams between layers, which are kept in memory for it.
             return_weights: Also return each layer's attention map.
+            cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
         Returns:
@@ -190,6 +204,7 @@ class ReformerEncoder(nn.Module):
                 stores_output=is_last or return_hidden_states,
                 on_grid=on_grid,
                 return_weights=return_weights,
+                cache=None if cache is None else cache.layers[layer.layer_idx],
                 **kwargs,
             )
             all_attentions.append(weights)

@@ -4,6 +4,9 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .decoding_attention import in_pieces
+from .decoding_cache import CacheStep, ReformerCacheLayer
+
 
 class FullSelfAttention(nn.Module):
     """Multi-head attention to everything; any implementation that transformers knows."""
@@ -26,29 +29,54 @@ class FullSelfAttention(nn.Module):
         hidden_states: torch.Tensor,
         full_attention_mask: torch.Tensor | None = None,
         return_weights: bool = False,
+        cache: ReformerCacheLayer | None = None,
+        step: CacheStep | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """
         Args:
             hidden_states: `[B, L, hidden_size]`.
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
+            cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
+        query, key, value = (
+            project(hidden_states).unflatten(-1, heads) for project in (self.query, self.key, self.value)
+        )
+        if cache is not None:
+            cache.update(key, value, step)
+            if not step.is_first:
+                return self._attend_to_cache(query, cache, step).flatten(2), None, None
+        output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
+        return output.flatten(2), weights if return_weights else None, None
+
+    def _attend(self, query, key, value, mask, return_weights=False):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, dense_attention)
-        output, weights = attend(
+        return attend(
             self,
-            self.query(hidden_states).unflatten(-1, heads).transpose(1, 2),
-            self.key(hidden_states).unflatten(-1, heads).transpose(1, 2),
-            self.value(hidden_states).unflatten(-1, heads).transpose(1, 2),
-            full_attention_mask,
+            *(vectors.transpose(1, 2) for vectors in (query, key, value)),
+            mask,
             scaling=self.head_size**-0.5,
             dropout=self.dropout if self.training else 0.0,
             output_attentions=return_weights,
         )
-        return output.flatten(2), weights if return_weights else None, None
+
+    def _attend_to_cache(self, query, cache, step):
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
+        key, value = cache.rows.keys[:, : step.longest], cache.rows.values[:, : step.longest]
+        positions = torch.arange(step.longest, device=query.device).view(1, 1, 1, -1)
+
+        def attend(query, step, where):
+            mask = None
+            if query.shape[1] > 1 or step.start is None:
+                hidden = ~step.sees(positions)
+                mask = query.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(query.dtype).min)
+            return self._attend(query, key, value, mask)[0]
+
+        return in_pieces(attend, query, step, step.longest)
 
 
 def dense_attention(

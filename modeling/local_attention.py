@@ -15,6 +15,8 @@ from .chunking import (
     padded_to_multiple,
     scatter_to_map,
 )
+from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks, scores_of
+from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 
 
 class LocalSelfAttention(nn.Module):
@@ -37,6 +39,8 @@ class LocalSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
+        cache: LocalCacheLayer | None = None,
+        step: CacheStep | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """
@@ -44,12 +48,18 @@ class LocalSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
+            cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query = self.query(hidden_states).unflatten(-1, heads)
+        key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.key, self.value))
+        if cache is not None:
+            if not step.is_first:
+                return self._attend_to_cache(query, key, value, cache, step, circle_length).flatten(2), None, None
+            cache.update(key, value, step)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         batch, length = query.shape[:2]
         config = self.config
@@ -62,8 +72,8 @@ class LocalSelfAttention(nn.Module):
 
         output, weights = local_attention(
             pad_rows(query, padded_length),
-            pad_rows(self.key(hidden_states).unflatten(-1, heads), padded_length),
-            pad_rows(self.value(hidden_states).unflatten(-1, heads), padded_length),
+            pad_rows(key, padded_length),
+            pad_rows(value, padded_length),
             key_mask=pad_mask(attention_mask, batch, length, padded_length, hidden_states.device),
             chunk_length=chunk_length,
             around=around,
@@ -74,6 +84,37 @@ class LocalSelfAttention(nn.Module):
         )
         output = output[:, :, :length].transpose(1, 2).flatten(2)
         return output, None if weights is None else weights[:, :, :length, :length], None
+
+    def _attend_to_cache(self, query, key, value, cache, step, circle_length):
+        """New tokens' `[B, M, H, D]` to what the cache holds and to each other; `[B, M, H, D]`."""
+        config, circular = self.config, self.config.circular_look_around
+        length = config.local_attn_chunk_length
+        around = (config.local_num_chunks_before, config.local_num_chunks_after)
+        if (circle_length or step.num_columns) <= length:
+            around, circular = (0, 0), False
+        num_chunks = padded_to_multiple(circle_length or step.num_columns, length) // length
+
+        def attend(query, step, where):
+            chunks, exists = neighbour_chunks(step.positions // length, num_chunks, around, circular)
+            positions = chunks[..., None] * length + torch.arange(length, device=chunks.device)
+            exists = exists[..., None].expand(positions.shape)
+            positions, exists = (table.flatten(-2)[:, None] for table in (positions, exists))
+            hidden = ~(exists & step.sees(positions))
+
+            def score(query, keys):
+                return (scores_of(query, keys) / self.head_size**0.5).masked_fill(hidden, MASKED_SCORE)
+
+            return attend_to_rows(query, cache.rows, positions.expand(-1, self.num_heads, -1, -1), score)
+
+        numbers_per_token = length * (sum(around) + 1) * self.num_heads * self.head_size
+        outputs = []
+        # A ring holds no more new tokens at a time than it keeps beyond a window.
+        for first in range(0, query.shape[1], CROP_REACH):
+            where = slice(first, first + CROP_REACH)
+            piece = step.piece(first, first + CROP_REACH)
+            cache.update(key[:, where], value[:, where], piece)
+            outputs.append(in_pieces(attend, query[:, where], piece, numbers_per_token))
+        return torch.cat(outputs, dim=1)
 
 
 def local_attention(

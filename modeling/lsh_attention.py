@@ -4,8 +4,11 @@ import torch
 from torch import nn
 
 from .chunking import padded_to_multiple
+from .decoding_attention import attend_exactly, attend_in_buckets
+from .decoding_cache import CacheStep, LSHCacheLayer
 from .lsh_hashing import default_num_buckets, draw_rotations, hash_vectors
 from .lsh_operator import lsh_attention
+from .lsh_options import LSHOptions
 from .padding import last_real_token
 
 
@@ -31,21 +34,32 @@ class LSHSelfAttention(nn.Module):
 
     @torch.compiler.disable
     def draw_rotations(
-        self, length: int, circle_length: int | None, num_hashes: int | None, device: torch.device
+        self, length: int, circle_length: int | None, num_hashes: int | None, device: torch.device, cache=None
     ) -> torch.Tensor | None:
         """
         The rotations to hash `length` tokens with, or None where attention is exact and nothing is hashed.
 
         In training without `hash_seed` they come from the default generator of `device`; otherwise from a private one.
+        A cache keeps them for all later calls.
         """
         if self._is_exact(length, circle_length):
             return None
+        if cache is not None and cache.rotations is not None:
+            if num_hashes not in (None, cache.rotations.shape[2]):
+                raise ValueError(
+                    f"`num_hashes={num_hashes}`, but `past_key_values` was made with {cache.rotations.shape[2]} "
+                    "hashing rounds. Use the same number for the whole text."
+                )
+            return cache.rotations
         seed = self.config.hash_seed
         if seed is None and not self.training:
             seed = self.layer_idx
         num_hashes = self.config.num_hashes if num_hashes is None else num_hashes
-        num_buckets = self._num_buckets(length, circle_length)
-        return draw_rotations(self.num_heads, self.head_size, num_hashes, num_buckets, device=device, seed=seed)
+        num_buckets = self._num_buckets(length, circle_length, cache)
+        rotations = draw_rotations(self.num_heads, self.head_size, num_hashes, num_buckets, device=device, seed=seed)
+        if cache is not None:
+            cache.num_buckets, cache.rotations = num_buckets, rotations
+        return rotations
 
     def forward(
         self,
@@ -55,6 +69,8 @@ class LSHSelfAttention(nn.Module):
         rotations: torch.Tensor | None = None,
         buckets: torch.Tensor | None = None,
         return_weights: bool = False,
+        cache: LSHCacheLayer | None = None,
+        step: CacheStep | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
@@ -64,6 +80,7 @@ class LSHSelfAttention(nn.Module):
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations: From `draw_rotations`; not needed with `buckets`.
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
+            cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and the buckets or None.
@@ -73,37 +90,83 @@ class LSHSelfAttention(nn.Module):
         value = self.value(hidden_states).unflatten(-1, heads)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query_key.shape[1]
+        if cache is not None:
+            cache.update(query_key, value, step)
+            if not step.is_first:
+                return self._attend_to_cache(query_key, cache, step, circle_length).flatten(2), None, None
         if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
             return output.flatten(2), weights, None
 
         if buckets is None:
-            buckets = hash_vectors(query_key.detach(), rotations, self._num_buckets(length, circle_length))
+            buckets = hash_vectors(query_key.detach(), rotations, self._num_buckets(length, circle_length, cache))
+            if cache is not None:
+                cache.add_to_order(buckets, step, all_positions=True)
         output, weights = lsh_attention(
             query_key,
             value,
             buckets,
-            chunk_length=self.chunk_length,
-            num_chunks_before=self.config.lsh_num_chunks_before,
-            num_chunks_after=self.config.lsh_num_chunks_after,
-            attend_across_buckets=self.config.attend_across_buckets,
-            allow_duplicate_attention=self.config.allow_duplicate_attention,
-            circular_look_around=self.config.circular_look_around,
             attention_mask=attention_mask,
             padded_length=circle_length,
+            **self._options(),
             **self._common_arguments(return_weights),
         )
-        if attention_mask is not None and self._short_rows_differ():
-            output, weights = self._keep_short_rows_exact(
-                output, weights, query_key, value, attention_mask, return_weights
-            )
+        keeps_beginning = self.config.lsh_sliding_window and self.config.is_decoder
+        if keeps_beginning or (attention_mask is not None and self._short_rows_differ()):
+            output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
         return output.flatten(2), weights, buckets
+
+    def _attend_to_cache(self, query_key, cache, step, circle_length):
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
+        if self._is_exact(step.num_columns, circle_length):
+            return attend_exactly(query_key, cache.rows, step, step.longest)
+        if cache.order is None:
+            # Up to now attention was exact.
+            all_keys = cache.rows.keys[:, : step.longest]
+            buckets = hash_vectors(all_keys, cache.rotations, cache.num_buckets)
+            codes = cache.add_to_order(buckets, step, all_positions=True)
+            codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
+        else:
+            buckets = hash_vectors(query_key.detach(), cache.rotations, cache.num_buckets)
+            codes = cache.add_to_order(buckets, step, all_positions=False)
+        padded_length = circle_length or padded_to_multiple(step.num_columns, self.chunk_length)
+        options = LSHOptions(causal=True, **self._options())
+        output = attend_in_buckets(query_key, cache, step, codes, options, padded_length)
+        is_exact = self._exact_queries(step.positions, step.real_lengths)
+        if is_exact is not None and is_exact.any():
+            exact = attend_exactly(query_key, cache.rows, step, self.full_attention_threshold)
+            output = torch.where(is_exact[:, :, None, None], exact, output)
+        return output
+
+    def _exact_queries(self, positions, lengths):
+        """`[B, L]` or `[B, 1]`, bool: queries that get exact attention while others are hashed; None for none."""
+        # CODEPATH: published checkpoints see what chunks and the circle give; windows are for new models. Then the
+        # beginning of a text is exact, whatever follows.
+        if self.config.lsh_sliding_window and self.config.is_decoder:
+            return positions < self.full_attention_threshold
+        # CODEPATH: on the circle padding counts, as in published checkpoints; without it a row's own length decides.
+        if self.config.circular_look_around:
+            return None
+        return lengths[:, None] <= self.full_attention_threshold
+
+    def _options(self) -> dict:
+        return {
+            "chunk_length": self.chunk_length,
+            "num_chunks_before": self.config.lsh_num_chunks_before,
+            "num_chunks_after": self.config.lsh_num_chunks_after,
+            "attend_across_buckets": self.config.attend_across_buckets,
+            "allow_duplicate_attention": self.config.allow_duplicate_attention,
+            "circular_look_around": self.config.circular_look_around,
+            "sliding_window": self.config.lsh_sliding_window,
+        }
 
     def _is_exact(self, length: int, circle_length: int | None) -> bool:
         # On the circle padding counts, as in stock Reformer; without it a row's own length decides.
         return (circle_length or length) <= self.full_attention_threshold
 
-    def _num_buckets(self, length: int, circle_length: int | None):
+    def _num_buckets(self, length: int, circle_length: int | None, cache=None):
+        if cache is not None and cache.num_buckets is not None:
+            return cache.num_buckets
         # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
         if self.config.num_buckets is not None:
             return self.config.num_buckets
@@ -137,16 +200,17 @@ class LSHSelfAttention(nn.Module):
         beyond_one_chunk = self.full_attention_threshold > self.chunk_length
         return not self.config.circular_look_around and (beyond_one_chunk or not self.config.attend_across_buckets)
 
-    def _keep_short_rows_exact(self, output, weights, query_key, value, attention_mask, return_weights):
+    def _keep_exact(self, output, weights, query_key, value, attention_mask, return_weights):
         """Rows that alone would be attended to exactly get exact attention in a batch with longer ones, too."""
-        length, reach = query_key.shape[1], self.full_attention_threshold
-        is_short = last_real_token(attention_mask) < reach
-        exact, exact_weights = self._attend_exactly(
-            query_key[:, :reach], value[:, :reach], attention_mask[:, :reach], return_weights
-        )
+        batch, length = query_key.shape[:2]
+        reach, device = self.full_attention_threshold, query_key.device
+        mask = None if attention_mask is None else attention_mask[:, :reach]
+        exact, exact_weights = self._attend_exactly(query_key[:, :reach], value[:, :reach], mask, return_weights)
+        lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
+        is_exact = self._exact_queries(torch.arange(length, device=device).expand(batch, -1), lengths)
         rest = length - reach
-        output = torch.where(is_short[:, None, None, None], nn.functional.pad(exact, (0, 0, 0, 0, 0, rest)), output)
+        output = torch.where(is_exact[:, :, None, None], nn.functional.pad(exact, (0, 0, 0, 0, 0, rest)), output)
         if weights is not None:
             exact_weights = nn.functional.pad(exact_weights, (0, rest, 0, rest))
-            weights = torch.where(is_short[:, None, None, None], exact_weights, weights)
+            weights = torch.where(is_exact[:, None, :, None], exact_weights, weights)
         return output, weights

@@ -19,6 +19,7 @@ from .chunking import (
     look_adjacent,
     neighbour_exists,
     scatter_to_map,
+    unit_keys,
 )
 from .lsh_options import LSHOptions
 
@@ -50,7 +51,7 @@ def lsh_attention_eager(
     key_positions = look_adjacent(positions, *around)
 
     query = gather_rows(query_key, sorted_positions).unflatten(2, (-1, chunk_length))
-    key = look_adjacent(_normalize(query), *around)
+    key = look_adjacent(unit_keys(query), *around)
     values = look_adjacent(gather_rows(value, sorted_positions).unflatten(2, (-1, chunk_length)), *around)
 
     rank = order.argsort(dim=-1)
@@ -80,13 +81,6 @@ def _scores(query, key, positions, key_positions, buckets, order, rank, key_mask
     return scores.masked_fill(positions[..., :, None] == key_positions[..., None, :], SELF_SCORE)
 
 
-def _normalize(query: torch.Tensor) -> torch.Tensor:
-    """Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon."""
-    wide = query.to(torch.promote_types(query.dtype, torch.float32))
-    scale = (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / query.shape[-1] ** 0.5
-    return (wide * scale).to(query.dtype)
-
-
 def _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options):
     """`[B, H, N, C, W]` (or broadcastable), True where a query may attend to a key; None for everywhere."""
     conditions, around = [], options.around
@@ -100,10 +94,20 @@ def _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options
         num_chunks, chunk_length = positions.shape[2:]
         chunks_per_round = num_chunks // order.shape[2]
         conditions.append(neighbour_exists(num_chunks, chunks_per_round, *around, chunk_length, order.device))
+    if options.sliding_window:
+        conditions.append(_within_sliding_window(options, order.device))
     if bucket_ids is not None:
         sorted_ids = bucket_ids.gather(3, order).reshape(positions.shape)
         conditions.append(sorted_ids[..., :, None] == look_adjacent(sorted_ids, *around)[..., None, :])
     return reduce(and_, conditions) if conditions else None
+
+
+def _within_sliding_window(options: LSHOptions, device: torch.device) -> torch.Tensor:
+    """`[C, W]`: keys no further from the query, in the sorted order, than the chunks looked at are long."""
+    before, after = (number * options.chunk_length for number in options.around)
+    query_place = torch.arange(options.chunk_length, device=device)[:, None] + before
+    distance = torch.arange(before + options.chunk_length + after, device=device) - query_place
+    return (distance >= -before) & (distance <= after)
 
 
 def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
@@ -124,6 +128,8 @@ def _count_meetings(rank, positions, key_positions, bucket_ids, options):
     """
     num_before, num_after = options.around
     circular = options.circular_look_around
+    if options.sliding_window:
+        return _count_meetings_in_sliding_windows(rank, positions, key_positions, bucket_ids, options)
     rounds, num_chunks = rank.shape[2], positions.shape[2]
     chunk_of = _place_in_all_rounds(rank) // options.chunk_length
 
@@ -145,6 +151,27 @@ def _count_meetings(rank, positions, key_positions, bucket_ids, options):
                     hit = hit & (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])
                 met = met + hit
     # Keys that another condition hides may not be met at all.
+    return met.clamp(min=1)
+
+
+def _count_meetings_in_sliding_windows(rank, positions, key_positions, bucket_ids, options):
+    """`_count_meetings` where the window moves with the query."""
+    before, after = (number * options.chunk_length for number in options.around)
+
+    def at(table, where):
+        return table.gather(2, where.flatten(2)).view_as(where)
+
+    met = 0
+    for hash_round in range(rank.shape[2]):
+        query_place, key_place = (at(rank[:, :, hash_round], where) for where in (positions, key_positions))
+        distance = key_place[..., None, :] - query_place[..., :, None]
+        hit = (distance >= -before) & (distance <= after)
+        if bucket_ids is not None:
+            query_bucket, key_bucket = (
+                at(bucket_ids[:, :, hash_round], where) for where in (positions, key_positions)
+            )
+            hit = hit & (query_bucket[..., :, None] == key_bucket[..., None, :])
+        met = met + hit
     return met.clamp(min=1)
 
 

@@ -16,6 +16,8 @@ class LSHOptions:
         circular_look_around: The first chunk's predecessor is the last one, with all rounds on one circle.
         attend_across_buckets: Attend to other buckets within reach, too.
         allow_duplicate_attention: Count a key once for each round that finds it, rather than once.
+        sliding_window: Look at as many tokens before and after the query, in the sorted order, as the chunks looked at
+            hold, wherever in its chunk the query stands. Not on the circle.
         dropout_p: Dropout on the attention probabilities.
 
     Raises:
@@ -29,6 +31,7 @@ class LSHOptions:
     circular_look_around: bool = True
     attend_across_buckets: bool = True
     allow_duplicate_attention: bool = True
+    sliding_window: bool = False
     dropout_p: float = 0.0
 
     def __post_init__(self):
@@ -37,6 +40,8 @@ class LSHOptions:
                 f"`chunk_length` must be at least 1 and the numbers of neighbouring chunks at least 0, but got "
                 f"{self.chunk_length}, {self.num_chunks_before} before and {self.num_chunks_after} after."
             )
+        if self.sliding_window and self.circular_look_around:
+            raise ValueError("`sliding_window=True` needs `circular_look_around=False`: windows do not cross a seam.")
         if not 0 <= self.dropout_p <= 1:
             raise ValueError(f"`dropout_p` is a probability and must be between 0 and 1, but got {self.dropout_p}.")
 

@@ -23,6 +23,7 @@ def lsh_attention_reference(
     attend_across_buckets: bool = True,
     allow_duplicate_attention: bool = True,
     padded_length: int | None = None,
+    sliding_window: bool = False,
 ) -> torch.Tensor:
     """
     Dense LSH attention, O(L^2) memory. Arguments and result as in `lsh_operator.lsh_attention`; use float64.
@@ -37,7 +38,11 @@ def lsh_attention_reference(
         for h in range(num_heads):
             chunks = _list_chunks(buckets[b, h].tolist(), attention_mask[b].tolist(), padded_length, chunk_length)
             reach = range(-num_chunks_before, num_chunks_after + 1)
-            for round_index, i, key_round, j in _list_meetings(chunks, reach, circular_look_around, length):
+            if sliding_window:
+                meetings = _list_sliding_meetings(chunks, num_chunks_before, num_chunks_after, chunk_length, length)
+            else:
+                meetings = _list_meetings(chunks, reach, circular_look_around, length)
+            for round_index, i, key_round, j in meetings:
                 same_bucket = key_round == round_index and buckets[b, h, key_round, i] == buckets[b, h, key_round, j]
                 if same_bucket or attend_across_buckets:
                     counts[b, h, i, j] += 1
@@ -88,3 +93,12 @@ def _list_meetings(chunks, reach, circular, length):
             key_round, keys = chunks[neighbour]
             if circular or key_round == round_index:
                 yield from ((round_index, i, key_round, j) for i in queries for j in keys if max(i, j) < length)
+
+
+def _list_sliding_meetings(chunks, num_before, num_after, chunk_length, length):
+    """The same where a query meets what stands near it in the order, whatever chunks it is cut into."""
+    for round_index in {round_index for round_index, _ in chunks}:
+        order = [i for chunk_round, positions in chunks if chunk_round == round_index for i in positions]
+        for place, i in enumerate(order):
+            nearest = order[max(0, place - num_before * chunk_length) : place + num_after * chunk_length + 1]
+            yield from ((round_index, i, round_index, j) for j in nearest if max(i, j) < length)

@@ -36,36 +36,19 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
 
 from ..configuration.configuration_reformer import ReformerConfig
-from .argument_checks import check_inputs, check_labels
+from .argument_checks import check_inputs, check_labels, check_num_hashes
 from .checkpoints import CheckpointMixin
 from .chunking import padded_to_multiple
+from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
 from .encoder import ReformerEncoder
-from .lm_loss import chunked_cross_entropy
+from .generation import CachedGenerationMixin, cache_of_call
+from .lm_loss import ReformerOnlyLMHead, chunked_cross_entropy
 from .padding import first_real_token, pool, shift_rows
 from .position_embeddings import AxialTables
 
 
 logger = logging.get_logger(__name__)
-
-
-class ReformerOnlyLMHead(nn.Module):
-    """Projection of both streams to the vocabulary."""
-
-    def __init__(self, config: ReformerConfig):
-        super().__init__()
-        self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., 2 * hidden_size]` to logits `[..., V]`."""
-        return self.decoder(hidden_states) + self.bias
-
-    def replace_decoder(self, decoder: nn.Linear):
-        """Take a resized projection; the bias keeps its values, added tokens get 0."""
-        kept = self.bias.data[: decoder.out_features]
-        bias = nn.functional.pad(kept, (0, decoder.out_features - len(kept)))
-        self.decoder, self.bias = decoder, nn.Parameter(bias, requires_grad=self.bias.requires_grad)
 
 
 @auto_docstring(custom_intro="Weights, loading and saving shared by all Reformer models.")
@@ -74,6 +57,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     base_model_prefix = "reformer"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ReformerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
     # Checkpoints written by transformers v4 name the bias of the LM head a second time.
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
@@ -143,49 +127,65 @@ class ReformerModel(ReformerPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         num_hashes: int | None = None,
+        past_key_values: ReformerCache | None = None,
+        use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         r"""
         num_hashes (`int`, *optional*):
             Hashing rounds for this call, instead of `config.num_hashes`.
+        use_cache (`bool`, *optional*):
+            Make a cache and return it. Not in training, which needs none.
         """
-        check_inputs(self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids)
-        self._check_call(num_hashes, kwargs)
-        shift = None
-        if attention_mask is not None:
-            attention_mask = attention_mask.bool()
-            shift = first_real_token(attention_mask)
-            attention_mask, input_ids, position_ids, inputs_embeds = (
-                shift_rows(tensor, shift) for tensor in (attention_mask, input_ids, position_ids, inputs_embeds)
-            )
+        output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        cache = cache_of_call(self, past_key_values, use_cache, output_attentions)
+        past_length = 0 if cache is None else cache.get_seq_length()
+        check_inputs(
+            self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
+        )
+        check_num_hashes(num_hashes)
+        attention_mask = None if attention_mask is None else attention_mask.bool()[:, past_length:]
+        # Rows begin with their first real token; what continues a text stays where it is.
+        shift = None if attention_mask is None or past_length else first_real_token(attention_mask)
+        attention_mask, input_ids, position_ids, inputs_embeds = (
+            shift_rows(tensor, shift) for tensor in (attention_mask, input_ids, position_ids, inputs_embeds)
+        )
+        step = None
+        if cache is not None:
+            step, position_ids = self._begin_step(cache, input_ids, inputs_embeds, attention_mask, position_ids)
         hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
             return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
-            return_weights=bool(kwargs.get("output_attentions", self.config.output_attentions)),
+            return_weights=output_attentions,
             attention_mask=attention_mask,
-            full_attention_mask=self._full_attention_mask(hidden_states, attention_mask),
-            circle_length=self._circle_length(hidden_states.shape[1]),
+            full_attention_mask=None if past_length else self._full_attention_mask(hidden_states, attention_mask),
+            circle_length=self._circle_length(past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
+            cache=cache,
+            step=step,
         )
-        if shift is not None:
-            last_hidden_state = shift_rows(last_hidden_state, -shift)
-            if all_hidden_states is not None:
-                all_hidden_states = tuple(shift_rows(hidden_state, -shift) for hidden_state in all_hidden_states)
-            if attentions is not None:
-                attentions = tuple(shift_rows(shift_rows(w, -shift, dim=2), -shift, dim=3) for w in attentions)
+        if cache is not None:
+            cache.end(step)
+        back = None if shift is None else -shift
+        if all_hidden_states is not None:
+            all_hidden_states = tuple(shift_rows(hidden_state, back) for hidden_state in all_hidden_states)
+        if attentions is not None:
+            attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
         return BaseModelOutputWithPast(
-            last_hidden_state=last_hidden_state, hidden_states=all_hidden_states, attentions=attentions
+            last_hidden_state=shift_rows(last_hidden_state, back),
+            past_key_values=cache,
+            hidden_states=all_hidden_states,
+            attentions=attentions,
         )
 
-    def _check_call(self, num_hashes, kwargs):
-        if num_hashes is not None and num_hashes < 1:
-            raise ValueError(f"`num_hashes` must be at least 1, but got {num_hashes}.")
-        if kwargs.get("past_key_values") is not None:
-            raise ValueError(
-                "This version of hf_reformer computes every step from the whole text and takes no `past_key_values`. "
-                "Leave them out."
-            )
+    def _begin_step(self, cache, input_ids, inputs_embeds, attention_mask, position_ids):
+        """Where the tokens of this call go, and their positions."""
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        is_real = None if attention_mask is None or attention_mask.all() else attention_mask
+        step = cache.begin(is_real, *given.shape[:2], given.device)
+        self.embeddings.check_length(step.longest)
+        return step, step.positions if position_ids is None and not step.is_first else position_ids
 
     def _circle_length(self, length: int) -> int | None:
         """Tokens on the circle of chunks: `length`, padded as by stock Reformer to a multiple of all chunk lengths."""
@@ -245,7 +245,7 @@ class _LMHeadMixin:
 
 
 @auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")
-class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin):
+class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTrainedModel, GenerationMixin):
     def __init__(self, config: ReformerConfig):
         super().__init__(_with_direction(config, is_decoder=True))
         self.reformer = ReformerModel(self.config)
@@ -255,15 +255,6 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
     def _get_name(self) -> str:
         # The Trainer looks this name up to know that labels are to be shifted when it smooths them.
         return "ReformerModelWithLMHead"
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        if model_kwargs.get("inputs_embeds") is not None:
-            raise ValueError(
-                "`generate` cannot continue `inputs_embeds`: this version of hf_reformer has no cache for them. Give "
-                "the prompt as `input_ids`."
-            )
-        # With it, `generate` would pass the newest token alone, to a model that computes every step from the whole.
-        generation_config.use_cache = False
 
     @can_return_tuple
     @auto_docstring
@@ -275,12 +266,16 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_hashes: int | None = None,
+        past_key_values: ReformerCache | None = None,
+        use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         r"""
         num_hashes (`int`, *optional*):
             Hashing rounds for this call, instead of `config.num_hashes`.
+        use_cache (`bool`, *optional*):
+            Make a cache and return it. Not in training, which needs none.
         """
         outputs = self.reformer(
             input_ids,
@@ -288,12 +283,18 @@ class ReformerForCausalLM(_LMHeadMixin, ReformerPreTrainedModel, GenerationMixin
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, kept, **kwargs)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 

@@ -14,19 +14,19 @@ def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     return (positions * attention_mask).amax(dim=1)
 
 
-def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor, dim: int = 1) -> torch.Tensor | None:
+def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor | None:
     """
     Each row rotated along `dim`, so that what stood at `shift` stands at the front.
 
     Args:
         tensor: `[B, ...]` or `[1, ...]` (the same for all rows), or None.
-        shift: `[B]`, integer; negative values undo the rotation by the positive ones.
+        shift: `[B]`, integer; negative values undo the rotation by the positive ones. None moves nothing.
 
     Returns:
         `[B, ...]`, or None for None.
     """
-    if tensor is None:
-        return None
+    if tensor is None or shift is None:
+        return tensor
     length = tensor.shape[dim]
     tensor = tensor.expand(len(shift), *tensor.shape[1:])
     source = (torch.arange(length, device=tensor.device) + shift[:, None]) % length

@@ -19,6 +19,7 @@ OWN_FIELDS = {
     "attend_across_buckets": True,
     "allow_duplicate_attention": True,
     "full_attention_threshold": None,
+    "lsh_sliding_window": False,
 }
 # Each makes the model compute what stock transformers cannot.
 BEYOND_STOCK = (
@@ -41,7 +42,7 @@ def settings_of(config):
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
-def test_has_the_fields_of_stock_with_their_defaults_and_six_more():
+def test_has_the_fields_of_stock_with_their_defaults_and_seven_more():
     stock, ours = defaults(StockConfig), defaults(ReformerConfig)
     assert {name: ours[name] for name in stock} == stock
     assert {name: value for name, value in ours.items() if name not in stock} == OWN_FIELDS

@@ -500,7 +500,7 @@ ERRORS = {
     ),
     "cache": (
         {"input_ids": torch.ones(1, 9, dtype=torch.long), "past_key_values": DynamicCache()},
-        "takes no `past_key_values`. Leave them out",
+        "is a DynamicCache; a Reformer takes a",
     ),
     "rounds": (
         {"input_ids": torch.ones(1, 9, dtype=torch.long), "num_hashes": 0},

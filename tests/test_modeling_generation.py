@@ -1,9 +1,11 @@
-"""`generate()` and the pipelines, with every step computed from the whole text."""
+"""`generate()` and the pipelines, with the cache and without it."""
+
+import copy
 
 import pytest
 import torch
 from tiny_models import STACKS, VOCAB, make_model, random_ids
-from transformers import DynamicCache, TextIteratorStreamer, pipeline, set_seed
+from transformers import DynamicCache, StoppingCriteriaList, TextIteratorStreamer, pipeline, set_seed
 
 from hf_reformer import (
     ReformerByteTokenizer,
@@ -14,12 +16,14 @@ from hf_reformer import (
 )
 
 
+# The settings with which cached and uncached results are the same at every position.
+WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
 TEXTS = ["To be, or not to be", "that is the question: Whether 'tis nobler", "Ay, there's the rub"]
 
 
 def make_generator(stack="mixed", **changes):
     """In float64, so that no two tokens tie; prompts grow across chunks of 16."""
-    changes = {"circular_look_around": False} | changes
+    changes = WINDOWS | changes
     return make_model(ReformerForCausalLM, attn_layers=STACKS[stack], **changes).double()
 
 
@@ -30,7 +34,7 @@ def left_pad(prompts):
 
 
 def text_model(model_class, tokenizer, **changes):
-    changes = {"circular_look_around": False, "vocab_size": len(tokenizer)} | changes
+    changes = WINDOWS | {"vocab_size": len(tokenizer)} | changes
     return make_model(model_class, attn_layers=STACKS["mixed"], **changes).double()
 
 
@@ -112,13 +116,145 @@ def test_logits_to_keep():
         torch.testing.assert_close(model(ids, logits_to_keep=torch.tensor([2, 5])).logits, logits[:, [2, 5]])
 
 
-def test_a_cache_is_refused():
+GREEDY = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": None, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"do_sample": True, "top_k": 0},
+        {"do_sample": True, "num_return_sequences": 3},
+        {"num_beams": 3},
+        {"num_beams": 4, "num_return_sequences": 2, "do_sample": True},
+        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+    ],
+    ids=["greedy", "sampling", "several samples", "beams", "sampled beams", "penalties"],
+)
+def test_the_cache_changes_nothing(options, stack):
+    model = make_generator(stack)
+    batch = left_pad([random_ids(1, length) for length in (3, 37, 20)])
+    texts = []
+    for use_cache in (True, False):
+        set_seed(3)
+        texts.append(model.generate(**batch, **(GREEDY | options), use_cache=use_cache))
+    assert torch.equal(*texts)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt_lookup_num_tokens": 4},
+        {"prefill_chunk_size": 7},
+        {"assistant": "another model"},
+        {"assistant": "itself"},
+    ],
+    ids=["prompt lookup", "prefill in pieces", "assisted", "assisted by itself"],
+)
+def test_other_ways_to_decode_give_the_greedy_text(options, stack):
+    model = make_generator(stack)
+    ids = torch.cat([random_ids(1, 20)] * 2, dim=1)
+    expected = model.generate(ids, **GREEDY)
+    options = dict(options)
+    if assistant := options.pop("assistant", None):
+        options["assistant_model"] = make_generator("local") if assistant == "another model" else copy.deepcopy(model)
+    assert torch.equal(model.generate(ids, **GREEDY, **options), expected)
+
+
+def test_each_step_reads_the_new_token_only():
     model = make_generator()
-    with pytest.raises(ValueError, match=r"takes no `past_key_values`\. Leave them out"):
-        model.generate(random_ids(1, 5), past_key_values=DynamicCache(), max_new_tokens=2)
-    assert model(random_ids(1, 5), use_cache=True, past_key_values=None).past_key_values is None
-    with pytest.raises(ValueError, match="the prompt as `input_ids`"):
-        model.generate(inputs_embeds=torch.zeros(1, 5, 32, dtype=torch.float64), max_new_tokens=2)
+    counts = []
+    model.reformer.register_forward_pre_hook(lambda module, args: counts.append(args[0].shape[1]))
+    model.generate(random_ids(2, 20), **GREEDY)
+    assert counts == [20] + [1] * 29
+
+
+def test_a_cache_goes_on_where_a_text_ended():
+    model = make_generator()
+    batch = left_pad([random_ids(1, 5), random_ids(1, 20)])
+    whole = model.generate(**batch, **GREEDY)
+    first = model.generate(**batch, **(GREEDY | {"max_new_tokens": 10}), return_dict_in_generate=True)
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, 10), value=1)
+    cache = first.past_key_values
+    second = model.generate(
+        first.sequences, attention_mask=mask, past_key_values=cache, **(GREEDY | {"max_new_tokens": 20})
+    )
+    assert torch.equal(second, whole)
+    assert cache.get_seq_length() == whole.shape[1] - 1
+
+
+def test_generation_from_vectors():
+    model = make_generator()
+    ids = random_ids(2, 20)
+    vectors = model.get_input_embeddings()(ids)
+    assert torch.equal(model.generate(inputs_embeds=vectors, **GREEDY), model.generate(ids, **GREEDY)[:, 20:])
+    with pytest.raises(ValueError, match="cannot continue `inputs_embeds` without a cache"):
+        model.train().generate(inputs_embeds=vectors, **GREEDY)
+
+
+def test_generation_stops_when_it_is_told_to():
+    model = make_generator()
+    ids = random_ids(1, 20)
+    assert model.generate(ids, **GREEDY, max_time=1e-9).shape[1] == 21
+    at_25 = StoppingCriteriaList([lambda ids, scores, **kwargs: torch.tensor([ids.shape[1] >= 25])])
+    assert model.generate(ids, **GREEDY, stopping_criteria=at_25).shape[1] == 25
+
+
+@pytest.mark.parametrize("changes", [{"num_buckets": None}, {"circular_look_around": True}], ids=["buckets", "circle"])
+def test_stock_settings_generate(changes):
+    """As stock checkpoints have them; the same seed gives the same text, and the first token is the uncached one."""
+    model = make_model(ReformerForCausalLM, attn_layers=STACKS["mixed"], **changes).double()
+    ids = random_ids(2, 40)
+    texts = []
+    for _ in range(2):
+        set_seed(1)
+        texts.append(model.generate(ids, **(GREEDY | {"do_sample": True, "max_new_tokens": 60})))
+    assert torch.equal(*texts)
+    if model.config.num_buckets is not None:
+        with torch.no_grad():
+            first = model(ids).logits[:, -1].argmax(-1)
+        assert torch.equal(model.generate(ids, **GREEDY)[:, 40], first)
+
+
+def test_maps_and_training_mode_do_without_a_cache():
+    model = make_generator()
+    ids = random_ids(2, 20)
+    output = model.generate(ids, **GREEDY, output_attentions=True, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, model.generate(ids, **GREEDY))
+    assert [step[0].shape[-1] for step in output.attentions] == list(range(20, 50))
+    assert output.past_key_values is None
+    model.train()
+    assert model.generate(ids, **GREEDY).shape == (2, 50)
+
+
+@pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])
+def test_other_caches_are_refused(implementation):
+    model = make_generator()
+    with pytest.raises(ValueError, match=f"cache_implementation='{implementation}'` is not possible.*Leave"):
+        model.generate(random_ids(1, 5), cache_implementation=implementation, **GREEDY)
+    with pytest.raises(ValueError, match="is a DynamicCache; a Reformer takes"):
+        model.generate(random_ids(1, 5), past_key_values=DynamicCache(), **GREEDY)
+    assert model.generate(random_ids(1, 5), cache_implementation="dynamic", **GREEDY).shape == (1, 35)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_text_longer_than_the_position_table_is_refused_before_any_work(use_cache):
+    model = make_generator()
+    model.reformer.register_forward_pre_hook(lambda module, args: pytest.fail("work was done"))
+    batch = left_pad([random_ids(1, 100), random_ids(1, 60)])
+    with pytest.raises(ValueError, match="up to 130 tokens, the position embeddings reach 128"):
+        model.generate(**batch, **GREEDY, use_cache=use_cache)
+
+
+def test_padding_takes_no_positions():
+    """Of 128, here 20 columns are padding in every row."""
+    model = make_generator()
+    batch = left_pad([random_ids(1, 100), random_ids(1, 60)])
+    expected = model.generate(**batch, **(GREEDY | {"max_new_tokens": 28}))[:, 100:]
+    batch = {name: torch.nn.functional.pad(tensor, (20, 0)) for name, tensor in batch.items()}
+    assert torch.equal(model.generate(**batch, **(GREEDY | {"max_new_tokens": 28}))[:, 120:], expected)
 
 
 def test_streaming_gives_the_text_that_is_returned():
@@ -140,6 +276,9 @@ def test_text_generation_pipeline():
         ids = model.generate(**tokenizer(text, return_tensors="pt"), **options)
         assert output == [{"generated_text": tokenizer.decode(ids[0], skip_special_tokens=True)}]
     assert generate(TEXTS, batch_size=3, **options) == alone
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    [output] = generate(TEXTS[0], streamer=streamer, **options)
+    assert TEXTS[0] + "".join(streamer) == output["generated_text"]
 
 
 def test_fill_mask_pipeline():

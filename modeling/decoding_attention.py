@@ -1,0 +1,173 @@
+"""
+Attention of new tokens to a cache: the few keys that each of them meets, gathered.
+
+Shapes: B batch, M new tokens, H heads, D head size, R hashing rounds, K keys that a query may meet.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from .bucket_order import bucket_of, position_of
+from .chunking import MASKED_SCORE, SELF_SCORE, circular_offset, unit_keys
+from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
+from .lsh_options import LSHOptions
+
+
+# Numbers that are gathered at once.
+_MOST_GATHERED = 2**23
+
+
+def in_pieces(
+    attend: Callable[[torch.Tensor, CacheStep, slice], torch.Tensor],
+    query: torch.Tensor,
+    step: CacheStep,
+    numbers_per_token: int,
+) -> torch.Tensor:
+    """`attend(query, step, where)` for as many of the tokens `[B, M, H, D]` at a time as memory allows."""
+    count = query.shape[1]
+    length = max(1, _MOST_GATHERED // (len(query) * numbers_per_token))
+    outputs = [
+        attend(query[:, first : first + length], step.piece(first, first + length), slice(first, first + length))
+        for first in range(0, count, length)
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+
+def neighbour_chunks(
+    chunk: torch.Tensor, num_chunks: int, around: tuple[int, int], circular: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The chunks that a chunk looks at, `[..., 1 + sum(around)]`, and which of them exist.
+
+    Args:
+        chunk: `[...]`, integer.
+        num_chunks: Chunks in all, round after round where there are several.
+    """
+    offsets = range(-around[0], around[1] + 1)
+    if circular:
+        offsets = [circular_offset(offset, num_chunks) for offset in offsets]
+    neighbours = chunk[..., None] + torch.tensor(list(offsets), device=chunk.device)
+    if circular:
+        return neighbours % num_chunks, torch.ones_like(neighbours, dtype=torch.bool)
+    exists = (neighbours >= 0) & (neighbours < num_chunks)
+    return neighbours.clamp(0, num_chunks - 1), exists
+
+
+def attend_to_rows(
+    query: torch.Tensor,
+    rows: RowBuffer,
+    positions: torch.Tensor,
+    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """
+    Softmax attention of each query to keys of its own.
+
+    Args:
+        query: `[B, M, H, D]`.
+        positions: `[B, H, M, K]`, of the keys and values.
+        score: From queries `[B, H, M, 1, D]` and keys `[B, H, M, K, D]` to scores `[B, H, M, K]`, masked.
+
+    Returns:
+        `[B, M, H, D]`.
+    """
+    batch, capacity, heads, size = rows.keys.shape
+    slots = rows.slots(positions)
+    row = torch.arange(batch, device=query.device).view(-1, 1, 1, 1)
+    head = torch.arange(heads, device=query.device).view(1, -1, 1, 1)
+    index = ((row * capacity + slots) * heads + head).flatten()
+    gathered_shape = (*positions.shape, size)
+    keys = rows.keys.view(-1, size).index_select(0, index).view(gathered_shape)
+    values = rows.values.view(-1, size).index_select(0, index).view(gathered_shape)
+    probabilities = score(query.transpose(1, 2)[..., None, :], keys).softmax(dim=-1).to(values.dtype)
+    return (probabilities[..., None, :] @ values).squeeze(-2).transpose(1, 2)
+
+
+def scores_of(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """`[..., 1, D]` and `[..., K, D]` to `[..., K]`, float32 at least."""
+    scores = (query @ keys.transpose(-1, -2)).squeeze(-2)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def attend_exactly(query: torch.Tensor, rows: RowBuffer, step: CacheStep, reach: int) -> torch.Tensor:
+    """Shared-query/key attention of `[B, M, H, D]` to all of the first `reach` positions up to their own."""
+    count = min(step.longest, reach)
+    key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
+    keys, values = rows.keys[:, :count].transpose(1, 2), rows.values[:, :count].transpose(1, 2)
+    scores = query.transpose(1, 2) @ unit_keys(keys).transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    scores = scores.masked_fill(~step.sees(key_positions), MASKED_SCORE)
+    scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], SELF_SCORE)
+    return (scores.softmax(dim=-1).to(values.dtype) @ values).transpose(1, 2)
+
+
+def attend_in_buckets(
+    query: torch.Tensor,
+    cache: LSHCacheLayer,
+    step: CacheStep,
+    codes: torch.Tensor,
+    options: LSHOptions,
+    padded_length: int,
+) -> torch.Tensor:
+    """
+    LSH attention of new tokens, which the cache already holds, as `lsh_attention` over the whole text computes it.
+
+    All rounds are one softmax over the keys that a query meets in them.
+
+    Args:
+        query: `[B, M, H, D]`.
+        codes: `[B, H, R, M]`, of the new tokens.
+        padded_length: Places that a round takes.
+
+    Returns:
+        `[B, M, H, D]`.
+    """
+
+    def attend(query, step, where):
+        piece = codes[..., where]
+        places, exists = _window(cache.order.places(piece), options, padded_length)
+        met = cache.order.look_up(places.flatten(2), padded_length).view(places.shape)
+        own_bucket = exists & (bucket_of(met) == bucket_of(piece)[..., None])
+        is_met = exists if options.attend_across_buckets else own_bucket
+        # All rounds of a query side by side.
+        positions, exists, is_met = (table.transpose(2, 3).flatten(3) for table in (position_of(met), exists, is_met))
+        visible = is_met & (positions < step.positions[:, None, :, None])
+        is_self = exists & (positions == step.positions[:, None, :, None])
+
+        def score(query, keys):
+            scores = scores_of(query, unit_keys(keys))
+            if not options.allow_duplicate_attention:
+                scores = scores - _count_equal(positions.masked_fill(~is_met, -1)).to(scores.dtype).log()
+            return scores.masked_fill(~visible, MASKED_SCORE).masked_fill(is_self, SELF_SCORE)
+
+        return attend_to_rows(query, cache.rows, positions, score)
+
+    keys_per_head = options.chunk_length * (sum(options.around) + 1) * codes.shape[2]
+    return in_pieces(attend, query, step, keys_per_head * query.shape[2] * query.shape[3])
+
+
+def _window(places: torch.Tensor, options: LSHOptions, padded_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The places that a query at `places`, `[B, H, R, M]`, looks at, counted on over the rounds; which exist."""
+    device, length, num_rounds = places.device, options.chunk_length, places.shape[2]
+    first_of_round = torch.arange(num_rounds, device=device).view(-1, 1, 1) * padded_length
+    if options.sliding_window:
+        before, after = (number * length for number in options.around)
+        window = places[..., None] + torch.arange(-before, after + 1, device=device)
+        exists = (window >= 0) & (window < padded_length)
+        return window.clamp(0, padded_length - 1) + first_of_round, exists
+    chunks_per_round = padded_length // length
+    chunk = places.div(length, rounding_mode="floor")
+    if options.circular_look_around:
+        chunk = chunk + first_of_round.squeeze(-1) // length
+        chunks, exists = neighbour_chunks(chunk, chunks_per_round * num_rounds, options.around, circular=True)
+        first_of_round = 0
+    else:
+        chunks, exists = neighbour_chunks(chunk, chunks_per_round, options.around, circular=False)
+    window = chunks[..., None] * length + torch.arange(length, device=device)
+    return window.flatten(-2) + first_of_round, exists[..., None].expand(window.shape).flatten(-2)
+
+
+def _count_equal(numbers: torch.Tensor) -> torch.Tensor:
+    """How often each number stands in its row (the last dimension)."""
+    ordered, numbers = numbers.sort(dim=-1).values, numbers.contiguous()
+    return torch.searchsorted(ordered, numbers, right=True) - torch.searchsorted(ordered, numbers)

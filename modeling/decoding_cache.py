@@ -1,0 +1,404 @@
+"""
+What a causal model keeps of a text, so that new tokens cost the same at any length: transformers' `Cache`.
+
+Rows may have different lengths. A row's text begins with its first real token; padding before it is not kept, and
+what is masked later keeps its place, unseen. Positions are places in a row's text, columns are what `generate` counts:
+tokens of the padded batch.
+
+Shapes: B batch, M new tokens, H heads, D head size.
+"""
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .bucket_order import NO_TOKEN, BucketOrder, encode
+from .chunking import padded_to_multiple
+from .lsh_hashing import bucket_factors, default_num_buckets
+
+
+# A local layer keeps this many tokens more than it looks at, so that they can be taken back.
+CROP_REACH = 256
+
+
+# trf-ignore: TRF031 this goes into the layers, it is no output
+@dataclass(frozen=True)
+class CacheStep:
+    """
+    Where the tokens of one call go.
+
+    Attributes:
+        positions: `[B, M]`, 0 for what is not kept.
+        is_kept: `[B, M]`, bool; None if every token is kept.
+        is_real: `[B, M]`, bool; False for what must not be seen. None if everything is real.
+        start: Position of the first token, the same in every row, or None.
+        lengths: `[B]`, tokens of each row, the new ones included.
+        real_lengths: `[B]`, the same without masked tokens at the end.
+        longest: The largest of `lengths`.
+        num_columns: Columns of the batch, the new ones included.
+        mask: `[B, longest]`, bool, False for masked positions; None if there are none.
+        is_first: Whether the cache was empty, so that the ordinary forward pass computes this call.
+    """
+
+    positions: torch.Tensor
+    is_kept: torch.Tensor | None
+    is_real: torch.Tensor | None
+    start: int | None
+    lengths: torch.Tensor
+    real_lengths: torch.Tensor
+    longest: int
+    num_columns: int
+    mask: torch.Tensor | None
+    is_first: bool
+
+    def piece(self, first: int, last: int) -> "CacheStep":
+        """The tokens from `first` up to `last`, for what is done a piece at a time."""
+        return replace(
+            self,
+            positions=self.positions[:, first:last],
+            is_kept=None if self.is_kept is None else self.is_kept[:, first:last],
+            is_real=None if self.is_real is None else self.is_real[:, first:last],
+            start=None if self.start is None else self.start + first,
+        )
+
+    def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
+        """
+        Whether keys are no later than the query and not masked.
+
+        Args:
+            key_positions: `[B or 1, H or 1, M or 1, K]`.
+
+        Returns:
+            `[B, H or 1, M, K]`, bool.
+        """
+        visible = (key_positions <= self.positions[:, None, :, None]) & (key_positions >= 0)
+        if self.mask is None:
+            return visible
+        index = key_positions.clamp(0, self.longest - 1).expand(len(self.mask), *visible.shape[1:])
+        return visible & self.mask[:, None, None].expand(*visible.shape[:3], -1).gather(3, index)
+
+
+class RowBuffer:
+    """
+    Two tensors with a vector for each position and head: `[B, capacity, H, D]`, growing geometrically.
+
+    Args:
+        ring: Keep this many of the newest positions only.
+    """
+
+    def __init__(self, ring: int | None = None):
+        self.ring = ring
+        self.keys = self.values = None
+
+    def slots(self, positions: torch.Tensor) -> torch.Tensor:
+        """Where positions are kept."""
+        if self.ring is not None:
+            return positions % self.ring
+        return positions.clamp(0, self.keys.shape[1] - 1)
+
+    def append(self, keys: torch.Tensor, values: torch.Tensor, step: CacheStep):
+        """Put in `[B, M, H, D]`."""
+        self._reserve(keys, step.longest)
+        count, capacity = keys.shape[1], self.keys.shape[1]
+        if step.start is not None and step.start % capacity + count <= capacity:
+            first = step.start % capacity
+            self.keys[:, first : first + count] = keys
+            self.values[:, first : first + count] = values
+            return
+        kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_kept is None else step.is_kept
+        if self.ring is not None and count > self.ring:
+            kept = kept & (step.positions >= step.lengths[:, None] - self.ring)
+        row, column = kept.nonzero(as_tuple=True)
+        slots = self.slots(step.positions)[row, column]
+        self.keys[row, slots] = keys[row, column]
+        self.values[row, slots] = values[row, column]
+
+    def _reserve(self, like: torch.Tensor, longest: int):
+        capacity = 0 if self.keys is None else self.keys.shape[1]
+        needed = longest if self.ring is None else self.ring
+        if needed > capacity:
+            batch, _, heads, size = like.shape
+            needed = needed if self.ring is not None else max(needed + 64, 2 * capacity)
+            old, shape = (self.keys, self.values), (batch, needed, heads, size)
+            self.keys, self.values = (like.new_zeros(shape) for _ in range(2))
+            if capacity:
+                self.keys[:, :capacity], self.values[:, :capacity] = old
+
+    def select(self, rows: torch.Tensor):
+        """Keep the rows of the batch that are listed, in this order."""
+        if self.keys is not None:
+            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+
+
+class ReformerCacheLayer(CacheLayerMixin):
+    """The vectors that one layer keeps; by itself that of a full layer, which keeps all."""
+
+    def __init__(self, ring: int | None = None):
+        super().__init__()
+        self.rows = RowBuffer(ring)
+        self.num_columns = 0
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor):
+        """Nothing: buffers are made when the first tokens come."""
+
+    def update(self, key_states, value_states, step: CacheStep):
+        """Put in the new tokens' `[B, M, H, D]`."""
+        self.rows.append(key_states.detach(), value_states.detach(), step)
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.num_columns + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.num_columns
+
+    def get_max_length(self) -> int:
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    def offload(self):
+        """Not possible: the vectors of a step are read where they are."""
+        raise ValueError("A Reformer's cache cannot be offloaded. Leave `cache_implementation` out.")
+
+    prefetch = offload
+
+    def reset(self):
+        """Forget the text."""
+        self.rows = RowBuffer(self.rows.ring)
+        self.num_columns = 0
+
+    def select(self, rows: torch.Tensor):
+        """Keep the rows of the batch that are listed, in this order."""
+        self.rows.select(rows)
+
+    def crop(self, num_columns: int, lengths: torch.Tensor):
+        """Forget the newest columns: `lengths` tokens remain of each row."""
+        self.num_columns -= num_columns
+
+
+class LocalCacheLayer(ReformerCacheLayer):
+    """Keeps the tokens that the next ones look at, in a ring; all of them where the circle leads back to the first."""
+
+    def __init__(self, config):
+        window = config.local_attn_chunk_length * (config.local_num_chunks_before + 1)
+        reaches_back = config.circular_look_around and config.local_num_chunks_after > 0
+        super().__init__(None if reaches_back else window + CROP_REACH)
+
+
+class LSHCacheLayer(ReformerCacheLayer):
+    """
+    Keeps queries / keys and values of all tokens and, from the first call that hashes, their order and the rotations.
+
+    Args:
+        num_buckets: To hash with; None to let that first call decide by its length.
+    """
+
+    def __init__(self, num_buckets):
+        super().__init__()
+        self._given_num_buckets = num_buckets
+        self.reset()
+
+    def reset(self):
+        super().reset()
+        self.num_buckets, self.rotations, self.order = self._given_num_buckets, None, None
+
+    def add_to_order(self, buckets: torch.Tensor, step: CacheStep, all_positions: bool) -> torch.Tensor:
+        """
+        Put the buckets `[B, H, R, M]` of the new tokens into the order, or, with `all_positions`, begin it with those
+        of the whole text.
+
+        Returns:
+            Codes, of the shape of `buckets`.
+        """
+        num_buckets = prod(bucket_factors(self.num_buckets))
+        if not all_positions:
+            codes = encode(buckets, step.positions, step.is_real, num_buckets)
+            self.order.append(codes)
+            return codes
+        positions = torch.arange(buckets.shape[3], device=buckets.device)[None]
+        is_token = positions < step.lengths[:, None]
+        if step.mask is not None:
+            is_token = is_token & torch.nn.functional.pad(step.mask, (0, buckets.shape[3] - step.longest))
+        codes = encode(buckets, positions, is_token, num_buckets)
+        # One code for each column; rows that are shorter than the batch have some without a token.
+        missing = codes.new_full((*codes.shape[:3], step.num_columns - codes.shape[3]), NO_TOKEN)
+        self.order = BucketOrder(torch.cat([codes, missing], dim=3))
+        return codes
+
+    def select(self, rows):
+        super().select(rows)
+        if self.order is not None:
+            self.order.select(rows)
+
+    def crop(self, num_columns, lengths):
+        super().crop(num_columns, lengths)
+        if self.order is not None:
+            self.order.crop(num_columns, lengths)
+
+
+class ReformerCache(Cache):
+    """
+    The cache of a causal Reformer, for `past_key_values`.
+
+    It holds, per token, `2 * heads * head size` numbers for each LSH and full layer and 8 bytes per head and round for
+    each LSH layer; local layers hold a fixed number of tokens.
+
+    Buckets do not change while the text grows: with `num_buckets=None` in the config their number is the one for
+    `max_length` tokens, or else for the length of the first call that hashes, and stays.
+
+    Args:
+        config: The model's.
+        max_length: Tokens that the text is to have in the end. It only decides the number of buckets.
+
+    Example:
+
+    >>> import torch
+    >>> from hf_reformer import ReformerCache, ReformerConfig, ReformerForCausalLM
+    >>> config = ReformerConfig(is_decoder=True, num_buckets=8)
+    >>> model, cache = ReformerForCausalLM(config).eval(), ReformerCache(config)
+    >>> with torch.no_grad():
+    ...     for piece in torch.randint(320, (1, 300)).split(100, dim=1):
+    ...         logits = model(piece, past_key_values=cache).logits
+    >>> cache.get_seq_length()
+    300
+    """
+
+    def __init__(self, config, max_length: int | None = None):
+        num_buckets = config.num_buckets
+        # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
+        if num_buckets is None and max_length is not None and "lsh" in config.attn_layers:
+            chunk_length = config.lsh_attn_chunk_length
+            padded_length = padded_to_multiple(max(max_length, chunk_length + 1), chunk_length)
+            num_buckets = default_num_buckets(padded_length, chunk_length, config.max_position_embeddings)
+        make_layer = {
+            "full": ReformerCacheLayer,
+            "local": lambda: LocalCacheLayer(config),
+            "lsh": lambda: LSHCacheLayer(num_buckets),
+        }
+        super().__init__(layers=[make_layer[kind]() for kind in config.attn_layers])
+        self._forget_rows()
+
+    def _forget_rows(self):
+        self.num_columns, self._lengths, self._real_lengths, self._mask = 0, None, None, None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns so far, padding included."""
+        return self.num_columns
+
+    @property
+    def batch_size(self) -> int:
+        """Rows; -1 while empty."""
+        return -1 if self._lengths is None else len(self._lengths)
+
+    def begin(self, is_real: torch.Tensor | None, batch: int, count: int, device: torch.device) -> CacheStep:
+        """
+        Where `count` new columns will go. The cache has them when `end` is told so.
+
+        Args:
+            is_real: `[B, M]`, bool, or None if all are. In the first call rows start with a real token.
+        """
+        num_columns, is_first = self.num_columns + count, self.num_columns == 0
+        lengths = torch.zeros(batch, dtype=torch.int64, device=device) if is_first else self._lengths
+        real_lengths = lengths if is_first else self._real_lengths
+        if len(lengths) != batch:
+            raise ValueError(f"The cache holds {len(lengths)} rows, the input has {batch}. They must be the same.")
+        steps = torch.arange(count, device=device).expand(batch, -1)
+        if is_real is None and self._mask is None and self._is_uniform():
+            start, after = self.num_columns, lengths + count
+            return CacheStep(steps + start, None, None, start, after, after, num_columns, num_columns, None, is_first)
+        if is_real is None:
+            is_real = torch.ones_like(steps, dtype=torch.bool)
+        is_kept = (lengths > 0)[:, None] | is_real.cummax(dim=1).values
+        if is_first:
+            # Rows have been moved to the front; what padding they had stands behind them.
+            is_kept = torch.flip(torch.flip(is_real, [1]).cummax(dim=1).values, [1])
+        positions = (lengths[:, None] + is_kept.cumsum(dim=1) - 1).clamp(min=0)
+        after = lengths + is_kept.sum(dim=1)
+        real_lengths = torch.maximum(real_lengths, ((positions + 1) * (is_kept & is_real)).amax(dim=1))
+        # Of rows that have not begun, one position is there to be looked at.
+        longest = max(1, int(after.max()))
+        mask = self._extended_mask(longest, positions, is_kept, is_real)
+        real = is_kept & is_real
+        return CacheStep(positions, is_kept, real, None, after, real_lengths, longest, num_columns, mask, is_first)
+
+    def _is_uniform(self) -> bool:
+        return self.num_columns == 0 or bool((self._lengths == self.num_columns).all())
+
+    def _extended_mask(self, longest, positions, is_kept, is_real):
+        """`[B, longest]` with the new tokens, or None where nothing is masked."""
+        if self._mask is None and bool((is_real | ~is_kept).all()):
+            return None
+        known = 0 if self._mask is None else self._mask.shape[1]
+        mask = torch.ones(len(positions), longest, dtype=torch.bool, device=positions.device)
+        if known:
+            mask[:, : min(known, longest)] = self._mask[:, :longest]
+        row, column = is_kept.nonzero(as_tuple=True)
+        mask[row, positions[row, column]] = is_real[row, column]
+        return mask
+
+    def end(self, step: CacheStep):
+        """All layers have taken in what `begin` has announced."""
+        self.num_columns, self._lengths, self._real_lengths = step.num_columns, step.lengths, step.real_lengths
+        self._mask = step.mask
+        for layer in self.layers:
+            layer.num_columns = step.num_columns
+            layer.is_initialized = True
+
+    def reset(self):
+        """Forget the text."""
+        self._forget_rows()
+        for layer in self.layers:
+            layer.reset()
+
+    def crop(self, tokens_to_remove: int):
+        """
+        Forget the newest columns: `crop(-n)` forgets n.
+
+        Raises:
+            ValueError: More than a local layer can take back (`CROP_REACH`), or than there are.
+        """
+        count = -tokens_to_remove
+        if not 0 <= count <= self.num_columns:
+            raise ValueError(
+                f"`crop({tokens_to_remove})`: give the negative number of tokens to forget; the cache has "
+                f"{self.num_columns}."
+            )
+        rings = [layer.rows.ring for layer in self.layers if layer.rows.ring is not None]
+        if rings and count > CROP_REACH and self.num_columns > min(rings):
+            raise ValueError(
+                f"`crop({tokens_to_remove})`: local layers keep a window of the text and can take back {CROP_REACH} "
+                "tokens at most. Call `reset()` and read the text again."
+            )
+        if count == self.num_columns:
+            self.reset()
+        elif count:
+            self.num_columns -= count
+            self._lengths = (self._lengths - count).clamp(min=0)
+            self._real_lengths = torch.minimum(self._real_lengths, self._lengths)
+            for layer in self.layers:
+                layer.crop(count, self._lengths)
+
+    def reorder_cache(self, beam_idx: torch.Tensor):
+        """Row `i` goes on with what row `beam_idx[i]` has."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        """Keep the rows listed, in this order."""
+        if self._lengths is None:
+            return
+        indices = indices.to(self._lengths.device)
+        if torch.equal(indices, torch.arange(len(self._lengths), device=indices.device)):
+            return
+        self._lengths, self._real_lengths = self._lengths[indices], self._real_lengths[indices]
+        self._mask = None if self._mask is None else self._mask[indices]
+        for layer in self.layers:
+            layer.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int):
+        """Each row `repeats` times, one after the other."""
+        if self._lengths is not None:
+            rows = torch.arange(len(self._lengths), device=self._lengths.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))

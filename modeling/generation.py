@@ -1,0 +1,78 @@
+"""What `generate` asks of a model with a cache of its own."""
+
+from .decoding_cache import ReformerCache
+from .padding import first_real_token
+
+
+class CachedGenerationMixin:
+    """For a causal model beside `GenerationMixin`, whose default caches do not know buckets."""
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
+    ):
+        self._check_generated_length(model_kwargs, max_cache_length)
+        cache, implementation = model_kwargs.get("past_key_values"), generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise ValueError(
+                f"`cache_implementation={implementation!r}` is not possible: a Reformer keeps queries, values and the "
+                "order of buckets in a cache of its own, which grows as needed. Leave `cache_implementation` out."
+            )
+        if cache is not None:
+            check_cache(cache)
+            cache._is_user_defined = True
+            return
+        # Without evaluation mode each pass hashes anew, and maps are those of the whole text.
+        if self.training or generation_config.output_attentions:
+            generation_config.use_cache = False
+        if generation_config.use_cache is False:
+            if model_kwargs.get("inputs_embeds") is not None:
+                raise ValueError(
+                    "`generate` cannot continue `inputs_embeds` without a cache. Call `model.eval()` and leave "
+                    "`output_attentions` out, or give the prompt as `input_ids`."
+                )
+            return
+        model_kwargs["past_key_values"] = ReformerCache(self.config, max_length=max_cache_length)
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()
+
+    def _check_generated_length(self, model_kwargs, max_cache_length: int):
+        mask, longest = model_kwargs.get("attention_mask"), self.config.max_sequence_length
+        padding = 0 if mask is None else int(first_real_token(mask.bool()).min())
+        if max_cache_length - padding > longest:
+            raise ValueError(
+                f"The text would have up to {max_cache_length + 1 - padding} tokens, the position embeddings reach "
+                f"{longest}. Shorten the prompt or `max_new_tokens`, or load the model with a larger "
+                "`axial_pos_shape` (or `max_position_embeddings`)."
+            )
+
+
+def check_cache(cache):
+    """ValueError unless `cache` is one of ours."""
+    if not isinstance(cache, ReformerCache):
+        raise ValueError(
+            f"`past_key_values` is a {type(cache).__name__}; a Reformer takes a `hf_reformer.ReformerCache`, because "
+            "its layers need more than keys and values. Give one, or leave it out."
+        )
+
+
+def cache_of_call(model, past_key_values, use_cache: bool | None, output_attentions: bool) -> ReformerCache | None:
+    """
+    The cache for one call of the base model: the one given, or a new one where `use_cache=True` asks for it.
+
+    Raises:
+        ValueError: A cache where none can be used.
+    """
+    if past_key_values is None:
+        can_be_used = model.config.is_decoder and not model.training
+        return ReformerCache(model.config) if use_cache and can_be_used else None
+    check_cache(past_key_values)
+    if not model.config.is_decoder:
+        raise ValueError("`past_key_values` needs causal attention: use `ReformerForCausalLM`, or `is_decoder=True`.")
+    if model.training:
+        raise ValueError("`past_key_values` is for evaluation: call `model.eval()`, or leave it out.")
+    if output_attentions and past_key_values.get_seq_length():
+        raise ValueError(
+            "Attention maps of a text that is partly in a cache are not available. Leave `past_key_values` out and "
+            "give the whole text."
+        )
+    return past_key_values
