@@ -73,9 +73,13 @@ def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torc
 
 def unit_keys(query_key: torch.Tensor) -> torch.Tensor:
     """Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon."""
+    return (query_key * key_scale(query_key)).to(query_key.dtype)
+
+
+def key_scale(query_key: torch.Tensor) -> torch.Tensor:
+    """What a query is multiplied with to be a key: `[..., D]` to `[..., 1]`, float32 at least."""
     wide = query_key.to(torch.promote_types(query_key.dtype, torch.float32))
-    scale = (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / query_key.shape[-1] ** 0.5
-    return (wide * scale).to(query_key.dtype)
+    return (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / query_key.shape[-1] ** 0.5
 
 
 def circular_offset(offset: int, num_chunks: int) -> int:

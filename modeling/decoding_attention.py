@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from .bucket_order import bucket_of, position_of
-from .chunking import MASKED_SCORE, SELF_SCORE, circular_offset, unit_keys
+from .chunking import MASKED_SCORE, SELF_SCORE, circular_offset
 from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
 from .lsh_options import LSHOptions
 
@@ -58,7 +58,8 @@ def attend_to_rows(
     query: torch.Tensor,
     rows: RowBuffer,
     positions: torch.Tensor,
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    mask: Callable[[torch.Tensor], torch.Tensor],
+    scales: torch.Tensor | float,
 ) -> torch.Tensor:
     """
     Softmax attention of each query to keys of its own.
@@ -66,36 +67,34 @@ def attend_to_rows(
     Args:
         query: `[B, M, H, D]`.
         positions: `[B, H, M, K]`, of the keys and values.
-        score: From queries `[B, H, M, 1, D]` and keys `[B, H, M, K, D]` to scores `[B, H, M, K]`, masked.
+        mask: Masks scores `[B, H, M, K]`.
+        scales: What dot products with a key are multiplied with: `[B, capacity, H]`, or one number for all.
 
     Returns:
         `[B, M, H, D]`.
     """
     batch, capacity, heads, size = rows.keys.shape
+    query = query.transpose(1, 2)
     slots = rows.slots(positions)
     row = torch.arange(batch, device=query.device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=query.device).view(1, -1, 1, 1)
     index = ((row * capacity + slots) * heads + head).flatten()
-    gathered_shape = (*positions.shape, size)
-    keys = rows.keys.view(-1, size).index_select(0, index).view(gathered_shape)
-    values = rows.values.view(-1, size).index_select(0, index).view(gathered_shape)
-    probabilities = score(query.transpose(1, 2)[..., None, :], keys).softmax(dim=-1).to(values.dtype)
+    keys, values = (
+        table.view(-1, size).index_select(0, index).view(*positions.shape, size) for table in (rows.keys, rows.values)
+    )
+    scores = (query[..., None, :] @ keys.transpose(-1, -2)).squeeze(-2)
+    if isinstance(scales, torch.Tensor):
+        scales = scales.view(-1).index_select(0, index).view(positions.shape)
+    probabilities = mask(scores * scales).softmax(dim=-1).to(values.dtype)
     return (probabilities[..., None, :] @ values).squeeze(-2).transpose(1, 2)
 
 
-def scores_of(query: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-    """`[..., 1, D]` and `[..., K, D]` to `[..., K]`, float32 at least."""
-    scores = (query @ keys.transpose(-1, -2)).squeeze(-2)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def attend_exactly(query: torch.Tensor, rows: RowBuffer, step: CacheStep, reach: int) -> torch.Tensor:
+def attend_exactly(query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int) -> torch.Tensor:
     """Shared-query/key attention of `[B, M, H, D]` to all of the first `reach` positions up to their own."""
     count = min(step.longest, reach)
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
-    keys, values = rows.keys[:, :count].transpose(1, 2), rows.values[:, :count].transpose(1, 2)
-    scores = query.transpose(1, 2) @ unit_keys(keys).transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
+    scores = (query.transpose(1, 2) @ keys.transpose(-1, -2)) * scales[:, :, None]
     scores = scores.masked_fill(~step.sees(key_positions), MASKED_SCORE)
     scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], SELF_SCORE)
     return (scores.softmax(dim=-1).to(values.dtype) @ values).transpose(1, 2)
@@ -134,13 +133,12 @@ def attend_in_buckets(
         visible = is_met & (positions < step.positions[:, None, :, None])
         is_self = exists & (positions == step.positions[:, None, :, None])
 
-        def score(query, keys):
-            scores = scores_of(query, unit_keys(keys))
+        def mask(scores):
             if not options.allow_duplicate_attention:
                 scores = scores - _count_equal(positions.masked_fill(~is_met, -1)).to(scores.dtype).log()
             return scores.masked_fill(~visible, MASKED_SCORE).masked_fill(is_self, SELF_SCORE)
 
-        return attend_to_rows(query, cache.rows, positions, score)
+        return attend_to_rows(query, cache.rows, positions, mask, cache.scales)
 
     keys_per_head = options.chunk_length * (sum(options.around) + 1) * codes.shape[2]
     return in_pieces(attend, query, step, keys_per_head * query.shape[2] * query.shape[3])

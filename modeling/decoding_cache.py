@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .bucket_order import NO_TOKEN, BucketOrder, encode
-from .chunking import padded_to_multiple
+from .chunking import key_scale, padded_to_multiple
 from .lsh_hashing import bucket_factors, default_num_buckets
 
 
@@ -82,54 +82,67 @@ class CacheStep:
 
 class RowBuffer:
     """
-    Two tensors with a vector for each position and head: `[B, capacity, H, D]`, growing geometrically.
+    Tensors with something for each position: `[B, capacity, ...]`, growing geometrically.
 
     Args:
         ring: Keep this many of the newest positions only.
+
+    Attributes:
+        tensors: Keys and values, `[B, capacity, H, D]`, and what else a layer keeps; empty before the first token.
     """
 
     def __init__(self, ring: int | None = None):
         self.ring = ring
-        self.keys = self.values = None
+        self.tensors = []
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """`[B, capacity, H, D]`."""
+        return self.tensors[0]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """`[B, capacity, H, D]`."""
+        return self.tensors[1]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return self.tensors[0].shape[1] if self.tensors else 0
 
     def slots(self, positions: torch.Tensor) -> torch.Tensor:
         """Where positions are kept."""
-        if self.ring is not None:
-            return positions % self.ring
-        return positions.clamp(0, self.keys.shape[1] - 1)
+        return positions.clamp(0, self.capacity - 1) if self.ring is None else positions % self.ring
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor, step: CacheStep):
-        """Put in `[B, M, H, D]`."""
-        self._reserve(keys, step.longest)
-        count, capacity = keys.shape[1], self.keys.shape[1]
+    def append(self, step: CacheStep, *new: torch.Tensor):
+        """Put in what belongs to the tokens of `step`, each `[B, M, ...]`, as many tensors as the first time."""
+        self._reserve(step.longest, new)
+        count, capacity = new[0].shape[1], self.capacity
         if step.start is not None and step.start % capacity + count <= capacity:
             first = step.start % capacity
-            self.keys[:, first : first + count] = keys
-            self.values[:, first : first + count] = values
+            for tensor, rows in zip(self.tensors, new, strict=True):
+                tensor[:, first : first + count] = rows
             return
         kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_kept is None else step.is_kept
         if self.ring is not None and count > self.ring:
             kept = kept & (step.positions >= step.lengths[:, None] - self.ring)
         row, column = kept.nonzero(as_tuple=True)
         slots = self.slots(step.positions)[row, column]
-        self.keys[row, slots] = keys[row, column]
-        self.values[row, slots] = values[row, column]
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            tensor[row, slots] = rows[row, column]
 
-    def _reserve(self, like: torch.Tensor, longest: int):
-        capacity = 0 if self.keys is None else self.keys.shape[1]
+    def _reserve(self, longest: int, like: tuple[torch.Tensor, ...]):
+        old, capacity = self.tensors, self.capacity
         needed = longest if self.ring is None else self.ring
         if needed > capacity:
-            batch, _, heads, size = like.shape
             needed = needed if self.ring is not None else max(needed + 64, 2 * capacity)
-            old, shape = (self.keys, self.values), (batch, needed, heads, size)
-            self.keys, self.values = (like.new_zeros(shape) for _ in range(2))
-            if capacity:
-                self.keys[:, :capacity], self.values[:, :capacity] = old
+            self.tensors = [rows.new_zeros(len(rows), needed, *rows.shape[2:]) for rows in like]
+            for tensor, rows in zip(self.tensors, old, strict=False):
+                tensor[:, :capacity] = rows
 
     def select(self, rows: torch.Tensor):
         """Keep the rows of the batch that are listed, in this order."""
-        if self.keys is not None:
-            self.keys, self.values = self.keys.index_select(0, rows), self.values.index_select(0, rows)
+        self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
 
 
 class ReformerCacheLayer(CacheLayerMixin):
@@ -145,7 +158,7 @@ class ReformerCacheLayer(CacheLayerMixin):
 
     def update(self, key_states, value_states, step: CacheStep):
         """Put in the new tokens' `[B, M, H, D]`."""
-        self.rows.append(key_states.detach(), value_states.detach(), step)
+        self.rows.append(step, key_states.detach(), value_states.detach())
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -205,6 +218,17 @@ class LSHCacheLayer(ReformerCacheLayer):
         super().reset()
         self.num_buckets, self.rotations, self.order = self._given_num_buckets, None, None
 
+    def update(self, key_states, value_states, step: CacheStep):
+        """Put in the new tokens' queries, which are also keys, and values, `[B, M, H, D]`, and their scales."""
+        query_key = key_states.detach()
+        self.rows.append(step, query_key, value_states.detach(), key_scale(query_key).squeeze(-1))
+        return key_states, value_states
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """What makes keys of queries: `[B, capacity, H]`."""
+        return self.rows.tensors[2]
+
     def add_to_order(self, buckets: torch.Tensor, step: CacheStep, all_positions: bool) -> torch.Tensor:
         """
         Put the buckets `[B, H, R, M]` of the new tokens into the order, or, with `all_positions`, begin it with those
@@ -243,8 +267,8 @@ class ReformerCache(Cache):
     """
     The cache of a causal Reformer, for `past_key_values`.
 
-    It holds, per token, `2 * heads * head size` numbers for each LSH and full layer and 8 bytes per head and round for
-    each LSH layer; local layers hold a fixed number of tokens.
+    It holds, per token, `2 * heads * head size` numbers for each LSH and full layer, and for each LSH layer 4 bytes
+    per head and 8 bytes per head and round; local layers hold a fixed number of tokens.
 
     Buckets do not change while the text grows: with `num_buckets=None` in the config their number is the one for
     `max_length` tokens, or else for the length of the first call that hashes, and stays.

@@ -15,7 +15,7 @@ from .chunking import (
     padded_to_multiple,
     scatter_to_map,
 )
-from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks, scores_of
+from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 
 
@@ -101,10 +101,11 @@ class LocalSelfAttention(nn.Module):
             positions, exists = (table.flatten(-2)[:, None] for table in (positions, exists))
             hidden = ~(exists & step.sees(positions))
 
-            def score(query, keys):
-                return (scores_of(query, keys) / self.head_size**0.5).masked_fill(hidden, MASKED_SCORE)
+            def mask(scores):
+                return scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(hidden, MASKED_SCORE)
 
-            return attend_to_rows(query, cache.rows, positions.expand(-1, self.num_heads, -1, -1), score)
+            positions = positions.expand(-1, self.num_heads, -1, -1)
+            return attend_to_rows(query, cache.rows, positions, mask, self.head_size**-0.5)
 
         numbers_per_token = length * (sum(around) + 1) * self.num_heads * self.head_size
         outputs = []

@@ -119,7 +119,7 @@ class LSHSelfAttention(nn.Module):
     def _attend_to_cache(self, query_key, cache, step, circle_length):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
         if self._is_exact(step.num_columns, circle_length):
-            return attend_exactly(query_key, cache.rows, step, step.longest)
+            return attend_exactly(query_key, cache, step, step.longest)
         if cache.order is None:
             # Up to now attention was exact.
             all_keys = cache.rows.keys[:, : step.longest]
@@ -134,7 +134,7 @@ class LSHSelfAttention(nn.Module):
         output = attend_in_buckets(query_key, cache, step, codes, options, padded_length)
         is_exact = self._exact_queries(step.positions, step.real_lengths)
         if is_exact is not None and is_exact.any():
-            exact = attend_exactly(query_key, cache.rows, step, self.full_attention_threshold)
+            exact = attend_exactly(query_key, cache, step, self.full_attention_threshold)
             output = torch.where(is_exact[:, :, None, None], exact, output)
         return output
 

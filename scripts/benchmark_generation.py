@@ -237,10 +237,12 @@ def tensors_held_by(thing: object, seen: set[int] | None = None) -> Iterator[tor
     if is_tensor:
         yield thing
         return
-    parts = (
-        thing if isinstance(thing, (list, tuple, set)) else vars(thing).values() if hasattr(thing, "__dict__") else ()
-    )
-    parts = [*parts, *thing.values()] if isinstance(thing, dict) else parts
+    if isinstance(thing, (list, tuple, set)):
+        parts = list(thing)
+    else:
+        # A dict may have attributes, too.
+        parts = list(thing.values()) if isinstance(thing, dict) else []
+        parts += getattr(thing, "__dict__", {}).values()
     for part in parts:
         yield from tensors_held_by(part, seen)
 
@@ -306,9 +308,10 @@ def seconds_of(call, device: str) -> float:
 
 def peak_of_step(contender: Contender) -> int:
     """
-    Bytes that a step takes at its peak, beyond weights and cache; two steps are made.
+    Bytes that an ordinary step takes at its peak, beyond weights and cache; two steps are made.
 
-    On a CPU, what kernels allocate for themselves is not seen.
+    On a CPU, what kernels allocate for themselves is not seen. Now and then a step of ours takes more, to merge the
+    order of buckets or to enlarge the cache.
     """
     if contender.shape.device == "cuda":
         contender.step()
@@ -380,7 +383,7 @@ def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     ours = {row["context"]: row["median_ms"] for row in rows if row["contender"] == OURS}
     lines = [
-        "| context | | ms per token: median (least to most) | mean | to ours | cache, MiB | peak of a step, MiB "
+        "| context | | ms per token: median (least to most) | mean | × ours | cache, MiB | peak of a step, MiB "
         "| prefill, s |",
         "|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
@@ -411,7 +414,7 @@ def draw(rows: list[dict], path: Path) -> None:
     for axes in (times, caches):
         axes.set(xlabel="tokens of context", xscale="log", yscale="log")
         axes.set_xticks(contexts, [f"{context / 1024:g}K" for context in contexts])
-        axes.tick_params(axis="x", which="minor", bottom=False)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.savefig(path, dpi=130)
@@ -442,8 +445,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         arguments.contexts, arguments.steps = CONTEXTS[:2], 5
     if any(context < 2 * CHUNK or context % CHUNK for context in arguments.contexts):
         parser.error(f"--contexts must be multiples of {CHUNK}, {2 * CHUNK} at least, but are {arguments.contexts}")
-    if arguments.steps < 1:
-        parser.error(f"--steps must be at least 1, but is {arguments.steps}")
+    if arguments.steps < 1 or arguments.budget <= 0:
+        parser.error(f"--steps and --budget must be above 0, but are {arguments.steps} and {arguments.budget}")
     return arguments
 
 

@@ -348,7 +348,7 @@ def test_memory_per_token():
     per_token = {kind: (sizes[kind, 900] - sizes[kind, 300]) / 600 for kind in ("lsh", "local", "full")}
     assert per_token["local"] == 0
     assert per_token["full"] == 2 * 4 * heads * size
-    assert per_token["lsh"] == 2 * 4 * heads * size + 8 * heads * rounds
+    assert per_token["lsh"] == 2 * 4 * heads * size + 4 * heads + 8 * heads * rounds
 
 
 @pytest.mark.parametrize("kind", ["lsh", "local"])

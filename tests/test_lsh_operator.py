@@ -58,6 +58,33 @@ CASES = {
         "attend_across_buckets": False,
         "causal": True,
     },
+    "windows": {"length": 40, "rounds": 2, "circular_look_around": False, "sliding_window": True},
+    "windows, causal, own bucket": {
+        "length": 37,
+        "rounds": 4,
+        "circular_look_around": False,
+        "attend_across_buckets": False,
+        "sliding_window": True,
+        "causal": True,
+    },
+    "windows on both sides, no duplicates": {
+        "length": 61,
+        "rounds": 3,
+        "circular_look_around": False,
+        "sliding_window": True,
+        "num_chunks_before": 2,
+        "num_chunks_after": 1,
+        "allow_duplicate_attention": False,
+    },
+    "windows, no duplicates, own bucket": {
+        "length": 45,
+        "rounds": 4,
+        "circular_look_around": False,
+        "attend_across_buckets": False,
+        "sliding_window": True,
+        "allow_duplicate_attention": False,
+        "causal": True,
+    },
     "longer circle": {"length": 37, "rounds": 2, "padded_length": 64},
 }
 MASKS = ("none", "right", "left", "scattered")
