@@ -58,17 +58,22 @@ class BucketOrder:
 
     def __init__(self, codes: torch.Tensor):
         self._sorted = codes.sort(dim=-1).values
-        self._recent = codes.new_empty(*codes.shape[:3], 0)
+        self._set_recent(codes.new_empty(*codes.shape[:3], 0))
+
+    def _set_recent(self, codes: torch.Tensor):
+        self._recent = codes
+        self._ordered_recent, self._recent_places = self._places_among_sorted(codes)
 
     def append(self, codes: torch.Tensor):
         """Add the codes `[B, H, R, M]` of new columns."""
-        if self._recent.shape[3] + codes.shape[3] > self.most_recent:
+        recent = torch.cat([self._recent, codes], dim=3)
+        if recent.shape[3] > self.most_recent:
             self._merge(self._recent)
-            self._recent = codes.new_empty(*codes.shape[:3], 0)
-        if codes.shape[3] > self.most_recent:
-            self._merge(codes)
-        else:
-            self._recent = torch.cat([self._recent, codes], dim=3)
+            recent = codes
+        if recent.shape[3] > self.most_recent:
+            self._merge(recent)
+            recent = codes.new_empty(*codes.shape[:3], 0)
+        self._set_recent(recent)
 
     def _merge(self, codes: torch.Tensor):
         added, places = self._places_among_sorted(codes)
@@ -78,28 +83,29 @@ class BucketOrder:
 
     def _places_among_sorted(self, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`codes` in order, and the place of each when they stand among the sorted ones."""
-        codes = codes.sort(dim=-1).values
+        codes = codes.sort(dim=-1).values.contiguous()
         places = torch.searchsorted(self._sorted, codes)
         return codes, places + torch.arange(codes.shape[3], device=codes.device)
 
-    def crop(self, num_columns: int, lengths: torch.Tensor):
-        """Forget the newest columns; `lengths`, `[B]`, is how many positions of each row remain."""
-        from_sorted = num_columns - self._recent.shape[3]
-        self._recent = self._recent[..., : max(0, -from_sorted)].contiguous()
+    def crop(self, count: int, lengths: torch.Tensor):
+        """Forget `count` columns, the newest ones; `lengths`, `[B]`, is how many positions of each row remain."""
+        from_sorted = count - self._recent.shape[3]
         if from_sorted > 0:
-            is_gone = position_of(self._sorted) >= lengths[:, None, None, None]
+            is_gone = position_of(self._sorted) >= lengths.to(self._sorted.device)[:, None, None, None]
             kept = self._sorted.masked_fill(is_gone, NO_TOKEN).sort(dim=-1).values
             self._sorted = kept[..., : kept.shape[3] - from_sorted].contiguous()
+        self._set_recent(self._recent[..., : max(0, -from_sorted)].contiguous())
 
     def select(self, rows: torch.Tensor):
         """Keep the rows of the batch that are listed, in this order."""
-        self._sorted, self._recent = self._sorted.index_select(0, rows), self._recent.index_select(0, rows)
+        rows = rows.to(self._sorted.device)
+        self._sorted = self._sorted.index_select(0, rows)
+        self._set_recent(self._recent.index_select(0, rows))
 
     def places(self, codes: torch.Tensor) -> torch.Tensor:
         """Where in its round each of the codes `[B, H, R, M]` stands."""
-        recent = self._recent.sort(dim=-1).values
         codes = codes.contiguous()
-        return torch.searchsorted(self._sorted, codes) + torch.searchsorted(recent, codes)
+        return torch.searchsorted(self._sorted, codes) + torch.searchsorted(self._ordered_recent, codes)
 
     def look_up(self, places: torch.Tensor, padded_length: int) -> torch.Tensor:
         """
@@ -114,15 +120,14 @@ class BucketOrder:
         num_rounds, num_sorted = self._sorted.shape[2:]
         num_recent = self._recent.shape[3]
         in_round = places.div(padded_length, rounding_mode="floor")
-        recent, recent_places = self._places_among_sorted(self._recent)
         starts = torch.arange(num_rounds, device=places.device)[:, None] * padded_length
-        recent_places = (recent_places + starts).flatten(2)
+        recent_places = (self._recent_places + starts).flatten(2)
         recent_before = torch.searchsorted(recent_places, places.contiguous())
-        index = places - in_round * padded_length - recent_before + in_round * num_recent
+        index = places - in_round * (padded_length - num_recent) - recent_before
         found = self._sorted.flatten(2).gather(2, index.clamp(0, num_sorted - 1) + in_round * num_sorted)
         found = found.masked_fill(index >= num_sorted, NO_TOKEN)
         if num_recent:
             candidate = recent_before.clamp(max=recent_places.shape[2] - 1)
             is_recent = recent_places.gather(2, candidate) == places
-            found = torch.where(is_recent, recent.flatten(2).gather(2, candidate), found)
+            found = torch.where(is_recent, self._ordered_recent.flatten(2).gather(2, candidate), found)
         return found

@@ -4,6 +4,8 @@ Attention within chunks and their neighbours: the mechanics that LSH and local a
 Shapes: B batch, H heads, D head size, N chunks, C chunk length, W window length (number of chunks looked at, times C).
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -17,6 +19,18 @@ SELF_SCORE = -1e5
 def padded_to_multiple(length: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `length`."""
     return -(-length // multiple) * multiple
+
+
+def circle_length_of(config, length: int) -> int | None:
+    """Tokens on the circle of chunks: `length`, padded as by stock Reformer to a multiple of all chunk lengths."""
+    # CODEPATH: published checkpoints were trained on the circle; recipes for new models leave it out.
+    if not config.circular_look_around:
+        return None
+    lengths = {"lsh": config.lsh_attn_chunk_length, "local": config.local_attn_chunk_length}
+    in_use = [lengths[kind] for kind in set(config.attn_layers) if kind in lengths]
+    if length <= min(in_use, default=length):
+        return length
+    return padded_to_multiple(length, math.lcm(*in_use))
 
 
 def pad_rows(rows: torch.Tensor, padded_length: int) -> torch.Tensor:

@@ -14,8 +14,8 @@ from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
 from .lsh_options import LSHOptions
 
 
-# Numbers that are gathered at once.
-_MOST_GATHERED = 2**23
+# Numbers that are gathered, or scores that are computed, at once.
+MOST_NUMBERS = 2**22
 
 
 def in_pieces(
@@ -26,7 +26,7 @@ def in_pieces(
 ) -> torch.Tensor:
     """`attend(query, step, where)` for as many of the tokens `[B, M, H, D]` at a time as memory allows."""
     count = query.shape[1]
-    length = max(1, _MOST_GATHERED // (len(query) * numbers_per_token))
+    length = max(1, MOST_NUMBERS // (len(query) * numbers_per_token))
     outputs = [
         attend(query[:, first : first + length], step.piece(first, first + length), slice(first, first + length))
         for first in range(0, count, length)
@@ -74,7 +74,8 @@ def attend_to_rows(
         `[B, M, H, D]`.
     """
     batch, capacity, heads, size = rows.keys.shape
-    query = query.transpose(1, 2)
+    # The cache may have been made under autocast and this call not.
+    dtype, query = query.dtype, query.transpose(1, 2).to(rows.keys.dtype)
     slots = rows.slots(positions)
     row = torch.arange(batch, device=query.device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=query.device).view(1, -1, 1, 1)
@@ -86,7 +87,7 @@ def attend_to_rows(
     if isinstance(scales, torch.Tensor):
         scales = scales.view(-1).index_select(0, index).view(positions.shape)
     probabilities = mask(scores * scales).softmax(dim=-1).to(values.dtype)
-    return (probabilities[..., None, :] @ values).squeeze(-2).transpose(1, 2)
+    return (probabilities[..., None, :] @ values).squeeze(-2).transpose(1, 2).to(dtype)
 
 
 def attend_exactly(query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int) -> torch.Tensor:
@@ -94,10 +95,10 @@ def attend_exactly(query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, r
     count = min(step.longest, reach)
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
     keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
-    scores = (query.transpose(1, 2) @ keys.transpose(-1, -2)) * scales[:, :, None]
+    scores = (query.transpose(1, 2).to(keys.dtype) @ keys.transpose(-1, -2)) * scales[:, :, None]
     scores = scores.masked_fill(~step.sees(key_positions), MASKED_SCORE)
     scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], SELF_SCORE)
-    return (scores.softmax(dim=-1).to(values.dtype) @ values).transpose(1, 2)
+    return (scores.softmax(dim=-1).to(values.dtype) @ values).transpose(1, 2).to(query.dtype)
 
 
 def attend_in_buckets(

@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .bucket_order import NO_TOKEN, BucketOrder, encode
-from .chunking import key_scale, padded_to_multiple
+from .chunking import circle_length_of, key_scale, padded_to_multiple
 from .lsh_hashing import bucket_factors, default_num_buckets
 
 
@@ -63,6 +63,13 @@ class CacheStep:
             start=None if self.start is None else self.start + first,
         )
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "CacheStep":
+        """The same on another device, for layers that are there."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(
+            self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
+        )
+
     def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
         """
         Whether keys are no later than the query and not masked.
@@ -86,13 +93,14 @@ class RowBuffer:
 
     Args:
         ring: Keep this many of the newest positions only.
+        most: Positions that will hardly be needed more of; growing stops there first.
 
     Attributes:
         tensors: Keys and values, `[B, capacity, H, D]`, and what else a layer keeps; empty before the first token.
     """
 
-    def __init__(self, ring: int | None = None):
-        self.ring = ring
+    def __init__(self, ring: int | None = None, most: int | None = None):
+        self.ring, self.most = ring, most
         self.tensors = []
 
     @property
@@ -135,22 +143,24 @@ class RowBuffer:
         old, capacity = self.tensors, self.capacity
         needed = longest if self.ring is None else self.ring
         if needed > capacity:
-            needed = needed if self.ring is not None else max(needed + 64, 2 * capacity)
+            if self.ring is None:
+                room = max(needed + 64, capacity * 5 // 4)
+                needed = room if self.most is None else max(needed, min(room, self.most))
             self.tensors = [rows.new_zeros(len(rows), needed, *rows.shape[2:]) for rows in like]
             for tensor, rows in zip(self.tensors, old, strict=False):
                 tensor[:, :capacity] = rows
 
     def select(self, rows: torch.Tensor):
         """Keep the rows of the batch that are listed, in this order."""
-        self.tensors = [tensor.index_select(0, rows) for tensor in self.tensors]
+        self.tensors = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors]
 
 
 class ReformerCacheLayer(CacheLayerMixin):
     """The vectors that one layer keeps; by itself that of a full layer, which keeps all."""
 
-    def __init__(self, ring: int | None = None):
+    def __init__(self, ring: int | None = None, most: int | None = None):
         super().__init__()
-        self.rows = RowBuffer(ring)
+        self.rows = RowBuffer(ring, most)
         self.num_columns = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor):
@@ -180,16 +190,17 @@ class ReformerCacheLayer(CacheLayerMixin):
 
     def reset(self):
         """Forget the text."""
-        self.rows = RowBuffer(self.rows.ring)
+        self.rows = RowBuffer(self.rows.ring, self.rows.most)
         self.num_columns = 0
+        self.is_initialized = False
 
     def select(self, rows: torch.Tensor):
         """Keep the rows of the batch that are listed, in this order."""
         self.rows.select(rows)
 
-    def crop(self, num_columns: int, lengths: torch.Tensor):
-        """Forget the newest columns: `lengths` tokens remain of each row."""
-        self.num_columns -= num_columns
+    def crop(self, count: int, lengths: torch.Tensor):
+        """Forget `count` columns, the newest ones: `lengths` tokens remain of each row."""
+        self.num_columns -= count
 
 
 class LocalCacheLayer(ReformerCacheLayer):
@@ -207,10 +218,11 @@ class LSHCacheLayer(ReformerCacheLayer):
 
     Args:
         num_buckets: To hash with; None to let that first call decide by its length.
+        most: See `RowBuffer`.
     """
 
-    def __init__(self, num_buckets):
-        super().__init__()
+    def __init__(self, num_buckets, most: int | None = None):
+        super().__init__(most=most)
         self._given_num_buckets = num_buckets
         self.reset()
 
@@ -257,10 +269,10 @@ class LSHCacheLayer(ReformerCacheLayer):
         if self.order is not None:
             self.order.select(rows)
 
-    def crop(self, num_columns, lengths):
-        super().crop(num_columns, lengths)
+    def crop(self, count, lengths):
+        super().crop(count, lengths)
         if self.order is not None:
-            self.order.crop(num_columns, lengths)
+            self.order.crop(count, lengths)
 
 
 class ReformerCache(Cache):
@@ -273,9 +285,12 @@ class ReformerCache(Cache):
     Buckets do not change while the text grows: with `num_buckets=None` in the config their number is the one for
     `max_length` tokens, or else for the length of the first call that hashes, and stays.
 
+    No gradient passes through it. After an error in the middle of a call, `reset` it.
+
     Args:
         config: The model's.
-        max_length: Tokens that the text is to have in the end. It only decides the number of buckets.
+        max_length: Tokens that the text is to have in the end. It decides the number of buckets and how much room is
+            made at once; longer texts work, too.
 
     Example:
 
@@ -295,18 +310,21 @@ class ReformerCache(Cache):
         # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
         if num_buckets is None and max_length is not None and "lsh" in config.attn_layers:
             chunk_length = config.lsh_attn_chunk_length
-            padded_length = padded_to_multiple(max(max_length, chunk_length + 1), chunk_length)
+            length = max(max_length, chunk_length + 1)
+            padded_length = circle_length_of(config, length) or padded_to_multiple(length, chunk_length)
             num_buckets = default_num_buckets(padded_length, chunk_length, config.max_position_embeddings)
         make_layer = {
-            "full": ReformerCacheLayer,
+            "full": lambda: ReformerCacheLayer(most=max_length),
             "local": lambda: LocalCacheLayer(config),
-            "lsh": lambda: LSHCacheLayer(num_buckets),
+            "lsh": lambda: LSHCacheLayer(num_buckets, max_length),
         }
         super().__init__(layers=[make_layer[kind]() for kind in config.attn_layers])
         self._forget_rows()
 
     def _forget_rows(self):
         self.num_columns, self._lengths, self._real_lengths, self._mask = 0, None, None, None
+        # The length of all rows, if it is one; and the most columns there have been, which rings have seen.
+        self._length, self._most_columns = 0, 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns so far, padding included."""
@@ -317,39 +335,44 @@ class ReformerCache(Cache):
         """Rows; -1 while empty."""
         return -1 if self._lengths is None else len(self._lengths)
 
-    def begin(self, is_real: torch.Tensor | None, batch: int, count: int, device: torch.device) -> CacheStep:
+    def begin(
+        self, new: torch.Tensor, is_real: torch.Tensor | None = None, padding: torch.Tensor | None = None
+    ) -> CacheStep:
         """
-        Where `count` new columns will go. The cache has them when `end` is told so.
+        Where new columns will go. The cache has them when `end` is told so.
 
         Args:
-            is_real: `[B, M]`, bool, or None if all are. In the first call rows start with a real token.
+            new: `[B, M, ...]`.
+            is_real: `[B, M]`, bool, or None if all are.
+            padding: `[B]`, for the first call: what has been moved from the front of each row to its end.
         """
+        batch, count, device = *new.shape[:2], new.device
         num_columns, is_first = self.num_columns + count, self.num_columns == 0
         lengths = torch.zeros(batch, dtype=torch.int64, device=device) if is_first else self._lengths
         real_lengths = lengths if is_first else self._real_lengths
         if len(lengths) != batch:
             raise ValueError(f"The cache holds {len(lengths)} rows, the input has {batch}. They must be the same.")
         steps = torch.arange(count, device=device).expand(batch, -1)
-        if is_real is None and self._mask is None and self._is_uniform():
-            start, after = self.num_columns, lengths + count
-            return CacheStep(steps + start, None, None, start, after, after, num_columns, num_columns, None, is_first)
+        has_all = is_real is None or bool(is_real.all())
+        if has_all and self._mask is None and self._length is not None and (self._length > 0 or is_first):
+            start, after = self._length, lengths + count
+            return CacheStep(
+                steps + start, None, None, start, after, after, start + count, num_columns, None, is_first
+            )
         if is_real is None:
             is_real = torch.ones_like(steps, dtype=torch.bool)
-        is_kept = (lengths > 0)[:, None] | is_real.cummax(dim=1).values
         if is_first:
-            # Rows have been moved to the front; what padding they had stands behind them.
-            is_kept = torch.flip(torch.flip(is_real, [1]).cummax(dim=1).values, [1])
+            is_kept = (steps < count - padding[:, None]) & is_real.any(dim=1, keepdim=True)
+        else:
+            is_kept = (lengths > 0)[:, None] | is_real.cummax(dim=1).values
         positions = (lengths[:, None] + is_kept.cumsum(dim=1) - 1).clamp(min=0)
         after = lengths + is_kept.sum(dim=1)
-        real_lengths = torch.maximum(real_lengths, ((positions + 1) * (is_kept & is_real)).amax(dim=1))
+        real = is_kept & is_real
+        real_lengths = torch.maximum(real_lengths, ((positions + 1) * real).amax(dim=1))
         # Of rows that have not begun, one position is there to be looked at.
         longest = max(1, int(after.max()))
         mask = self._extended_mask(longest, positions, is_kept, is_real)
-        real = is_kept & is_real
         return CacheStep(positions, is_kept, real, None, after, real_lengths, longest, num_columns, mask, is_first)
-
-    def _is_uniform(self) -> bool:
-        return self.num_columns == 0 or bool((self._lengths == self.num_columns).all())
 
     def _extended_mask(self, longest, positions, is_kept, is_real):
         """`[B, longest]` with the new tokens, or None where nothing is masked."""
@@ -367,6 +390,9 @@ class ReformerCache(Cache):
         """All layers have taken in what `begin` has announced."""
         self.num_columns, self._lengths, self._real_lengths = step.num_columns, step.lengths, step.real_lengths
         self._mask = step.mask
+        self._most_columns = max(self._most_columns, step.num_columns)
+        shortest = step.longest if step.start is not None else int(step.lengths.min())
+        self._length = step.longest if shortest == step.longest else None
         for layer in self.layers:
             layer.num_columns = step.num_columns
             layer.is_initialized = True
@@ -390,20 +416,29 @@ class ReformerCache(Cache):
                 f"`crop({tokens_to_remove})`: give the negative number of tokens to forget; the cache has "
                 f"{self.num_columns}."
             )
-        rings = [layer.rows.ring for layer in self.layers if layer.rows.ring is not None]
-        if rings and count > CROP_REACH and self.num_columns > min(rings):
-            raise ValueError(
-                f"`crop({tokens_to_remove})`: local layers keep a window of the text and can take back {CROP_REACH} "
-                "tokens at most. Call `reset()` and read the text again."
-            )
         if count == self.num_columns:
             self.reset()
-        elif count:
+            return
+        rings = [layer.rows.ring for layer in self.layers if layer.rows.ring is not None]
+        reach = CROP_REACH - (self._most_columns - self.num_columns)
+        if rings and self._most_columns > min(rings) and count > reach:
+            raise ValueError(
+                f"`crop({tokens_to_remove})`: local layers keep a window of the text and can take back {reach} tokens "
+                "at most. Call `reset()` and read the text again."
+            )
+        if count:
             self.num_columns -= count
             self._lengths = (self._lengths - count).clamp(min=0)
-            self._real_lengths = torch.minimum(self._real_lengths, self._lengths)
+            self._length = None if self._length is None else max(0, self._length - count)
+            self._real_lengths = self._cropped_real_lengths()
             for layer in self.layers:
                 layer.crop(count, self._lengths)
+
+    def _cropped_real_lengths(self):
+        if self._mask is None:
+            return self._lengths
+        places = torch.arange(1, self._mask.shape[1] + 1, device=self._mask.device)
+        return (places * self._mask * (places <= self._lengths[:, None])).amax(dim=1)
 
     def reorder_cache(self, beam_idx: torch.Tensor):
         """Row `i` goes on with what row `beam_idx[i]` has."""

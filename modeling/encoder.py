@@ -10,7 +10,7 @@ from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .reversible import ReversibleLayerCall, ReversibleTape, RoundToGrid, run_layer
+from .reversible import ReversibleLayerCall, ReversibleTape, round_to_grid, run_layer
 
 
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
@@ -133,18 +133,18 @@ class ReformerLayer(GradientCheckpointingLayer):
             step=step,
             **kwargs,
         )
+        # A cache takes in each token once; nothing may be computed again.
+        reversible = self.config.reversible and cache is None and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,
             attention_module=self.attention,
             feed_forward=self.feed_forward,
             on_grid=on_grid,
-            replays_random_numbers=self._has_dropout(),
+            replays_random_numbers=reversible and self._has_dropout(),
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
         )
-        # A cache takes in each token once; nothing may be computed again.
-        reversible = self.config.reversible and cache is None
         streams = run_layer(call, x1, x2, reversible)
         tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
         return *streams, attention.weights
@@ -227,7 +227,7 @@ class ReformerEncoder(nn.Module):
         if exact is None:
             exact = low_precision or (layers_dtype == torch.float32 and embeddings.device.type != "mps")
         if exact:
-            return RoundToGrid.apply(embeddings, torch.float32 if low_precision else torch.float64), True
+            return round_to_grid(embeddings, torch.float32 if low_precision else torch.float64), True
         return embeddings.float() if low_precision else embeddings, False
 
 

@@ -71,12 +71,14 @@ class FullSelfAttention(nn.Module):
 
         def attend(query, step, where):
             mask = None
-            if query.shape[1] > 1 or step.start is None:
+            # The newest token sees everything.
+            if step.start is None or step.start + 1 < step.longest:
                 hidden = ~step.sees(positions)
                 mask = query.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(query.dtype).min)
             return self._attend(query, key, value, mask)[0]
 
-        return in_pieces(attend, query, step, step.longest)
+        output = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
+        return output.to(query.dtype)
 
 
 def dense_attention(

@@ -10,8 +10,12 @@ class CachedGenerationMixin:
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):
-        self._check_generated_length(model_kwargs, max_cache_length)
         cache, implementation = model_kwargs.get("past_key_values"), generation_config.cache_implementation
+        # Without evaluation mode each pass hashes anew, and maps are those of the whole text.
+        if self.training or generation_config.output_attentions:
+            generation_config.use_cache = False
+        uses_cache = generation_config.use_cache is not False
+        self._check_generated_length(model_kwargs if uses_cache else {}, max_cache_length)
         if implementation not in (None, "dynamic"):
             raise ValueError(
                 f"`cache_implementation={implementation!r}` is not possible: a Reformer keeps queries, values and the "
@@ -19,12 +23,14 @@ class CachedGenerationMixin:
             )
         if cache is not None:
             check_cache(cache)
+            if not uses_cache:
+                raise ValueError(
+                    "`past_key_values` is given, but `use_cache=False`, `output_attentions` or training mode does "
+                    "without. Leave one of them out."
+                )
             cache._is_user_defined = True
             return
-        # Without evaluation mode each pass hashes anew, and maps are those of the whole text.
-        if self.training or generation_config.output_attentions:
-            generation_config.use_cache = False
-        if generation_config.use_cache is False:
+        if not uses_cache:
             if model_kwargs.get("inputs_embeds") is not None:
                 raise ValueError(
                     "`generate` cannot continue `inputs_embeds` without a cache. Call `model.eval()` and leave "

@@ -111,14 +111,15 @@ class LSHSelfAttention(nn.Module):
             **self._options(),
             **self._common_arguments(return_weights),
         )
-        keeps_beginning = self.config.lsh_sliding_window and self.config.is_decoder
-        if keeps_beginning or (attention_mask is not None and self._short_rows_differ()):
+        if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
             output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
         return output.flatten(2), weights, buckets
 
     def _attend_to_cache(self, query_key, cache, step, circle_length):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
         if self._is_exact(step.num_columns, circle_length):
+            # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
+            cache.order = None
             return attend_exactly(query_key, cache, step, step.longest)
         if cache.order is None:
             # Up to now attention was exact.
@@ -132,22 +133,29 @@ class LSHSelfAttention(nn.Module):
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.chunk_length)
         options = LSHOptions(causal=True, **self._options())
         output = attend_in_buckets(query_key, cache, step, codes, options, padded_length)
+        if step.start is not None and not self._begins_exactly(step.start):
+            return output
         is_exact = self._exact_queries(step.positions, step.real_lengths)
-        if is_exact is not None and is_exact.any():
+        if is_exact is not None:
             exact = attend_exactly(query_key, cache, step, self.full_attention_threshold)
             output = torch.where(is_exact[:, :, None, None], exact, output)
         return output
 
     def _exact_queries(self, positions, lengths):
         """`[B, L]` or `[B, 1]`, bool: queries that get exact attention while others are hashed; None for none."""
-        # CODEPATH: published checkpoints see what chunks and the circle give; windows are for new models. Then the
-        # beginning of a text is exact, whatever follows.
-        if self.config.lsh_sliding_window and self.config.is_decoder:
+        if self._begins_exactly():
             return positions < self.full_attention_threshold
         # CODEPATH: on the circle padding counts, as in published checkpoints; without it a row's own length decides.
         if self.config.circular_look_around:
             return None
         return lengths[:, None] <= self.full_attention_threshold
+
+    def _begins_exactly(self, position: int = 0) -> bool:
+        """Whether a token at `position` gets exact attention because the beginning of a text does."""
+        # CODEPATH: published checkpoints see what chunks and the circle give; windows are for new models. Then the
+        # beginning of a causal text is exact, whatever follows.
+        is_windowed = self.config.lsh_sliding_window and self.config.is_decoder
+        return is_windowed and position < self.full_attention_threshold
 
     def _options(self) -> dict:
         return {

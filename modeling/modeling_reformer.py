@@ -14,7 +14,6 @@
 """The Reformer's models and heads for transformers. Shapes: B batch, L length, H heads, V vocabulary."""
 
 import copy
-import math
 from types import SimpleNamespace
 
 import torch
@@ -38,7 +37,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from ..configuration.configuration_reformer import ReformerConfig
 from .argument_checks import check_inputs, check_labels, check_num_hashes
 from .checkpoints import CheckpointMixin
-from .chunking import padded_to_multiple
+from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
 from .encoder import ReformerEncoder
@@ -144,7 +143,7 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
-        attention_mask = None if attention_mask is None else attention_mask.bool()[:, past_length:]
+        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
         # Rows begin with their first real token; what continues a text stays where it is.
         shift = None if attention_mask is None or past_length else first_real_token(attention_mask)
         attention_mask, input_ids, position_ids, inputs_embeds = (
@@ -152,7 +151,9 @@ class ReformerModel(ReformerPreTrainedModel):
         )
         step = None
         if cache is not None:
-            step, position_ids = self._begin_step(cache, input_ids, inputs_embeds, attention_mask, position_ids)
+            step = cache.begin(input_ids if inputs_embeds is None else inputs_embeds, attention_mask, shift)
+            self.embeddings.check_length(step.longest)
+            position_ids = step.positions if position_ids is None and past_length else position_ids
         hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
@@ -160,7 +161,7 @@ class ReformerModel(ReformerPreTrainedModel):
             return_weights=output_attentions,
             attention_mask=attention_mask,
             full_attention_mask=None if past_length else self._full_attention_mask(hidden_states, attention_mask),
-            circle_length=self._circle_length(past_length + hidden_states.shape[1]),
+            circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cache=cache,
             step=step,
@@ -178,25 +179,6 @@ class ReformerModel(ReformerPreTrainedModel):
             hidden_states=all_hidden_states,
             attentions=attentions,
         )
-
-    def _begin_step(self, cache, input_ids, inputs_embeds, attention_mask, position_ids):
-        """Where the tokens of this call go, and their positions."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        is_real = None if attention_mask is None or attention_mask.all() else attention_mask
-        step = cache.begin(is_real, *given.shape[:2], given.device)
-        self.embeddings.check_length(step.longest)
-        return step, step.positions if position_ids is None and not step.is_first else position_ids
-
-    def _circle_length(self, length: int) -> int | None:
-        """Tokens on the circle of chunks: `length`, padded as by stock Reformer to a multiple of all chunk lengths."""
-        # CODEPATH: published checkpoints were trained on the circle; recipes for new models leave it out.
-        if not self.config.circular_look_around:
-            return None
-        lengths = {"lsh": self.config.lsh_attn_chunk_length, "local": self.config.local_attn_chunk_length}
-        in_use = [lengths[kind] for kind in set(self.config.attn_layers) if kind in lengths]
-        if length <= min(in_use, default=length):
-            return length
-        return padded_to_multiple(length, math.lcm(*in_use))
 
     def _full_attention_mask(self, hidden_states, attention_mask):
         # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.

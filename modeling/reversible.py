@@ -27,11 +27,20 @@ class RoundToGrid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         ctx.dtype = numbers.dtype
-        return (numbers.to(dtype) / GRID[dtype]).round_().mul_(GRID[dtype])
+        return _on_grid(numbers, dtype)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.to(ctx.dtype), None
+
+
+def round_to_grid(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`RoundToGrid`, without what autograd costs where it has nothing to do."""
+    return RoundToGrid.apply(numbers, dtype) if torch.is_grad_enabled() else _on_grid(numbers, dtype)
+
+
+def _on_grid(numbers, dtype):
+    return (numbers.to(dtype) / GRID[dtype]).round_().mul_(GRID[dtype])
 
 
 class _PassCast(torch.autograd.Function):
@@ -142,10 +151,10 @@ class ReversibleLayerCall:
     autocast: dict = field(default_factory=dict)
 
     def add(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        return stream + (RoundToGrid.apply(update, stream.dtype) if self.on_grid else update)
+        return stream + (round_to_grid(update, stream.dtype) if self.on_grid else update)
 
     def subtract(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        return stream - (RoundToGrid.apply(update, stream.dtype) if self.on_grid else update)
+        return stream - (round_to_grid(update, stream.dtype) if self.on_grid else update)
 
 
 def run_layer(

@@ -41,7 +41,7 @@ from hf_reformer.modeling.allocations import AllocationLedger
 DOCS = Path(__file__).parents[1] / "docs"
 CONTEXTS = [1024, 4096, 16384, 65536]
 CHUNK = 64
-PIECE = 4096  # tokens that hf_reformer reads at once
+PIECE = 65536  # tokens that hf_reformer reads at once
 WARM_UP, STEPS_IN_TURN, MEASURED_FOR_MEMORY = 3, 4, 2
 TOLERANCE = 1e-4
 MIB = 2**20

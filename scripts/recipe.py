@@ -34,6 +34,11 @@ class ModelRecipe:
     hidden_act: str = field(default="gelu", metadata={"help": "Nonlinearity of the feed-forward layers."})
     local_attn_chunk_length: int = field(default=8, metadata={"help": "Tokens in a chunk of a local layer."})
     lsh_attn_chunk_length: int = field(default=64, metadata={"help": "Tokens in a chunk of an lsh layer."})
+    lsh_sliding_window: bool = field(
+        default=False,
+        metadata={"help": "Windows within buckets: generation with a cache then equals one forward pass exactly."},
+    )
+    buckets_per_chunk: float = field(default=2.0, metadata={"help": "Hash buckets for each lsh chunk of the context."})
     num_hashes: int = field(
         default=1, metadata={"help": "Hash rounds of an lsh layer: more find more, and cost more."}
     )
@@ -102,9 +107,11 @@ def build_config(
         lsh_num_chunks_after=0 if causal else 1,
         num_hashes=recipe.num_hashes,
         # Explicit, so that a result does not depend on how long a batch was padded.
-        num_buckets=num_buckets(context_length, recipe.lsh_attn_chunk_length),
+        num_buckets=num_buckets(context_length, recipe.lsh_attn_chunk_length, recipe.buckets_per_chunk),
         # Off, so that neither padding nor the other rows of a batch change a result.
         circular_look_around=False,
+        lsh_sliding_window=recipe.lsh_sliding_window,
+        attend_across_buckets=not recipe.lsh_sliding_window,
         axial_pos_shape=axial_shape,
         axial_pos_embds_dim=[first_axis, recipe.hidden_size - first_axis],
         max_position_embeddings=math.prod(axial_shape),
@@ -128,9 +135,9 @@ def axial_pos_shape(context_length: int) -> list[int]:
     return [rows, math.ceil(context_length / rows)]
 
 
-def num_buckets(context_length: int, chunk_length: int) -> int | list[int]:
-    """Two buckets per chunk, as a power of two: a bucket then holds about half a chunk (the published formula)."""
-    power = max(2 * context_length // chunk_length, 2).bit_length() - 1
+def num_buckets(context_length: int, chunk_length: int, per_chunk: float = 2) -> int | list[int]:
+    """A power of two; with 2 buckets per chunk a bucket holds about half a chunk (the published formula)."""
+    power = max(int(per_chunk * context_length / chunk_length), 2).bit_length() - 1
     if 2**power < FACTORISE_FROM:
         return 2**power
     return [2 ** (power // 2), 2 ** (power - power // 2)]

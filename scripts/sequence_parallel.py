@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import PrepareModuleInput, PrepareModuleOutput, parallelize_module
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
+from hf_reformer.modeling.chunking import circle_length_of
 from hf_reformer.modeling.padding import first_real_token, shift_rows
 
 
@@ -76,7 +77,7 @@ def _whole_sequence(reformer, mesh, hidden_states, attention_mask) -> dict:
     whole = hidden_states.new_empty(len(hidden_states), length, 0)
     return {
         "length": length,
-        "circle_length": reformer._circle_length(length),
+        "circle_length": circle_length_of(reformer.config, length),
         "attention_mask": attention_mask,
         "full_attention_mask": reformer._full_attention_mask(whole, attention_mask),
     }

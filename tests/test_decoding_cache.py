@@ -20,7 +20,9 @@ from tiny_models import STACKS, make_model, random_ids
 from transformers import DynamicCache
 
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
+from hf_reformer.modeling import decoding_attention
 from hf_reformer.modeling.allocations import AllocationLedger
+from hf_reformer.modeling.chunking import circle_length_of
 from hf_reformer.modeling.decoding_cache import CROP_REACH
 from hf_reformer.modeling.reversible import ReversibleTape
 
@@ -66,7 +68,7 @@ def grown_logits(model, ids, splits):
                 *seen,
                 tape=ReversibleTape(seen),
                 stores_output=False,
-                circle_length=reformer._circle_length(end),
+                circle_length=circle_length_of(model.config, end),
                 full_attention_mask=full_mask,
             )
             pieces.append([stream[:, start:] for stream in output[:2]])
@@ -201,12 +203,50 @@ def test_masked_tokens_inside_a_text_stay_unseen(settings_):
         attn_layers=["full", "local"] if "lsh_sliding_window" not in settings_ else STACKS["mixed"], **settings_
     )
     ids, mask = random_ids(3, 120), torch.ones(3, 120, dtype=torch.long)
-    mask[0, :30], mask[1, 40:50], mask[2, 100:105] = 0, 0, 0
+    # Before a text, across the first split, and later.
+    mask[0, :30], mask[1, 30:50], mask[2, 100:105] = 0, 0, 0
     logits = cached_logits(model, ids, [35, 20, *[1] * 65], mask)
     other = torch.where(mask.bool(), ids, random_ids(3, 120))
     assert torch.equal(cached_logits(model, other, [35, 20, *[1] * 65], mask)[mask.bool()], logits[mask.bool()])
     with torch.no_grad():
         close(logits[mask.bool()], model(ids, attention_mask=mask).logits[mask.bool()])
+
+
+def test_right_padding_of_a_prompt_stays_in_place():
+    model = make(attn_layers=STACKS["mixed"], **WINDOWS)
+    ids, mask = random_ids(2, 60), torch.ones(2, 60, dtype=torch.long)
+    mask[1, 20:40] = 0
+    for splits in ([40, *[1] * 20], [30, 10, 20]):
+        cache = ReformerCache(model.config)
+        logits = cached_logits(model, ids, splits, mask, cache)
+        with torch.no_grad():
+            close(logits[mask.bool()], model(ids, attention_mask=mask).logits[mask.bool()])
+        cache.crop(-25)
+        again = cached_logits(model, ids[:, 35:], [25], mask, cache)
+        close(again[mask[:, 35:].bool()], logits[:, 35:][mask[:, 35:].bool()])
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_pieces_change_nothing(stack, monkeypatch):
+    """Memory for a token at a time."""
+    model = make(attn_layers=STACKS[stack], **WINDOWS)
+    ids, mask = left_padded([random_ids(1, length)[0] for length in (90, 60)])
+    expected = cached_logits(model, ids, [40, 50], mask)
+    monkeypatch.setattr(decoding_attention, "MOST_NUMBERS", 1)
+    close(cached_logits(model, ids, [40, 50], mask), expected)
+    close(cached_logits(model, ids, [40, 50]), model(ids).logits)
+
+
+def test_autocast_may_come_and_go():
+    model = make(torch.float32, attn_layers=STACKS["mixed"], **WINDOWS)
+    ids = random_ids(2, 100)
+    for first, second in ((True, False), (False, True)):
+        cache = ReformerCache(model.config)
+        for piece, enabled in ((ids[:, :60], first), (ids[:, 60:], second)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                logits = cached_logits(model, piece, [10] * (piece.shape[1] // 10), cache=cache)
+        with torch.no_grad():
+            close(logits.float(), model(ids).logits[:, 60:], 0.1)
 
 
 # What `generate` does with a cache.
@@ -217,7 +257,7 @@ def fork(cache):
 
 
 @pytest.mark.parametrize("stack", ["lsh", "mixed"])
-@pytest.mark.parametrize("removed", [1, 5, 64, 90, 200])
+@pytest.mark.parametrize("removed", [1, 5, 64, 90, 200, 240])
 def test_crop_goes_back(removed, stack):
     model = make(attn_layers=STACKS[stack], **WINDOWS)
     rows = [random_ids(1, length)[0] for length in (250, 180)]
@@ -235,6 +275,31 @@ def test_crop_goes_back(removed, stack):
     # A row may have been cropped to before its first token.
     kept = seen[:, : 250 - removed].any(dim=1)
     close(actual[kept], expected[kept])
+
+
+@pytest.mark.parametrize("circular", [True, False])
+@pytest.mark.parametrize("removed", [3, 40, 70])
+def test_crop_with_stock_chunks(removed, circular):
+    """Below 16 tokens, the threshold, and above. One LSH layer on top, so that what is left is what it was."""
+    model = make(attn_layers=["full", "lsh"], circular_look_around=circular)
+    ids, others = random_ids(2, 80), random_ids(2, 40)
+    cache = ReformerCache(model.config)
+    cached_logits(model, ids, [50, *[1] * 30], cache=cache)
+    cache.crop(-removed)
+    kept = 80 - removed
+    actual = cached_logits(model, others, [1] * 40, cache=cache)
+    close(actual, grown_logits(model, torch.cat([ids[:, :kept], others], dim=1), [kept, *[1] * 40])[:, kept:])
+
+
+def test_several_crops_reach_no_further_than_one():
+    model = make(attn_layers=["local"], **WINDOWS)
+    cache = ReformerCache(model.config)
+    cached_logits(model, random_ids(1, 500), [500], cache=cache)
+    cache.crop(-200)
+    cached_logits(model, random_ids(1, 20), [20], cache=cache)
+    with pytest.raises(ValueError, match="can take back 76 tokens at most"):
+        cache.crop(-77)
+    cache.crop(-76)
 
 
 def test_crop_to_nothing_and_reset_begin_anew():
@@ -309,6 +374,16 @@ def test_the_number_of_buckets_stays_while_the_text_grows():
             close(logits, fixed(ids).logits)
 
 
+def test_the_number_of_buckets_for_a_length_is_that_of_the_model():
+    """On the circle, too, which the local layers' chunks make longer."""
+    for circular in (True, False):
+        model = make(
+            attn_layers=["local", "lsh"], num_buckets=None, local_attn_chunk_length=128, circular_look_around=circular
+        )
+        ids = random_ids(1, 65)
+        close(cached_logits(model, ids, [65], cache=ReformerCache(model.config, max_length=65)), model(ids).logits)
+
+
 def test_rotations_stay_in_the_cache():
     model = make(attn_layers=["lsh", "lsh"], num_hashes=1, **WINDOWS)
     ids = random_ids(1, 100)
@@ -374,7 +449,8 @@ def test_earlier_tokens_are_not_copied_in_each_step():
     for _ in range(200):
         cached_logits(model, random_ids(1, 1), [1], cache=cache)
         places.add(tuple(layer.rows.keys.data_ptr() for layer in cache.layers))
-    assert len(places) <= 2
+    # Room is made for a quarter more, and for 64 tokens at least.
+    assert len(places) <= 4
 
 
 def test_prefill_in_pieces_needs_memory_for_a_piece():

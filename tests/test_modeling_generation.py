@@ -9,6 +9,7 @@ from transformers import DynamicCache, StoppingCriteriaList, TextIteratorStreame
 
 from hf_reformer import (
     ReformerByteTokenizer,
+    ReformerCache,
     ReformerForCausalLM,
     ReformerForMaskedLM,
     ReformerForSequenceClassification,
@@ -155,9 +156,14 @@ def test_the_cache_changes_nothing(options, stack):
 )
 def test_other_ways_to_decode_give_the_greedy_text(options, stack):
     model = make_generator(stack)
-    ids = torch.cat([random_ids(1, 20)] * 2, dim=1)
+    for length in (7, 20):
+        # 14 tokens are a few below the 16 from which attention hashes.
+        ids = torch.cat([random_ids(1, length)] * 2, dim=1)
+        check_against_greedy(model, ids, dict(options))
+
+
+def check_against_greedy(model, ids, options):
     expected = model.generate(ids, **GREEDY)
-    options = dict(options)
     if assistant := options.pop("assistant", None):
         options["assistant_model"] = make_generator("local") if assistant == "another model" else copy.deepcopy(model)
     assert torch.equal(model.generate(ids, **GREEDY, **options), expected)
@@ -237,6 +243,16 @@ def test_other_caches_are_refused(implementation):
     with pytest.raises(ValueError, match="is a DynamicCache; a Reformer takes"):
         model.generate(random_ids(1, 5), past_key_values=DynamicCache(), **GREEDY)
     assert model.generate(random_ids(1, 5), cache_implementation="dynamic", **GREEDY).shape == (1, 35)
+    with pytest.raises(ValueError, match="`past_key_values` is given, but `use_cache=False`"):
+        model.generate(random_ids(1, 5), past_key_values=ReformerCache(model.config), use_cache=False, **GREEDY)
+
+
+def test_without_a_cache_padding_takes_positions():
+    model = make_generator()
+    batch = left_pad([random_ids(1, 100), random_ids(1, 60)])
+    batch = {name: torch.nn.functional.pad(tensor, (20, 0)) for name, tensor in batch.items()}
+    with pytest.raises(ValueError, match="up to 148 tokens, the position embeddings reach 128"):
+        model.generate(**batch, **(GREEDY | {"max_new_tokens": 28}), use_cache=False)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
