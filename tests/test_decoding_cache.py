@@ -14,7 +14,7 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import STACKS, make_model, random_ids
 from transformers import DynamicCache
@@ -134,6 +134,19 @@ def test_equals_one_forward_pass_over_each_row(
     threshold=st.sampled_from([None, 40]),
     chunks=st.sampled_from([(16, 16), (8, 16), (16, 8)]),
     seed=st.integers(0, 99),
+)
+# The circle is longer than the local layer's chunks alone would make it, and its last chunk looks at the first one.
+@example(
+    stack="mixed",
+    splits=[17, 3, 5, 4],
+    num_hashes=1,
+    circular=True,
+    across=True,
+    duplicates=True,
+    around=(1, 1),
+    threshold=None,
+    chunks=(8, 16),
+    seed=0,
 )
 def test_equals_layers_that_see_the_text_up_to_each_call(
     stack, splits, num_hashes, circular, across, duplicates, around, threshold, chunks, seed
@@ -335,6 +348,7 @@ def test_crop_further_than_a_local_layer_remembers_is_refused():
 def test_rows_can_be_reordered_repeated_and_selected(stack):
     model = make(attn_layers=STACKS[stack], **WINDOWS)
     ids, mask = left_padded([random_ids(1, length)[0] for length in (90, 70, 40)])
+    mask[0, 75:85] = 0
     cache = ReformerCache(model.config)
     cached_logits(model, ids, [60, *[1] * 30], mask, cache)
     changes = {
