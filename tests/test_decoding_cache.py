@@ -170,11 +170,24 @@ def test_equals_layers_that_see_the_text_up_to_each_call(
     close(cached_logits(model, ids, splits), grown_logits(model, ids, splits))
 
 
-@settings(max_examples=30, deadline=None)
-@given(splits=SPLITS, paddings=st.lists(st.integers(0, 60), min_size=3, max_size=3), seed=st.integers(0, 99))
-def test_chunks_of_padded_rows_are_those_of_the_row_alone(splits, paddings, seed):
+@settings(max_examples=40, deadline=None)
+@given(
+    splits=SPLITS,
+    paddings=st.lists(st.integers(0, 60), min_size=3, max_size=3),
+    threshold=st.sampled_from([None, 40]),
+    across=st.booleans(),
+    seed=st.integers(0, 99),
+)
+# A row below the threshold beside one above it.
+@example(splits=[50, 1, 1], paddings=[0, 20, 40], threshold=40, across=False, seed=0)
+def test_chunks_of_padded_rows_are_those_of_the_row_alone(splits, paddings, threshold, across, seed):
     torch.manual_seed(seed)
-    model = make(attn_layers=STACKS["mixed"], circular_look_around=False)
+    model = make(
+        attn_layers=STACKS["mixed"],
+        circular_look_around=False,
+        full_attention_threshold=threshold,
+        attend_across_buckets=across,
+    )
     length = sum(splits)
     rows = [random_ids(1, length)[0][min(padding, length - 1) :] for padding in paddings]
     ids, mask = left_padded(rows, length)
