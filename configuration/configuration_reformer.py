@@ -116,7 +116,6 @@ class ReformerConfig(PreTrainedConfig):
         Count a key once for each round that finds it. `False` counts it once (paper, the `N_ij` term of appendix A).
     full_attention_threshold (`int`, *optional*):
         LSH layers attend to everything, exactly, up to this length. `None` means `lsh_attn_chunk_length`.
-
     lsh_sliding_window (`bool`, *optional*, defaults to `False`):
         A query attends to as many tokens of its bucket before (and after) its own as the neighbouring chunks hold,
         wherever chunks begin. A causal model's results then do not depend on later tokens in any way, and generation

@@ -15,8 +15,8 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from .bucket_order import NO_TOKEN, BucketOrder, encode
-from .chunking import circle_length_of, key_scale, padded_to_multiple
-from .lsh_hashing import bucket_factors, default_num_buckets
+from .chunking import circle_length_of, key_scale
+from .lsh_hashing import bucket_factors, num_buckets_of
 
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.
@@ -307,12 +307,10 @@ class ReformerCache(Cache):
 
     def __init__(self, config, max_length: int | None = None):
         num_buckets = config.num_buckets
-        # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
-        if num_buckets is None and max_length is not None and "lsh" in config.attn_layers:
-            chunk_length = config.lsh_attn_chunk_length
-            length = max(max_length, chunk_length + 1)
-            padded_length = circle_length_of(config, length) or padded_to_multiple(length, chunk_length)
-            num_buckets = default_num_buckets(padded_length, chunk_length, config.max_position_embeddings)
+        # CODEPATH: published checkpoints have LSH layers; others need no buckets.
+        if max_length is not None and "lsh" in config.attn_layers:
+            length = max(max_length, config.lsh_attn_chunk_length + 1)
+            num_buckets = num_buckets_of(config, length, circle_length_of(config, length))
         make_layer = {
             "full": lambda: ReformerCacheLayer(most=max_length),
             "local": lambda: LocalCacheLayer(config),

@@ -15,7 +15,8 @@ class CachedGenerationMixin:
         if self.training or generation_config.output_attentions:
             generation_config.use_cache = False
         uses_cache = generation_config.use_cache is not False
-        self._check_generated_length(model_kwargs if uses_cache else {}, max_cache_length)
+        # Without a cache, padding takes positions, too.
+        self._check_generated_length(model_kwargs.get("attention_mask") if uses_cache else None, max_cache_length)
         if implementation not in (None, "dynamic"):
             raise ValueError(
                 f"`cache_implementation={implementation!r}` is not possible: a Reformer keeps queries, values and the "
@@ -38,12 +39,10 @@ class CachedGenerationMixin:
                 )
             return
         model_kwargs["past_key_values"] = ReformerCache(self.config, max_length=max_cache_length)
-        if generation_config.is_assistant:
-            model_kwargs["past_key_values"].activate_past_recording()
 
-    def _check_generated_length(self, model_kwargs, max_cache_length: int):
-        mask, longest = model_kwargs.get("attention_mask"), self.config.max_sequence_length
-        padding = 0 if mask is None else int(first_real_token(mask.bool()).min())
+    def _check_generated_length(self, attention_mask, max_cache_length: int):
+        longest = self.config.max_sequence_length
+        padding = 0 if attention_mask is None else int(first_real_token(attention_mask.bool()).min())
         if max_cache_length - padding > longest:
             raise ValueError(
                 f"The text would have up to {max_cache_length + 1 - padding} tokens, the position embeddings reach "

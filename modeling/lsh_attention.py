@@ -6,7 +6,7 @@ from torch import nn
 from .chunking import padded_to_multiple
 from .decoding_attention import attend_exactly, attend_in_buckets
 from .decoding_cache import CacheStep, LSHCacheLayer
-from .lsh_hashing import default_num_buckets, draw_rotations, hash_vectors
+from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
 from .padding import last_real_token
@@ -175,11 +175,7 @@ class LSHSelfAttention(nn.Module):
     def _num_buckets(self, length: int, circle_length: int | None, cache=None):
         if cache is not None and cache.num_buckets is not None:
             return cache.num_buckets
-        # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
-        if self.config.num_buckets is not None:
-            return self.config.num_buckets
-        padded_length = circle_length or padded_to_multiple(length, self.chunk_length)
-        return default_num_buckets(padded_length, self.chunk_length, self.config.max_position_embeddings)
+        return num_buckets_of(self.config, length, circle_length)
 
     def _common_arguments(self, return_weights: bool) -> dict:
         return {

@@ -104,9 +104,15 @@ def _visible_keys(order, positions, key_positions, key_mask, bucket_ids, options
 
 def _within_sliding_window(options: LSHOptions, device: torch.device) -> torch.Tensor:
     """`[C, W]`: keys no further from the query, in the sorted order, than the chunks looked at are long."""
+    num_before, num_after = options.around
+    query_place = torch.arange(options.chunk_length, device=device)[:, None]
+    key_place = torch.arange(-num_before * options.chunk_length, (1 + num_after) * options.chunk_length, device=device)
+    return _is_in_sliding_window(key_place - query_place, options)
+
+
+def _is_in_sliding_window(distance: torch.Tensor, options: LSHOptions) -> torch.Tensor:
+    """Whether a key so many places behind its query is in its window."""
     before, after = (number * options.chunk_length for number in options.around)
-    query_place = torch.arange(options.chunk_length, device=device)[:, None] + before
-    distance = torch.arange(before + options.chunk_length + after, device=device) - query_place
     return (distance >= -before) & (distance <= after)
 
 
@@ -126,53 +132,39 @@ def _count_meetings(rank, positions, key_positions, bucket_ids, options):
     Returns:
         `[B, H, N, C, W]`, at least 1.
     """
-    num_before, num_after = options.around
-    circular = options.circular_look_around
-    if options.sliding_window:
-        return _count_meetings_in_sliding_windows(rank, positions, key_positions, bucket_ids, options)
     rounds, num_chunks = rank.shape[2], positions.shape[2]
-    chunk_of = _place_in_all_rounds(rank) // options.chunk_length
+    places = _place_in_all_rounds(rank)
 
     def at(table, where):
         return table.gather(2, where.flatten(2)).view_as(where)
 
     met = 0
     for query_round in range(rounds):
-        query_chunk = at(chunk_of[:, :, query_round], positions)[..., :, None]
-        for key_round in range(rounds) if circular else [query_round]:
-            key_chunk = at(chunk_of[:, :, key_round], key_positions)[..., None, :]
-            for offset in range(-num_before, num_after + 1):
-                if circular:
-                    hit = (query_chunk + circular_offset(offset, num_chunks)) % num_chunks == key_chunk
-                else:
-                    hit = query_chunk + offset == key_chunk
-                if bucket_ids is not None:
-                    query_bucket = at(bucket_ids[:, :, query_round], positions)[..., :, None]
-                    hit = hit & (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])
-                met = met + hit
+        query_place = at(places[:, :, query_round], positions)[..., :, None]
+        for key_round in range(rounds) if options.circular_look_around else [query_round]:
+            key_place = at(places[:, :, key_round], key_positions)[..., None, :]
+            hits = _count_hits(query_place, key_place, num_chunks, options)
+            if bucket_ids is not None:
+                query_bucket = at(bucket_ids[:, :, query_round], positions)[..., :, None]
+                hits = hits * (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])
+            met = met + hits
     # Keys that another condition hides may not be met at all.
     return met.clamp(min=1)
 
 
-def _count_meetings_in_sliding_windows(rank, positions, key_positions, bucket_ids, options):
-    """`_count_meetings` where the window moves with the query."""
-    before, after = (number * options.chunk_length for number in options.around)
-
-    def at(table, where):
-        return table.gather(2, where.flatten(2)).view_as(where)
-
-    met = 0
-    for hash_round in range(rank.shape[2]):
-        query_place, key_place = (at(rank[:, :, hash_round], where) for where in (positions, key_positions))
-        distance = key_place[..., None, :] - query_place[..., :, None]
-        hit = (distance >= -before) & (distance <= after)
-        if bucket_ids is not None:
-            query_bucket, key_bucket = (
-                at(bucket_ids[:, :, hash_round], where) for where in (positions, key_positions)
-            )
-            hit = hit & (query_bucket[..., :, None] == key_bucket[..., None, :])
-        met = met + hit
-    return met.clamp(min=1)
+def _count_hits(query_place, key_place, num_chunks, options):
+    """How often a query's window in one round holds a key of one round, by their places in all rounds."""
+    if options.sliding_window:
+        return _is_in_sliding_window(key_place - query_place, options).long()
+    num_before, num_after = options.around
+    query_chunk, key_chunk = query_place // options.chunk_length, key_place // options.chunk_length
+    hits = 0
+    for offset in range(-num_before, num_after + 1):
+        if options.circular_look_around:
+            hits = hits + ((query_chunk + circular_offset(offset, num_chunks)) % num_chunks == key_chunk)
+        else:
+            hits = hits + (query_chunk + offset == key_chunk)
+    return hits
 
 
 def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,8 @@ from contextlib import nullcontext
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from .chunking import padded_to_multiple
+
 
 def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
     """The factors of `num_buckets`, which is one even number or a sequence of them."""
@@ -34,6 +36,15 @@ def default_num_buckets(length: int, chunk_length: int, max_position_embeddings:
     if 2**exponent > largest_single_factor:
         return [2 ** (exponent // 2), 2 ** (exponent - exponent // 2)]
     return 2**exponent
+
+
+def num_buckets_of(config, length: int, circle_length: int | None) -> int | list[int]:
+    """The config's number of buckets, or the default for `length` tokens, padded to `circle_length` if it is given."""
+    # CODEPATH: published checkpoints give the number; stock's default config leaves it to the length.
+    if config.num_buckets is not None:
+        return config.num_buckets
+    padded_length = circle_length or padded_to_multiple(length, config.lsh_attn_chunk_length)
+    return default_num_buckets(padded_length, config.lsh_attn_chunk_length, config.max_position_embeddings)
 
 
 def draw_rotations(

@@ -166,7 +166,7 @@ def run_layer(
     With `reversible` it stores nothing for backward but what `call` says; without, ordinary autograd stores what it
     needs. The numbers are the same.
     """
-    if reversible and torch.is_grad_enabled():
+    if reversible:
         return _run_reversibly(call, x1, x2)
     y1 = call.add(x1, call.attention(x2))
     # In pieces from the outside, as in backward: the same random numbers, and a compiled module is the same program.

@@ -14,6 +14,7 @@ generation.json and generation.png; nothing else should run meanwhile.
 import argparse
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -100,7 +101,7 @@ class Shape:
         }
 
 
-class Contender:
+class Contender(ABC):
     """A model with a cache, and the text that it is to read and to continue."""
 
     how_filled = "random numbers"
@@ -113,17 +114,17 @@ class Contender:
         self.position = shape.context
         self.cache = None
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def read(self) -> None:
         """Fill the cache by reading the text, up to the context."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self) -> None:
         """Fill the cache as the benchmark does."""
-        raise NotImplementedError
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Read on with the cache; logits of the last token."""

@@ -14,9 +14,10 @@ import pickle
 
 import pytest
 import torch
+from benchmark_generation import bytes_held_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import STACKS, make_model, random_ids
+from tiny_models import STACKS, WINDOWS, left_padded, make_model, random_ids
 from transformers import DynamicCache
 
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
@@ -27,7 +28,6 @@ from hf_reformer.modeling.decoding_cache import CROP_REACH
 from hf_reformer.modeling.reversible import ReversibleTape
 
 
-WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
 LONG = {"axial_pos_shape": [32, 32], "max_position_embeddings": 1024}
 SPLITS = st.lists(st.one_of(st.just(1), st.integers(2, 40), st.integers(60, 80)), min_size=1, max_size=10)
 WINDOW_STACKS = {**STACKS, "two LSH": ["lsh", "local", "lsh"]}
@@ -77,10 +77,10 @@ def grown_logits(model, ids, splits):
     return model.lm_head(reformer.encoder.layer_norm(torch.cat(streams, dim=-1)))
 
 
-def left_padded(rows, length=0):
-    length = max(length, *map(len, rows))
-    ids = torch.stack([torch.nn.functional.pad(row, (length - len(row), 0)) for row in rows])
-    return ids, (ids != 0).long()
+def rows_with_padding(length, paddings):
+    """Rows that are shorter than `length` by their padding, but not empty; their ids and mask side by side."""
+    rows = [random_ids(1, length)[0][min(padding, length - 1) :] for padding in paddings]
+    return rows, *left_padded(rows, length)
 
 
 # The promise.
@@ -114,8 +114,7 @@ def test_equals_one_forward_pass_over_each_row(
         **WINDOWS,
     )
     length = sum(splits)
-    rows = [random_ids(1, length)[0][min(padding, length - 1) :] for padding in paddings]
-    ids, mask = left_padded(rows, length)
+    rows, ids, mask = rows_with_padding(length, paddings)
     logits = cached_logits(model, ids, splits, mask)
     for row, actual in zip(rows, logits, strict=True):
         with torch.no_grad():
@@ -189,8 +188,7 @@ def test_chunks_of_padded_rows_are_those_of_the_row_alone(splits, paddings, thre
         attend_across_buckets=across,
     )
     length = sum(splits)
-    rows = [random_ids(1, length)[0][min(padding, length - 1) :] for padding in paddings]
-    ids, mask = left_padded(rows, length)
+    rows, ids, mask = rows_with_padding(length, paddings)
     logits = cached_logits(model, ids, splits, mask)
     ends = list(itertools.accumulate(splits))
     for row, actual in zip(rows, logits, strict=True):
@@ -433,16 +431,6 @@ def test_rotations_stay_in_the_cache():
 # Memory.
 
 
-def tensors_in(thing):
-    if isinstance(thing, torch.Tensor):
-        yield thing
-    elif isinstance(thing, (list, tuple)):
-        for item in thing:
-            yield from tensors_in(item)
-    elif hasattr(thing, "__dict__"):
-        yield from tensors_in(list(vars(thing).values()))
-
-
 def test_memory_per_token():
     heads, size, rounds = 2, 8, 3
     sizes = {}
@@ -451,7 +439,7 @@ def test_memory_per_token():
         for length in (300, 900):
             cache = ReformerCache(model.config)
             cached_logits(model, random_ids(1, length), [length], cache=cache)
-            sizes[kind, length] = sum(tensor.untyped_storage().nbytes() for tensor in tensors_in(cache.layers[0]))
+            sizes[kind, length] = bytes_held_by(cache.layers[0])
     per_token = {kind: (sizes[kind, 900] - sizes[kind, 300]) / 600 for kind in ("lsh", "local", "full")}
     assert per_token["local"] == 0
     assert per_token["full"] == 2 * 4 * heads * size

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import STACKS, VOCAB, make_model, random_ids
+from tiny_models import STACKS, VOCAB, WINDOWS, left_padded, make_model, random_ids
 from transformers import DynamicCache, StoppingCriteriaList, TextIteratorStreamer, pipeline, set_seed
 
 from hf_reformer import (
@@ -17,8 +17,6 @@ from hf_reformer import (
 )
 
 
-# The settings with which cached and uncached results are the same at every position.
-WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
 TEXTS = ["To be, or not to be", "that is the question: Whether 'tis nobler", "Ay, there's the rub"]
 
 
@@ -29,9 +27,8 @@ def make_generator(stack="mixed", **changes):
 
 
 def left_pad(prompts):
-    length = max(prompt.shape[1] for prompt in prompts)
-    ids = torch.cat([torch.nn.functional.pad(prompt, (length - prompt.shape[1], 0)) for prompt in prompts])
-    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+    ids, mask = left_padded([prompt[0] for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def text_model(model_class, tokenizer, **changes):

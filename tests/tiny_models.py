@@ -39,6 +39,10 @@ DROPOUT = {
 }
 
 
+# The settings with which cached and uncached results are the same at every position.
+WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
+
+
 def tiny_config(**changes):
     return ReformerConfig(**(TINY | changes))
 
@@ -57,6 +61,13 @@ def make_model(model_class, **changes):
 def random_ids(batch, length):
     """Token ids without the special ones."""
     return torch.randint(3, VOCAB, (batch, length))
+
+
+def left_padded(rows, length=0):
+    """Ids and attention mask of rows of ids without 0, `length` columns or as many as the longest row has."""
+    length = max(length, *map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(row, (length - len(row), 0)) for row in rows])
+    return ids, (ids != 0).long()
 
 
 def gradients(model):
