@@ -27,6 +27,7 @@ BEYOND_STOCK = (
     {"attend_across_buckets": False},
     {"allow_duplicate_attention": False},
     {"full_attention_threshold": 64},
+    {"lsh_sliding_window": True, "circular_look_around": False, "attend_across_buckets": False},
 )
 
 
@@ -205,6 +206,14 @@ INVALID = {
     "threshold": (
         {"full_attention_threshold": 15},
         "`full_attention_threshold` must be None or at least `lsh_attn_chunk_length=16`, but got 15",
+    ),
+    "windows on the circle": (
+        {"lsh_sliding_window": True, "attend_across_buckets": False},
+        "`lsh_sliding_window=True` needs .* but they are True and False",
+    ),
+    "windows across buckets": (
+        {"lsh_sliding_window": True, "circular_look_around": False},
+        "`lsh_sliding_window=True` needs .* but they are False and True",
     ),
     "activation": ({"hidden_act": "rely"}, "`hidden_act` must be one of .*'relu'.* but got 'rely'"),
 } | {

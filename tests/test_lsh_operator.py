@@ -282,6 +282,7 @@ ERRORS = {
     "chunk": ({"chunk_length": 0}, "`chunk_length` must be at least 1 .* got 0"),
     "before": ({"num_chunks_before": -1}, "at least 0, but got 4, -1 before"),
     "padded": ({"padded_length": 8}, "multiple of `chunk_length=4` that holds 10 tokens, but is 8"),
+    "windows on the circle": ({"sliding_window": True}, "`sliding_window=True` needs `circular_look_around=False`"),
     "dropout": ({"dropout_p": 1.5}, "between 0 and 1, but got 1.5"),
     "implementation": ({"implementation": "flash"}, r"no implementation 'flash'; choose one of \['eager'"),
 }
