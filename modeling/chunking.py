@@ -85,6 +85,32 @@ def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torc
     return torch.cat([chunks.roll(-offset, dims=2) for offset in offsets], dim=3)
 
 
+def window_views(chunks: torch.Tensor, num_windows: int, num_neighbours: int) -> torch.Tensor:
+    """
+    Windows that overlap in memory: each chunk with those behind it.
+
+    Args:
+        chunks: `[G, num_windows + num_neighbours, C, D]`, contiguous.
+
+    Returns:
+        `[G, num_windows, (num_neighbours + 1) * C, D]`.
+    """
+    groups, _, chunk_length, size = chunks.shape
+    of_group, of_chunk, of_row, _ = chunks.stride()
+    shape = (groups, num_windows, (num_neighbours + 1) * chunk_length, size)
+    return chunks.as_strided(shape, (of_group, of_chunk, of_row, 1), chunks.storage_offset())
+
+
+def sum_windows(windows: torch.Tensor, num_neighbours: int) -> torch.Tensor:
+    """`[G, n, W, D]` to `[G, n + num_neighbours, C, D]`: the sum, for each row, over the windows that it is in."""
+    groups, num_windows, width, size = windows.shape
+    parts = windows.view(groups, num_windows, num_neighbours + 1, width // (num_neighbours + 1), size)
+    chunks = windows.new_zeros(groups, num_windows + num_neighbours, *parts.shape[3:])
+    for i in range(num_neighbours + 1):
+        chunks[:, i : i + num_windows] += parts[:, :, i]
+    return chunks
+
+
 def unit_keys(query_key: torch.Tensor) -> torch.Tensor:
     """Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon."""
     return (query_key * key_scale(query_key)).to(query_key.dtype)

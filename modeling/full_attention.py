@@ -54,7 +54,13 @@ class FullSelfAttention(nn.Module):
         return output.flatten(2), weights if return_weights else None, None
 
     def _attend(self, query, key, value, mask, return_weights=False):
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, dense_attention)
+        implementation = dense_implementation(self.config, return_weights)
+        if return_weights and implementation != "eager":
+            raise ValueError(
+                f"The {implementation!r} implementation of attention keeps no attention probabilities to return; use "
+                "`attn_implementation='eager'` for attention maps, or leave it out."
+            )
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, dense_attention)
         return attend(
             self,
             *(vectors.transpose(1, 2) for vectors in (query, key, value)),
@@ -79,6 +85,15 @@ class FullSelfAttention(nn.Module):
 
         output = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
         return output.to(query.dtype)
+
+
+def dense_implementation(config, return_weights: bool = False) -> str:
+    """The entry of transformers' attention interface for layers of full attention."""
+    name = config._attn_implementation
+    if name is None:
+        return "eager" if return_weights else "sdpa"
+    # PyTorch's own kernels are the fastest for dense attention on a GPU, too.
+    return "sdpa" if name == "triton" else name
 
 
 def dense_attention(

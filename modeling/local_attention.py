@@ -1,22 +1,12 @@
 """Local self-attention: a chunk of tokens attends to itself and its neighbours."""
 
-from functools import reduce
-from operator import and_
-
 import torch
 from torch import nn
 
-from .chunking import (
-    MASKED_SCORE,
-    look_adjacent,
-    neighbour_exists,
-    pad_mask,
-    pad_rows,
-    padded_to_multiple,
-    scatter_to_map,
-)
+from .chunking import MASKED_SCORE, padded_to_multiple
 from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
+from .local_operator import local_attention
 
 
 class LocalSelfAttention(nn.Module):
@@ -61,29 +51,29 @@ class LocalSelfAttention(nn.Module):
                 return self._attend_to_cache(query, key, value, cache, step, circle_length).flatten(2), None, None
             cache.update(key, value, step)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
-        batch, length = query.shape[:2]
+        length = query.shape[1]
         config = self.config
         chunk_length = config.local_attn_chunk_length
         around = (config.local_num_chunks_before, config.local_num_chunks_after)
         # A single chunk has no neighbours, and on a circle of one chunk none is its own.
         if (circle_length or length) <= chunk_length:
             chunk_length, around, circle_length = length, (0, 0), None
-        padded_length = circle_length or padded_to_multiple(length, chunk_length)
-
         output, weights = local_attention(
-            pad_rows(query, padded_length),
-            pad_rows(key, padded_length),
-            pad_rows(value, padded_length),
-            key_mask=pad_mask(attention_mask, batch, length, padded_length, hidden_states.device),
+            query,
+            key,
+            value,
+            attention_mask=attention_mask,
+            padded_length=circle_length or padded_to_multiple(length, chunk_length),
             chunk_length=chunk_length,
-            around=around,
+            num_chunks_before=around[0],
+            num_chunks_after=around[1],
             causal=config.is_decoder,
             circular_look_around=config.circular_look_around,
             dropout_p=self.dropout if self.training else 0.0,
             return_weights=return_weights,
+            implementation=config._attn_implementation,
         )
-        output = output[:, :, :length].transpose(1, 2).flatten(2)
-        return output, None if weights is None else weights[:, :, :length, :length], None
+        return output.flatten(2), weights, None
 
     def _attend_to_cache(self, query, key, value, cache, step, circle_length):
         """New tokens' `[B, M, H, D]` to what the cache holds and to each other; `[B, M, H, D]`."""
@@ -116,60 +106,3 @@ class LocalSelfAttention(nn.Module):
             cache.update(key[:, where], value[:, where], piece)
             outputs.append(in_pieces(attend, query[:, where], piece, numbers_per_token))
         return torch.cat(outputs, dim=1)
-
-
-def local_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    key_mask: torch.Tensor | None,
-    chunk_length: int,
-    around: tuple[int, int],
-    causal: bool,
-    circular_look_around: bool,
-    dropout_p: float,
-    return_weights: bool,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    Attention of each chunk to itself and `around[0]` chunks before and `around[1]` after it.
-
-    Args:
-        query, key, value: `[B, H, P, D]`, P a multiple of `chunk_length`.
-        key_mask: `[B, P]`, bool, or None if every token is real.
-
-    Returns:
-        Output `[B, H, P, D]`, and with `return_weights` the attention map `[B, H, P, P]`, else None.
-    """
-    positions = torch.arange(query.shape[2], device=query.device).view(1, 1, -1, chunk_length)
-    key_positions = look_adjacent(positions, *around)
-    visible = _visible_keys(positions, key_positions, around, key_mask, causal, circular_look_around)
-
-    query = query.unflatten(2, (-1, chunk_length))
-    key = look_adjacent(key.unflatten(2, (-1, chunk_length)), *around)
-    value = look_adjacent(value.unflatten(2, (-1, chunk_length)), *around)
-    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if visible is not None:
-        scores = scores.masked_fill(~visible, MASKED_SCORE)
-    probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=dropout_p)
-    output = (probabilities.to(value.dtype) @ value).flatten(2, 3)
-    if not return_weights:
-        return output, None
-    batch_and_heads = (*probabilities.shape[:2], -1, -1)
-    return output, scatter_to_map(
-        probabilities, positions.expand(batch_and_heads), key_positions.expand(batch_and_heads), output.shape[2]
-    )
-
-
-def _visible_keys(positions, key_positions, around, key_mask, causal, circular):
-    """`[B or 1, 1, N, C, W]` (or broadcastable), True where a query may attend to a key; None for everywhere."""
-    num_chunks, chunk_length = positions.shape[2:]
-    conditions = []
-    if causal:
-        conditions.append(positions[..., :, None] >= key_positions[..., None, :])
-    if key_mask is not None:
-        conditions.append(key_mask[:, None, key_positions[0, 0]][..., None, :])
-    if not circular:
-        conditions.append(neighbour_exists(num_chunks, num_chunks, *around, chunk_length, positions.device))
-    return reduce(and_, conditions) if conditions else None

@@ -182,7 +182,7 @@ class LSHSelfAttention(nn.Module):
             "causal": self.config.is_decoder,
             "dropout_p": self.dropout if self.training else 0.0,
             "return_weights": return_weights,
-            "implementation": self.config._attn_implementation or "eager",
+            "implementation": self.config._attn_implementation,
         }
 
     def _attend_exactly(self, query_key, value, attention_mask, return_weights):

@@ -18,13 +18,20 @@ torch.Size([1, 100, 4, 16])
 import torch
 from torch import nn
 
-from .chunking import pad_mask, pad_rows, padded_to_multiple
+from .chunking import pad_mask, padded_to_multiple
+from .implementations import AttentionCall, Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
 from .lsh_hashing import sort_by_bucket
 from .lsh_options import LSHOptions
+from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
+from .lsh_triton import lsh_attention_triton, why_not_triton
 
 
-LSH_IMPLEMENTATIONS = {"eager": lsh_attention_eager}
+LSH_IMPLEMENTATIONS = {
+    "triton": Implementation(lsh_attention_triton, why_not_triton, is_default_on=("cuda",)),
+    "sdpa": Implementation(lsh_attention_sdpa, why_not_sdpa, is_default_on=("cpu", "cuda")),
+    "eager": Implementation(lsh_attention_eager),
+}
 
 
 def lsh_attention(
@@ -35,7 +42,7 @@ def lsh_attention(
     attention_mask: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
-    implementation: str = "eager",
+    implementation: str | None = None,
     **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
@@ -53,38 +60,39 @@ def lsh_attention(
         padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
             changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
-        implementation: One of `LSH_IMPLEMENTATIONS`.
+        implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
         **options: The attributes of `LSHOptions`; `chunk_length` is required.
 
     Returns:
         Output `[B, L, H, D]`, and the attention map or None.
 
     Raises:
-        ValueError: Shapes or values that do not fit together.
+        ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
     """
     options = LSHOptions(**options)
-    attend = lsh_implementation(implementation)
     _check_shapes(query_key, value, buckets, attention_mask)
     batch, length = query_key.shape[:2]
+    call = AttentionCall(
+        device=query_key.device,
+        dtype=query_key.dtype,
+        head_size=query_key.shape[3],
+        chunk_length=options.chunk_length,
+        num_before=options.num_chunks_before,
+        num_after=options.num_chunks_after,
+        length=length,
+        dropout_p=options.dropout_p,
+        return_weights=return_weights,
+        counts_keys_once=not options.allow_duplicate_attention,
+    )
+    attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
     padded_length = _check_padded_length(padded_length, length, options.chunk_length)
     if attention_mask is not None:
         attention_mask = attention_mask.bool()
     key_mask = pad_mask(attention_mask, batch, length, padded_length, query_key.device)
-    buckets = nn.functional.pad(buckets, (0, padded_length - length))
+    if padded_length > length:
+        buckets = nn.functional.pad(buckets, (0, padded_length - length))
     order = sort_by_bucket(buckets, key_mask)
-    rows = pad_rows(query_key, padded_length), pad_rows(value, padded_length)
-    output, weights = attend(*rows, buckets, order, key_mask, options, return_weights)
-    return output[:, :, :length].transpose(1, 2), None if weights is None else weights[:, :, :length, :length]
-
-
-def lsh_implementation(name: str):
-    """The implementation called `name`; ValueError with the valid names for any other."""
-    if name not in LSH_IMPLEMENTATIONS:
-        raise ValueError(
-            f"LSH attention has no implementation {name!r}; choose one of {sorted(LSH_IMPLEMENTATIONS)}. "
-            "A model takes it as `attn_implementation`."
-        )
-    return LSH_IMPLEMENTATIONS[name]
+    return attend(query_key, value, buckets, order, key_mask, options, return_weights)
 
 
 def _check_shapes(query_key, value, buckets, attention_mask):

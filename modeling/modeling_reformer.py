@@ -41,7 +41,9 @@ from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
 from .encoder import ReformerEncoder
+from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
+from .implementations import check_requested
 from .lm_loss import ReformerOnlyLMHead, chunked_cross_entropy
 from .padding import first_real_token, pool, shift_rows
 from .position_embeddings import AxialTables
@@ -55,6 +57,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     config: ReformerConfig
     base_model_prefix = "reformer"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _no_split_modules = ["ReformerLayer"]
     _skip_keys_device_placement = ["past_key_values"]
     # Checkpoints written by transformers v4 name the bias of the LM head a second time.
@@ -68,6 +71,13 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
                 init.normal_(table, std=self.config.axial_norm_std)
         elif isinstance(module, ReformerOnlyLMHead):
             init.zeros_(module.bias)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False):
+        # None stays: then every call takes the fastest implementation that can do what it asks.
+        if set(self.config.attn_layers) == {"full"} and requested_attention not in (None, "triton"):
+            return super().get_correct_attn_implementation(requested_attention, is_init_check)
+        check_requested(requested_attention)
+        return requested_attention
 
     def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
         # CODEPATH: published checkpoints are reversible, which already recomputes every layer; `reversible=False` is a
@@ -98,6 +108,21 @@ def _refuse_tied_embeddings(config: ReformerConfig):
             f"numbers per token, and a word embedding has {config.hidden_size}. Set it to False. Stock Reformer "
             "ignores it, so a stock checkpoint holds separate weights either way."
         )
+
+
+def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
+    """The output, with rows where they were before they were shifted by `shift`."""
+    back = None if shift is None else -shift
+    if all_hidden_states is not None:
+        all_hidden_states = tuple(shift_rows(hidden_state, back) for hidden_state in all_hidden_states)
+    if attentions is not None:
+        attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
+    return BaseModelOutputWithPast(
+        last_hidden_state=shift_rows(last_hidden_state, back),
+        past_key_values=cache,
+        hidden_states=all_hidden_states,
+        attentions=attentions,
+    )
 
 
 @auto_docstring(custom_intro="The Reformer without a head: both residual streams of the last layer, normalised.")
@@ -155,12 +180,15 @@ class ReformerModel(ReformerPreTrainedModel):
             self.embeddings.check_length(step.longest)
             position_ids = step.positions if position_ids is None and past_length else position_ids
         hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        full_attention_mask = None
+        if not past_length:
+            full_attention_mask = self._full_attention_mask(hidden_states, attention_mask, output_attentions)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
             return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
             return_weights=output_attentions,
             attention_mask=attention_mask,
-            full_attention_mask=None if past_length else self._full_attention_mask(hidden_states, attention_mask),
+            full_attention_mask=full_attention_mask,
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cache=cache,
@@ -168,25 +196,17 @@ class ReformerModel(ReformerPreTrainedModel):
         )
         if cache is not None:
             cache.end(step)
-        back = None if shift is None else -shift
-        if all_hidden_states is not None:
-            all_hidden_states = tuple(shift_rows(hidden_state, back) for hidden_state in all_hidden_states)
-        if attentions is not None:
-            attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
-        return BaseModelOutputWithPast(
-            last_hidden_state=shift_rows(last_hidden_state, back),
-            past_key_values=cache,
-            hidden_states=all_hidden_states,
-            attentions=attentions,
-        )
+        return _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions)
 
-    def _full_attention_mask(self, hidden_states, attention_mask):
+    def _full_attention_mask(self, hidden_states, attention_mask, return_weights=False):
         # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.
         if "full" not in self.config.attn_layers:
             return None
         create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
         arguments = {"past_key_values": None} if self.config.is_decoder else {}
-        return create_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
+        config = copy.copy(self.config)
+        config._attn_implementation_internal = dense_implementation(self.config, return_weights)
+        return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
 
 
 class _LMHeadMixin:

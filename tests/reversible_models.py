@@ -2,15 +2,20 @@
 
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import TINY, VOCAB, make_model
+from tiny_models import NO_ATTENTION_DROPOUT, TINY, VOCAB, make_model
 
 from hf_reformer import ReformerForCausalLM, ReformerForSequenceClassification
-from hf_reformer.modeling.lsh_operator import LSH_IMPLEMENTATIONS
 
 
-IMPLEMENTATIONS = sorted(LSH_IMPLEMENTATIONS)
+# The third is tested in test_triton.py.
+IMPLEMENTATIONS = ["eager", "sdpa"]
 BATCH, LENGTH, HIDDEN = 2, 37, TINY["hidden_size"]
 PROJECTIONS = ["query_key", "query", "key", "value", "output.dense", "dense.dense"]
+
+
+def with_each_implementation(names):
+    """Names of cases with each implementation that can do them: attention maps are eager's."""
+    return [(name, each) for name in names for each in IMPLEMENTATIONS if each == "eager" or "maps" not in name]
 
 
 def layers_of(model):
@@ -18,6 +23,9 @@ def layers_of(model):
 
 
 def make(reversible, model_class=ReformerForCausalLM, dtype=torch.float64, **changes):
+    if changes.get("attn_implementation") not in (None, "eager"):
+        # Fused kernels refuse it.
+        changes |= NO_ATTENTION_DROPOUT
     return make_model(model_class, reversible=reversible, **changes).train().to(dtype)
 
 

@@ -12,6 +12,8 @@ from hf_reformer.modeling.reversible import ReversibleTape
 
 
 MIXED = {"attn_layers": STACKS["mixed"]}
+# What is compiled is eager code, so that is what it equals bit by bit.
+EAGER = {"attn_implementation": "eager"}
 RIGHT = torch.arange(LENGTH) < torch.tensor([LENGTH, 20])[:, None]
 
 
@@ -137,7 +139,7 @@ def test_compiled_layers_under_autocast(reversible):
 
 
 def test_compiled_layers_in_evaluation():
-    model = make(True, **MIXED).eval()
+    model = make(True, **MIXED, **EAGER).eval()
     with torch.no_grad():
         expected = model(**make_inputs()).logits
         compile_layers(model, "eager")
@@ -251,7 +253,7 @@ def test_graphs_of_a_compiled_model_do_not_grow_with_depth(reversible):
 
 
 def test_a_compiled_model_evaluates_at_any_depth():
-    model = make(True, attn_layers=["lsh"] * 10).eval()
+    model = make(True, attn_layers=["lsh"] * 10, **EAGER).eval()
     with torch.no_grad(), torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         actual = torch.compile(model, backend="eager")(**make_inputs()).logits
         assert torch.equal(actual, model(**make_inputs()).logits)
@@ -308,7 +310,7 @@ def test_trainer_compiles(tmp_path):
 )
 def test_an_exported_program_repeats_the_model(model_class, masked, tmp_path):
     """Also for other ids, and each time: the rotations do not move on."""
-    model = make_model(model_class, **MIXED)
+    model = make_model(model_class, **MIXED, **EAGER)
     inputs = {"input_ids": random_ids(BATCH, LENGTH)}
     if masked:
         inputs["attention_mask"] = RIGHT.flip(1).long()
@@ -322,7 +324,7 @@ def test_an_exported_program_repeats_the_model(model_class, masked, tmp_path):
 
 @pytest.mark.parametrize("config", [{"hash_seed": 5}, {"num_buckets": [4, 6]}, {"num_buckets": None}], ids=str)
 def test_an_exported_program_hashes_like_the_model(config):
-    model = make_model(ReformerForCausalLM, attn_layers=["lsh"], **config)
+    model = make_model(ReformerForCausalLM, attn_layers=["lsh"], **config, **EAGER)
     ids = random_ids(BATCH, LENGTH)
     program = torch.export.export(model, (ids,)).module()
     with torch.no_grad():

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from reversible_models import (
-    IMPLEMENTATIONS,
     LENGTH,
     add_lora,
     gradients_of,
@@ -18,6 +17,7 @@ from reversible_models import (
     make,
     make_inputs,
     relative_error,
+    with_each_implementation,
 )
 from tiny_models import DROPOUT
 
@@ -77,8 +77,7 @@ def run(case, *, depth, reversible=True, scale=1.0, **changes):
     return loss.detach(), gradients_of(model, inputs), streams
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "implementation"), with_each_implementation(CASES))
 def test_96_layers_recover_their_inputs_bit_by_bit(name, implementation):
     _, _, streams = run(CASES[name], depth=96, attn_implementation=implementation, chunk_size_feed_forward=16)
     assert len(streams) == 2 * 96
@@ -98,8 +97,7 @@ def test_without_exact_mode_the_first_input_is_far_off(name, least_drift):
     assert (after - before).norm() > least_drift * before.norm()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "implementation"), with_each_implementation(CASES))
 @pytest.mark.parametrize("gain", [0.02, 0.3, 0.6])
 def test_gradients_are_those_of_ordinary_autograd_bit_by_bit(gain, name, implementation):
     case, changes = CASES[name], {"initializer_range": gain, "attn_implementation": implementation}

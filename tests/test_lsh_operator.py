@@ -6,12 +6,14 @@ import importlib
 import pytest
 import torch
 
+from hf_reformer.modeling import fused_attention, lsh_sdpa
 from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors
-from hf_reformer.modeling.lsh_operator import LSH_IMPLEMENTATIONS, lsh_attention
+from hf_reformer.modeling.lsh_operator import lsh_attention
 from hf_reformer.modeling.lsh_reference import lsh_attention_reference
 
 
-IMPLEMENTATIONS = sorted(LSH_IMPLEMENTATIONS)
+# The third is tested in test_triton.py.
+IMPLEMENTATIONS = ["eager", "sdpa"]
 NUM_BUCKETS = 6
 
 # One line per thing that can differ. Lengths below, at, above and far from a multiple of the chunk length.
@@ -120,10 +122,35 @@ def run(function, query_key, value, gradient, **kwargs):
     return output.detach(), query_key.grad, value.grad
 
 
+@pytest.fixture(params=[None, 1, 3])
+def chunks_at_once(request, monkeypatch):
+    """How many chunks the fused kernels are given at once: all there are, or fewer."""
+    if request.param is not None:
+        monkeypatch.setattr(lsh_sdpa, "_chunks_at_once", lambda *_: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pieces_make_no_difference(case, chunks_at_once, monkeypatch):
+    monkeypatch.setattr(lsh_sdpa, "_heads_at_once", lambda *_: 1 if chunks_at_once == 1 else 2)
+    check_against_the_oracle(case, "right", "sdpa")
+
+
+@pytest.mark.parametrize("mask", ["none", "scattered"])
+@pytest.mark.parametrize("case", CASES)
+def test_matrix_products_do_what_the_fused_kernel_does(case, mask, monkeypatch):
+    monkeypatch.setattr(fused_attention, "_HAS_CPU_KERNEL", False)
+    check_against_the_oracle(case, mask, "sdpa")
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_the_oracle(case, mask, implementation):
+    check_against_the_oracle(case, mask, implementation)
+
+
+def check_against_the_oracle(case, mask, implementation):
     options = dict(CASES[case])
     query_key, value, gradient, buckets, attention_mask = make_inputs(
         options.pop("length"), options.pop("rounds"), mask
@@ -283,8 +310,19 @@ ERRORS = {
     "before": ({"num_chunks_before": -1}, "at least 0, but got 4, -1 before"),
     "padded": ({"padded_length": 8}, "multiple of `chunk_length=4` that holds 10 tokens, but is 8"),
     "windows on the circle": ({"sliding_window": True}, "`sliding_window=True` needs `circular_look_around=False`"),
+    "maps of sdpa": (
+        {"implementation": "sdpa", "return_weights": True},
+        "'sdpa' implementation .* keeps no attention probabilities to return; use 'eager'",
+    ),
+    "dropout of sdpa": (
+        {"implementation": "sdpa", "dropout_p": 0.1},
+        "'sdpa' implementation .* no dropout .* `dropout_p` is 0.1. Set `lsh_attention_probs_dropout_prob=0`",
+    ),
     "dropout": ({"dropout_p": 1.5}, "between 0 and 1, but got 1.5"),
-    "implementation": ({"implementation": "flash"}, r"no implementation 'flash'; choose one of \['eager'"),
+    "implementation": (
+        {"implementation": "flash"},
+        r"no implementation 'flash' .* choose one of \['eager', 'sdpa', 'triton'\]",
+    ),
 }
 
 

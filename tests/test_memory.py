@@ -135,7 +135,7 @@ def test_example():
 
 
 def test_groups_of_tensors_have_names():
-    config = make_config(attn_layers=["local", "lsh"] * 2, reversible=False)
+    config = make_config(attn_layers=["local", "lsh"] * 2, reversible=False, attn_implementation="eager")
     estimate = estimate_memory(config, length=512)
     assert list(estimate.groups) == sorted(estimate.groups, key=lambda group: -group.nbytes)
     found = {(group.purpose, group.place, group.name): group for group in estimate.groups}
@@ -342,7 +342,8 @@ def test_script_explains_and_advises(capsys):
     for part in ("parameters", "gradients", "optimizer_state", "activations"):
         assert printed[part.replace("_", " ")] == mebibytes(getattr(predicted, part))
     largest = predicted.groups[0]
-    words = f"{largest.place}: {largest.count} x {largest.name} {list(largest.shape)} float32"
+    times = "" if largest.count == 1 else f"{largest.count} x "
+    words = f"{largest.place}: {times}{largest.name} {list(largest.shape)} float32"
     assert printed[words] == mebibytes(largest.nbytes)
     assert printed["everything else"] == mebibytes(sum(group.nbytes for group in predicted.groups[3:]))
 

@@ -15,6 +15,7 @@ from reversible_models import (
     layers_of,
     make,
     make_inputs,
+    with_each_implementation,
 )
 from tiny_models import DROPOUT, STACKS, assert_close
 from torch import nn
@@ -203,8 +204,7 @@ def evaluate(variant, reversible, implementation):
     return {name: tensor.detach() for name, tensor in results.items()}, torch.get_rng_state()
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(("name", "implementation"), with_each_implementation(VARIANTS))
 def test_equals_ordinary_autograd(name, implementation):
     expected, expected_state = evaluate(VARIANTS[name], False, implementation)
     actual, state = evaluate(VARIANTS[name], True, implementation)
@@ -299,7 +299,7 @@ def test_ordinary_autograd_is_not_what_is_measured():
     model = make(False, attn_layers=["local"] * 4)
     with Allocations() as allocations:
         model(**make_inputs(length=120)).loss.backward()
-    assert allocations.peak - shallow > 2 * 10 * BATCH * 120 * HIDDEN * 8
+    assert allocations.peak - shallow > 2 * 5 * BATCH * 120 * HIDDEN * 8
 
 
 # Randomness.

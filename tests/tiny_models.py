@@ -37,6 +37,7 @@ DROPOUT = {
     "local_attention_probs_dropout_prob": 0.1,
     "lsh_attention_probs_dropout_prob": 0.1,
 }
+NO_ATTENTION_DROPOUT = {"local_attention_probs_dropout_prob": 0.0, "lsh_attention_probs_dropout_prob": 0.0}
 
 
 # The settings with which cached and uncached results are the same at every position.

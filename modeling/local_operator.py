@@ -1,0 +1,66 @@
+"""
+Local attention as an operator on projected vectors: one of several implementations runs.
+
+Shapes: B batch, L length, H heads, D head size, P padded length.
+"""
+
+import torch
+
+from .chunking import pad_mask
+from .implementations import AttentionCall, Implementation, choose_implementation
+from .local_eager import local_attention_eager
+from .local_options import LocalOptions
+from .local_sdpa import local_attention_sdpa, why_not_sdpa
+from .local_triton import local_attention_triton
+from .lsh_triton import why_not_triton
+
+
+LOCAL_IMPLEMENTATIONS = {
+    "triton": Implementation(local_attention_triton, why_not_triton, is_default_on=("cuda",)),
+    "sdpa": Implementation(local_attention_sdpa, why_not_sdpa, is_default_on=("cpu", "cuda")),
+    "eager": Implementation(local_attention_eager),
+}
+
+
+def local_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    return_weights: bool = False,
+    implementation: str | None = None,
+    **options,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention of each chunk of tokens to itself and its neighbours.
+
+    Args:
+        query, key, value: `[B, L, H, D]`, one floating dtype.
+        attention_mask: `[B, L]`, bool, True for real tokens.
+        return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
+        implementation: One of `LOCAL_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
+        **options: The attributes of `LocalOptions`.
+
+    Returns:
+        Output `[B, L, H, D]`, and the attention map or None.
+
+    Raises:
+        ValueError: An implementation that is not there or cannot do what is asked.
+    """
+    options = LocalOptions(**options)
+    batch, length, _, head_size = query.shape
+    call = AttentionCall(
+        device=query.device,
+        dtype=query.dtype,
+        head_size=head_size,
+        chunk_length=options.chunk_length,
+        num_before=options.num_chunks_before,
+        num_after=options.num_chunks_after,
+        length=length,
+        dropout_p=options.dropout_p,
+        return_weights=return_weights,
+    )
+    attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, call)
+    key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
+    return attend(query, key, value, key_mask, options, return_weights)

@@ -1,0 +1,190 @@
+"""
+Local attention through PyTorch's fused kernels, some chunks at a time.
+
+The windows of neighbouring chunks overlap in memory, so nothing is copied but the rows at the seam of the circle and a
+last chunk that the text does not fill. Backward computes the scores again (see `fused_attention`).
+
+Shapes: B batch, L length, H heads, D head size, P padded length, C chunk length, N = P / C chunks, n chunks of a
+piece, W window length.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from .chunking import look_adjacent, sum_windows
+from .fused_attention import additive_mask_dtype, attend, attend_backward, weakest_score
+from .implementations import AttentionCall
+from .local_options import LocalOptions
+from .visibility import visible_local_keys
+
+
+# Scores that a kernel is given at once, over all heads.
+SCORES_AT_ONCE = 2**20
+
+
+def why_not_sdpa(call: AttentionCall) -> str | None:
+    """Why fused kernels cannot serve a call of local attention, or None."""
+    if call.return_weights:
+        return "keeps no attention probabilities to return; use 'eager' for attention maps."
+    if call.dropout_p:
+        return (
+            f"has no dropout on attention probabilities, but `dropout_p` is {call.dropout_p}. Set "
+            "`local_attention_probs_dropout_prob=0`, or use 'eager'."
+        )
+    return None
+
+
+def local_attention_sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    options: LocalOptions,
+    return_weights: bool = False,
+) -> tuple[torch.Tensor, None]:
+    """
+    Attention of each chunk to itself and its neighbours.
+
+    Args:
+        query, key, value: `[B, L, H, D]`.
+        key_mask: `[B, P]`, bool, or None if every token is real.
+
+    Returns:
+        Output `[B, L, H, D]`, and None for the attention map.
+    """
+    return _LocalAttention.apply(query, key, value, key_mask, options), None
+
+
+class _LocalAttention(torch.autograd.Function):
+    @staticmethod
+    @torch.compiler.disable
+    def forward(ctx, query, key, value, key_mask, options):
+        windows = _Windows(query, key_mask, options)
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        dtype = torch.promote_types(query.dtype, torch.float32)
+        log_sum_exp = query.new_empty(
+            len(query), windows.num_chunks, *query.shape[2:3], options.chunk_length, dtype=dtype
+        )
+        for row, chunks in windows.pieces():
+            piece_output, log_sum_exp[row, chunks] = attend(
+                windows.queries(query[row], chunks),
+                windows.keys(key[row], chunks),
+                windows.keys(value[row], chunks),
+                windows.mask(row, chunks),
+                windows.scale,
+            )
+            windows.put(output[row], chunks, piece_output)
+        ctx.save_for_backward(query, key, value, key_mask, output, log_sum_exp)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.compiler.disable
+    def backward(ctx, gradient):
+        query, key, value, key_mask, output, log_sum_exp = ctx.saved_tensors
+        windows = _Windows(query, key_mask, ctx.options)
+        query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
+        key_grad, value_grad = (
+            torch.zeros(rows.shape, dtype=log_sum_exp.dtype, device=rows.device) for rows in (key, value)
+        )
+        for row, chunks in windows.pieces():
+            query_part, key_part, value_part = attend_backward(
+                windows.queries(query[row], chunks),
+                windows.keys(key[row], chunks),
+                windows.keys(value[row], chunks),
+                windows.mask(row, chunks),
+                windows.queries(gradient[row], chunks),
+                windows.queries(output[row], chunks),
+                log_sum_exp[row, chunks],
+                windows.scale,
+            )
+            windows.put(query_grad[row], chunks, query_part)
+            windows.add(key_grad[row], chunks, key_part)
+            windows.add(value_grad[row], chunks, value_part)
+        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None
+
+
+class _Windows:
+    """Where the queries of some chunks, and what they look at, stand in a row of the batch, `[L, H, D]`."""
+
+    def __init__(self, query: torch.Tensor, key_mask: torch.Tensor | None, options: LocalOptions):
+        self.options, self.key_mask = options, key_mask
+        self.batch, self.length, self.heads, head_size = query.shape
+        self.scale = head_size**-0.5
+        positions = torch.arange(options.padded_length, device=query.device).view(1, 1, -1, options.chunk_length)
+        self.positions, self.key_positions = positions[0, 0], look_adjacent(positions, *options.around)[0, 0]
+        self.num_chunks = len(self.positions)
+        self.mask_dtype = additive_mask_dtype(query)
+
+    def pieces(self) -> Iterator[tuple[int, slice]]:
+        """Row of the batch, and chunks: first those that look across the seam, then the others."""
+        num_before, num_after = self.options.around
+        at_once = max(1, SCORES_AT_ONCE // (self.heads * self.options.chunk_length * self.key_positions.shape[1]))
+        whole_chunks = self.length // self.options.chunk_length
+        inner = range(min(num_before, self.num_chunks), max(0, whole_chunks - num_after))
+        seams = (range(self.num_chunks),) if not inner else (range(inner.start), range(inner.stop, self.num_chunks))
+        for row in range(self.batch):
+            for chunks in (*seams, inner):
+                for start in chunks[::at_once]:
+                    yield row, slice(start, min(start + at_once, chunks.stop))
+
+    def _is_inner(self, chunks: slice) -> bool:
+        num_before, num_after = self.options.around
+        last = (chunks.stop + num_after) * self.options.chunk_length
+        return chunks.start >= num_before and last <= self.length
+
+    def queries(self, rows: torch.Tensor, chunks: slice) -> torch.Tensor:
+        """`[L, H, D]` to `[n, H, C, D]`."""
+        chunk_length = self.options.chunk_length
+        taken = rows[chunks.start * chunk_length : chunks.stop * chunk_length]
+        missing = (chunks.stop - chunks.start) * chunk_length - len(taken)
+        if missing:
+            taken = torch.nn.functional.pad(taken, (0, 0, 0, 0, 0, missing))
+        return taken.unflatten(0, (-1, chunk_length)).transpose(1, 2)
+
+    def put(self, rows: torch.Tensor, chunks: slice, taken: torch.Tensor):
+        """The reverse of `queries`."""
+        first = chunks.start * self.options.chunk_length
+        taken = taken.transpose(1, 2).flatten(0, 1)[: max(0, self.length - first)]
+        rows[first : first + len(taken)] = taken
+
+    def keys(self, rows: torch.Tensor, chunks: slice) -> torch.Tensor:
+        """`[L, H, D]` to `[n, H, W, D]`, a view where possible."""
+        if not self._is_inner(chunks):
+            return rows[self._rows_of(chunks)].transpose(1, 2)
+        chunk_length, width = self.options.chunk_length, self.key_positions.shape[1]
+        of_row, of_head, of_number = rows.stride()
+        first = (chunks.start - self.options.num_chunks_before) * chunk_length
+        return rows.as_strided(
+            (chunks.stop - chunks.start, self.heads, width, rows.shape[2]),
+            (chunk_length * of_row, of_head, of_row, of_number),
+            rows.storage_offset() + first * of_row,
+        )
+
+    def add(self, rows: torch.Tensor, chunks: slice, windows: torch.Tensor):
+        """Add `[n, H, W, D]` to the rows that `keys` took them from."""
+        windows = windows.transpose(1, 2).to(rows.dtype)
+        if not self._is_inner(chunks):
+            rows.index_add_(0, self._rows_of(chunks).flatten(), windows.reshape(-1, *rows.shape[1:]))
+            return
+        num_before, num_after = self.options.around
+        chunk_length = self.options.chunk_length
+        part = sum_windows(windows.reshape(1, *windows.shape[:2], -1), num_before + num_after)
+        first, last = (chunks.start - num_before) * chunk_length, (chunks.stop + num_after) * chunk_length
+        rows[first:last] += part.view(-1, *rows.shape[1:])
+
+    def _rows_of(self, chunks):
+        # What lies beyond the text is masked; any row will do.
+        return self.key_positions[chunks].clamp(max=self.length - 1)
+
+    def mask(self, row: int, chunks: slice) -> torch.Tensor:
+        """`[n, 1, C, W]`, added to the scores."""
+        key_mask = None if self.key_mask is None else self.key_mask[row, None]
+        visible = visible_local_keys(self.positions, self.key_positions, key_mask, self.options, chunks)
+        shape = (chunks.stop - chunks.start, *self.positions.shape[1:], *self.key_positions.shape[1:])
+        mask = torch.zeros(shape, dtype=self.mask_dtype, device=self.positions.device)
+        if visible is not None:
+            mask.masked_fill_(~visible[0], 2 * weakest_score(self.mask_dtype))
+        return mask[:, None]

@@ -1,0 +1,301 @@
+"""
+LSH attention through PyTorch's fused kernels, a piece of one round at a time.
+
+No tensor is larger than one head's share of the inputs, and what a kernel works on fits a core's cache. Rounds are
+combined while they come. Backward computes each round's scores again and needs, of forward, the output and the
+log-sum-exp of all rounds together (see `fused_attention`).
+
+Shapes: B batch, L length, H heads, D head size, R rounds, P padded length, C chunk length, N chunks of all rounds, W
+window length. A group is some heads of one row of the batch, or all heads of some rows; it has G heads in all.
+"""
+
+from collections.abc import Iterator
+
+import torch
+
+from .chunking import key_scale, sum_windows, window_views
+from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct, weakest_score
+from .implementations import AttentionCall
+from .lsh_options import LSHOptions
+from .visibility import LSHVisibility
+
+
+# Scores that a kernel is given at once: enough to be worth a call, and so few that mask and rows stay in the cache.
+SCORES_AT_ONCE = 2**18
+# Float32 counts no further.
+LONGEST = 2**24
+
+
+def why_not_sdpa(call: AttentionCall) -> str | None:
+    """Why fused kernels cannot serve a call of LSH attention, or None."""
+    if call.return_weights:
+        return "keeps no attention probabilities to return; use 'eager' for attention maps."
+    if call.dropout_p:
+        return (
+            f"has no dropout on attention probabilities, but `dropout_p` is {call.dropout_p}. Set "
+            "`lsh_attention_probs_dropout_prob=0` (stock Reformer's default), or use 'eager'."
+        )
+    if call.length > LONGEST:
+        return f"counts positions up to {LONGEST}, but the text has {call.length} tokens; use 'eager'."
+    return None
+
+
+def lsh_attention_sdpa(
+    query_key: torch.Tensor,
+    value: torch.Tensor,
+    buckets: torch.Tensor,
+    order: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    options: LSHOptions,
+    return_weights: bool = False,
+) -> tuple[torch.Tensor, None]:
+    """
+    Chunked LSH attention to what `lsh_operator.lsh_attention` has sorted.
+
+    Args:
+        query_key, value: `[B, L, H, D]`.
+        buckets: `[B, H, R, P]`, the bucket of each position.
+        order: `[B, H, R, P]`, the positions of each round in sorted order.
+        key_mask: `[B, P]`, bool, or None if every token is real.
+
+    Returns:
+        Output `[B, L, H, D]`, and None for the attention map.
+    """
+    return _LSHAttention.apply(query_key, value, buckets, order, key_mask, options), None
+
+
+class _LSHAttention(torch.autograd.Function):
+    @staticmethod
+    @torch.compiler.disable
+    def forward(ctx, query_key, value, buckets, order, key_mask, options):
+        batch, _, num_heads, _ = query_key.shape
+        output = torch.empty_like(query_key, memory_format=torch.contiguous_format)
+        dtype = torch.promote_types(query_key.dtype, torch.float32)
+        log_sum_exp = torch.empty(batch, num_heads, order.shape[3], dtype=dtype, device=query_key.device)
+        for heads in distinct(_groups(order), query_key):
+            group = _Group(query_key, value, buckets, order, key_mask, options, heads)
+            group_output, group_log_sum_exp = group.attend()
+            group.put(group_output, output)
+            log_sum_exp[heads] = group_log_sum_exp.unflatten(0, (-1, group.heads))
+            # Not beside the next one.
+            del group, group_output, group_log_sum_exp
+        ctx.save_for_backward(query_key, value, buckets, order, key_mask, output, log_sum_exp)
+        ctx.options = options
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    @torch.compiler.disable
+    def backward(ctx, gradient):
+        query_key, value, buckets, order, key_mask, output, log_sum_exp = ctx.saved_tensors
+        gradients = [torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in (query_key, value)]
+        for heads in distinct(_groups(order), query_key):
+            group = _Group(query_key, value, buckets, order, key_mask, ctx.options, heads)
+            of_group = group.attend_backward(
+                group.take(gradient), group.take(output), log_sum_exp[heads].flatten(0, 1)
+            )
+            for whole, part in zip(gradients, of_group, strict=True):
+                group.put(part, whole)
+            del group, of_group, part
+        return *gradients, None, None, None, None
+
+
+def _groups(order: torch.Tensor) -> Iterator[tuple[slice, slice]]:
+    """Heads that are worked on together, as slices of the batch and of the heads: few where texts are long."""
+    batch, heads, _, padded_length = order.shape
+    at_once = _heads_at_once(padded_length)
+    if at_once < heads:
+        for row in range(batch):
+            for head in range(0, heads, at_once):
+                yield slice(row, row + 1), slice(head, min(head + at_once, heads))
+    else:
+        for row in range(0, batch, at_once // heads):
+            yield slice(row, row + at_once // heads), slice(0, heads)
+
+
+def _heads_at_once(padded_length: int) -> int:
+    return max(1, 2**14 // padded_length)
+
+
+def _chunks_at_once(scores_of_a_chunk: int) -> int:
+    return max(1, SCORES_AT_ONCE // scores_of_a_chunk)
+
+
+class _Group:
+    """
+    LSH attention of some heads.
+
+    Their rows, `[G, P, D]`, are gathered from contiguous copies, by row numbers in `[0, G * P)`.
+    """
+
+    def __init__(self, query_key, value, buckets, order, key_mask, options, where):
+        self.options, self.where = options, where
+        order = order[where]
+        self.heads, self.rounds, self.padded_length = order.shape[1:]
+        mask = None if key_mask is None else key_mask[where[0]]
+        self.visibility = LSHVisibility(buckets[where], order, mask, options)
+        self.query, self.value = self.take(query_key), self.take(value)
+        self.size = len(self.query)
+        self.key_scale = key_scale(self.query)
+        self.key = (self.query * self.key_scale).to(self.query.dtype)
+        self.mask_dtype = additive_mask_dtype(self.query)
+        # Positions are compared in this; bfloat16 does not know them apart.
+        self.count_dtype = torch.promote_types(self.mask_dtype, torch.float32)
+        self.query_positions, self.key_positions = (
+            table.flatten(0, 1).to(self.count_dtype)
+            for table in (self.visibility.positions, self.visibility.key_positions)
+        )
+        first_row = torch.arange(self.size, device=order.device, dtype=order.dtype) * self.padded_length
+        self.query_rows, self.window_rows = (
+            table.flatten(0, 1) + first_row[:, None, None]
+            for table in (self.visibility.positions, self.visibility.key_positions)
+        )
+        self.num_neighbours = sum(options.around)
+        # With fewer chunks than neighbours, windows lead round the circle more than once.
+        self.windows_overlap = self.visibility.num_chunks > max(options.around)
+        if self.windows_overlap:
+            # Each chunk once, and at the end the neighbours of the last window.
+            last = self.window_rows[:, -1].unflatten(1, (-1, options.chunk_length))[:, 1:]
+            self.key_rows = torch.cat([self.window_rows[..., : options.chunk_length], last], dim=1)
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """This group's share of `[B, L, H, D]`: a copy, `[G, P, D]`, filled up with zeros."""
+        batch_rows, heads = self.where
+        share = rows[batch_rows, :, heads].transpose(1, 2)
+        batch, heads, length, size = share.shape
+        taken = share.new_empty(batch, heads, self.padded_length, size)
+        taken[:, :, :length] = share
+        taken[:, :, length:] = 0
+        return taken.flatten(0, 1)
+
+    def put(self, taken: torch.Tensor, rows: torch.Tensor):
+        """The reverse of `take`: write `taken` into `rows`."""
+        batch_rows, heads = self.where
+        taken = taken.unflatten(0, (-1, self.heads))[:, :, : rows.shape[1]]
+        rows[batch_rows, :, heads] = taken.transpose(1, 2)
+
+    def pieces(self, round_index: int) -> Iterator[tuple[slice, slice]]:
+        """Chunks of a round, as many at a time as a kernel is given: their numbers, and their places in the round."""
+        chunk_length, in_round = self.options.chunk_length, self.visibility.chunks_per_round
+        first = round_index * in_round
+        step = _chunks_at_once(self.size * chunk_length * self.window_rows.shape[2])
+        for start in range(0, in_round, step):
+            stop = min(start + step, in_round)
+            yield slice(first + start, first + stop), slice(start * chunk_length, stop * chunk_length)
+
+    def key_rows_of(self, chunks: slice) -> torch.Tensor:
+        """Row numbers of what the chunks look at: `[G * (n + neighbours) * C]`, or windows in full, `[G * n * W]`."""
+        if self.windows_overlap:
+            return self.key_rows[:, chunks.start : chunks.stop + self.num_neighbours].flatten()
+        return self.window_rows[:, chunks].flatten()
+
+    def windows(self, rows: torch.Tensor, key_rows: torch.Tensor, num_chunks: int) -> torch.Tensor:
+        """`[G, P, D]` to windows, `[G, n, W, D]`."""
+        gathered = rows.flatten(0, 1).index_select(0, key_rows)
+        if not self.windows_overlap:
+            return gathered.view(self.size, num_chunks, -1, rows.shape[2])
+        chunks = gathered.view(self.size, -1, self.options.chunk_length, rows.shape[2])
+        return window_views(chunks, num_chunks, self.num_neighbours)
+
+    def queries(self, rows: torch.Tensor, query_rows: torch.Tensor) -> torch.Tensor:
+        """`[G, P, ...]` to queries, `[G, n, C, ...]`."""
+        gathered = rows.flatten(0, 1).index_select(0, query_rows)
+        return gathered.view(self.size, -1, self.options.chunk_length, *rows.shape[2:])
+
+    def mask(self, chunks: slice) -> torch.Tensor:
+        """`[G, n, C, W]`, added to the scores of a piece."""
+        visibility, weakest = self.visibility, weakest_score(self.mask_dtype)
+        mask = self.query_positions[:, chunks, :, None] - self.key_positions[:, chunks, None, :]
+        if self.options.causal:
+            # An earlier key adds nothing, the query itself once, a later one twice.
+            mask.sub_(1).clamp_(-2, 0).mul_(-weakest)
+        else:
+            mask.eq_(0).mul_(weakest)
+        by_head = mask.unflatten(0, (-1, self.heads))
+        for condition in visibility.conditions(chunks):
+            by_head.masked_fill_(~condition, 2 * weakest)
+        if not self.options.allow_duplicate_attention:
+            by_head.sub_(visibility.count_meetings(chunks).to(mask.dtype).log_())
+        return mask.to(self.mask_dtype)
+
+    def attend(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output `[G, P, D]` and log-sum-exp `[G, P]` of all rounds, in original positions."""
+        output = largest = total = None
+        for round_index in range(self.rounds):
+            round_output, round_log_sum_exp = self._attend_in_round(round_index)
+            if output is None:
+                output = round_output.to(round_log_sum_exp.dtype)
+                largest, total = round_log_sum_exp, torch.ones_like(round_log_sum_exp)
+                continue
+            new_largest = torch.maximum(largest, round_log_sum_exp)
+            old, new = (largest - new_largest).exp_(), (round_log_sum_exp - new_largest).exp_()
+            output.mul_(old[..., None]).addcmul_(round_output, new[..., None])
+            largest, total = new_largest, total.mul_(old).add_(new)
+        if self.rounds > 1:
+            output /= total[..., None]
+            largest = largest + total.log_()
+        return torch.where(self._is_alone(largest)[..., None], self.value, output), largest
+
+    def _attend_in_round(self, round_index):
+        sorted_output = torch.empty_like(self.query)
+        sorted_log_sum_exp = self.query.new_empty(self.query.shape[:2], dtype=self.count_dtype)
+        for chunks, places in distinct(self.pieces(round_index), self.query):
+            output, log_sum_exp = attend(*self._inputs(chunks), scale=1.0)
+            sorted_output[:, places] = output.flatten(1, 2)
+            sorted_log_sum_exp[:, places] = log_sum_exp.flatten(1)
+            del output, log_sum_exp
+        in_round = self.visibility.chunks_per_round
+        order = self.query_rows[:, round_index * in_round : (round_index + 1) * in_round].flatten().long()
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        return tuple(
+            rows.flatten(0, 1).index_select(0, place).view_as(rows) for rows in (sorted_output, sorted_log_sum_exp)
+        )
+
+    def _inputs(self, chunks):
+        """Queries, windows of keys and values, and mask of some chunks."""
+        num_chunks, key_rows = chunks.stop - chunks.start, self.key_rows_of(chunks)
+        return (
+            self.queries(self.query, self.query_rows[:, chunks].flatten()),
+            self.windows(self.key, key_rows, num_chunks),
+            self.windows(self.value, key_rows, num_chunks),
+            self.mask(chunks),
+        )
+
+    def _is_alone(self, log_sum_exp: torch.Tensor) -> torch.Tensor:
+        """Which tokens have nothing but themselves to attend to. Their output is exactly their value."""
+        return log_sum_exp < weakest_score(self.mask_dtype) / 2
+
+    def attend_backward(
+        self, gradient: torch.Tensor, output: torch.Tensor, log_sum_exp: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            gradient, output: `[G, P, D]`, of all rounds.
+            log_sum_exp: `[G, P]`, of all rounds.
+
+        Returns:
+            Gradients of `query` and `value`, `[G, P, D]`, float32 at least.
+        """
+        is_alone = self._is_alone(log_sum_exp)[..., None]
+        value_grad = torch.where(is_alone, gradient, 0).to(log_sum_exp.dtype)
+        gradient = gradient.masked_fill(is_alone, 0)
+        query_grad, key_grad = torch.zeros_like(value_grad), torch.zeros_like(value_grad)
+        pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
+        for chunks, _ in distinct(pieces, self.query):
+            query_rows, key_rows = self.query_rows[:, chunks].flatten(), self.key_rows_of(chunks)
+            of_queries = (self.queries(rows, query_rows) for rows in (gradient, output, log_sum_exp))
+            parts = attend_backward(*self._inputs(chunks), *of_queries, scale=1.0)
+            _add_rows(query_grad, query_rows, parts[0])
+            for whole, part in zip((key_grad, value_grad), parts[1:], strict=True):
+                part = part.to(whole.dtype)
+                _add_rows(whole, key_rows, sum_windows(part, self.num_neighbours) if self.windows_overlap else part)
+            del parts, part
+        # Through `key = query * scale`, where the scale depends on the query.
+        scale = self.key_scale
+        along = (self.query * key_grad).sum(-1, keepdim=True) * scale.square()
+        query_grad.addcmul_(key_grad.sub_(self.query * along), scale)
+        return query_grad, value_grad
+
+
+def _add_rows(whole: torch.Tensor, rows: torch.Tensor, part: torch.Tensor):
+    whole.flatten(0, 1).index_add_(0, rows, part.reshape(-1, whole.shape[2]).to(whole.dtype))

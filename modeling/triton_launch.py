@@ -1,0 +1,145 @@
+"""
+Launches of the Triton kernels: memory, grids and blocks.
+
+Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
+"""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+
+from .triton_kernels import (
+    attention_backward_kernel,
+    attention_forward_kernel,
+    combine_rounds_kernel,
+    key_scale_kernel,
+    row_dot_kernel,
+    sum_rounds_kernel,
+    triton,
+)
+
+
+# By chunk length and head size: rows at a time in the forward and in the backward kernel, and warps. Chosen by
+# compiling for sm_90 (scripts/compile_kernels.py): as many rows as there are registers for. From 64 on, 4 warps
+# multiply with the large tensor core instruction.
+LAUNCHES = {
+    (chunk_length, head_size): (
+        min(chunk_length, 64),
+        min(chunk_length, 32 if head_size == 128 else 64),
+        1 if chunk_length == 16 else 4,
+    )
+    for chunk_length in (16, 32, 64, 128, 256)
+    for head_size in (32, 64, 128)
+}
+ROWS_PER_PROGRAM, NUMBERS_PER_PROGRAM = 64, 1024
+# Triton decides when it is imported.
+IS_INTERPRETED = triton is not None and not isinstance(triton.language.cdiv, triton.JITFunction)
+
+
+def attention_forward(query, key, value, tables, num_rounds, padded_length, options):
+    """
+    Chunked attention, all rounds combined.
+
+    Args:
+        query, key, value: `[B, L, H, D]`, the last dimension contiguous.
+        tables: Order and buckets, `[B, H, R, P]`, int32, and mask of keys, `[B, P]`, bool; contiguous, or None.
+        num_rounds, padded_length: R and P.
+        options: `KernelOptions`; the block is set here.
+
+    Returns:
+        Output `[B, L, H, D]`; for the backward pass, log-sum-exp and scale of the keys (or None),
+        `[B, H, L]`, float32.
+    """
+    batch, length, heads, size = query.shape
+    block, _, num_warps = LAUNCHES[options.chunk_length, size]
+    options = replace(options, block=block)
+    sizes = _sizes(query, num_rounds, padded_length, options)
+    outputs = torch.empty((num_rounds, *query.shape), dtype=query.dtype, device=query.device)
+    log_sum_exps = torch.empty((num_rounds, batch, heads, length), dtype=torch.float32, device=query.device)
+    row_programs = (triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)
+    row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
+    with _device_of(query):
+        key_scale = None
+        if options.shared_qk:
+            key_scale = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
+            key_scale_kernel[row_programs](query, key_scale, query.stride()[:3], (heads, length), **row_sizes)
+        programs = (batch * heads * sizes[3] * (options.chunk_length // block),)
+        attention_forward_kernel[programs](
+            query, key, value, _or_unused(key_scale, log_sum_exps), _as_tables(tables, log_sum_exps), outputs,
+            log_sum_exps, tuple(rows.stride()[:3] for rows in (query, key, value)), sizes,
+            OPTIONS=options, num_warps=num_warps, num_stages=1,
+        )  # fmt: skip
+        if num_rounds == 1:
+            return outputs[0], log_sum_exps[0], key_scale
+        output, log_sum_exp = torch.empty_like(outputs[0]), torch.empty_like(log_sum_exps[0])
+        combine_rounds_kernel[row_programs](
+            outputs, log_sum_exps, output, log_sum_exp, (batch, heads, length), ROUNDS=num_rounds, **row_sizes
+        )
+    return output, log_sum_exp, key_scale
+
+
+def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padded_length, options):
+    """
+    Gradients of `attention_forward`.
+
+    Args:
+        rows: Its query, key and value.
+        gradient, output: Gradient of its output, and the output.
+        numbers: Log-sum-exp and scale of the keys, as returned.
+        tables, num_rounds, padded_length, options: Its other arguments.
+
+    Returns:
+        Gradients of query, key and value, `[B, L, H, D]`; with `shared_qk` of query and key together, and of value.
+    """
+    query, gradient = rows[0], gradient.contiguous()
+    batch, length, heads, size = query.shape
+    log_sum_exp, key_scale = numbers
+    _, block, num_warps = LAUNCHES[options.chunk_length, size]
+    options = replace(options, block=block)
+    sizes = _sizes(query, num_rounds, padded_length, options)
+    num_gradients = 2 if options.shared_qk else 3
+    parts = torch.empty((num_gradients, num_rounds, *query.shape), dtype=query.dtype, device=query.device)
+    delta = torch.empty_like(log_sum_exp)
+    with _device_of(query):
+        row_programs = (triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)
+        row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
+        row_dot_kernel[row_programs](output, gradient, delta, (heads, length), **row_sizes)
+        programs = (batch * heads * sizes[3] * (options.chunk_length // block),)
+        attention_backward_kernel[programs](
+            (*rows, gradient), (_or_unused(key_scale, log_sum_exp), log_sum_exp, delta),
+            _as_tables(tables, log_sum_exp), (parts[0], parts[num_gradients - 2], parts[num_gradients - 1]),
+            tuple(each.stride()[:3] for each in (*rows, gradient)), sizes,
+            OPTIONS=options, num_warps=num_warps, num_stages=1,
+        )  # fmt: skip
+        if num_rounds == 1:
+            return tuple(parts[:, 0])
+        sums = [torch.empty_like(part[0]) for part in parts]
+        for part, total in zip(parts, sums, strict=True):
+            count = total.numel()
+            sum_rounds_kernel[(triton.cdiv(count, NUMBERS_PER_PROGRAM),)](
+                part, total, count, ROUNDS=num_rounds, BLOCK=NUMBERS_PER_PROGRAM, num_warps=4
+            )
+    return tuple(sums)
+
+
+def _sizes(query, num_rounds, padded_length, options):
+    batch, length, heads, _ = query.shape
+    chunks_per_round = padded_length // options.chunk_length
+    return batch, heads, length, num_rounds * chunks_per_round, chunks_per_round
+
+
+def _as_tables(tables, unused):
+    order, buckets, key_mask = tables
+    key_mask = None if key_mask is None else key_mask.view(torch.int8)
+    return tuple(_or_unused(table, unused) for table in (order, buckets, key_mask))
+
+
+def _or_unused(tensor, unused):
+    """Kernels take no None for a tensor that they do not read."""
+    return unused if tensor is None else tensor
+
+
+def _device_of(tensor):
+    """Triton launches on the current device, which need not be the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

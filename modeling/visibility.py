@@ -1,0 +1,171 @@
+"""
+Which keys a query attends to, and how often it meets them: what the implementations of chunked attention share.
+
+Shapes: B batch, H heads, R rounds, P padded length, C chunk length, N chunks (of all rounds), W window length.
+Positions are indices into the unsorted, padded sequence; places are indices into the sorted order.
+"""
+
+from functools import reduce
+from operator import and_
+
+import torch
+
+from .chunking import circular_offset, look_adjacent, neighbour_exists
+from .local_options import LocalOptions
+from .lsh_options import LSHOptions
+
+
+class LSHVisibility:
+    """
+    What the queries of LSH attention see in their windows, for any range of chunks at a time.
+
+    Args:
+        buckets: `[B, H, R, P]`, the bucket of each position.
+        order: `[B, H, R, P]`, the positions of each round in sorted order.
+        key_mask: `[B, P]`, bool, or None if every token is real.
+
+    Attributes:
+        positions, key_positions: `[B, H, N, C]` and `[B, H, N, W]`, of the queries and of what they meet.
+    """
+
+    def __init__(self, buckets: torch.Tensor, order: torch.Tensor, key_mask: torch.Tensor | None, options: LSHOptions):
+        self.options = options
+        self.rounds, padded_length = order.shape[2:]
+        self.chunks_per_round = padded_length // options.chunk_length
+        self.num_chunks = self.rounds * self.chunks_per_round
+        self.positions = order.flatten(2).unflatten(2, (-1, options.chunk_length))
+        self.key_positions = look_adjacent(self.positions, *options.around)
+        self._key_is_real = None
+        if key_mask is not None:
+            by_head = key_mask[:, None].expand(-1, order.shape[1], -1)
+            self._key_is_real = by_head.gather(2, self.key_positions.flatten(2).long()).view_as(self.key_positions)
+        self._bucket_ids = self._sorted_bucket_ids = self._window_bucket_ids = None
+        if not options.attend_across_buckets:
+            self._bucket_ids = _bucket_ids(buckets)
+            self._sorted_bucket_ids = self._bucket_ids.gather(3, order.long()).view_as(self.positions)
+            self._window_bucket_ids = look_adjacent(self._sorted_bucket_ids, *options.around)
+        self._places = None
+        if not options.allow_duplicate_attention:
+            self._places = place_in_all_rounds(order.argsort(dim=-1))
+
+    def visible_keys(self, chunks: slice = slice(None)) -> torch.Tensor | None:
+        """`[B, H, n, C, W]` (or broadcastable), True where a query may attend to a key, or None for everywhere."""
+        conditions = self.conditions(chunks)
+        if self.options.causal:
+            conditions.append(self.positions[:, :, chunks, :, None] >= self.key_positions[:, :, chunks, None, :])
+        return reduce(and_, conditions) if conditions else None
+
+    def conditions(self, chunks: slice = slice(None)) -> list[torch.Tensor]:
+        """All conditions of `visible_keys` but the direction, each `[B, H, n, C, W]` or broadcastable to it."""
+        conditions, options, device = [], self.options, self.positions.device
+        if self._key_is_real is not None:
+            conditions.append(self._key_is_real[:, :, chunks, None, :])
+        if not options.circular_look_around:
+            conditions.append(
+                neighbour_exists(
+                    self.num_chunks, self.chunks_per_round, *options.around, options.chunk_length, device
+                )[chunks]
+            )
+        if options.sliding_window:
+            conditions.append(_within_sliding_window(options, device))
+        if self._bucket_ids is not None:
+            own = self._sorted_bucket_ids[:, :, chunks, :, None]
+            conditions.append(own == self._window_bucket_ids[:, :, chunks, None, :])
+        return conditions
+
+    def count_meetings(self, chunks: slice = slice(None)) -> torch.Tensor:
+        """
+        How often a query meets a key over all rounds and windows: the `N_ij` of the paper's appendix A.
+
+        Returns:
+            `[B, H, n, C, W]`, int64, at least 1.
+        """
+        positions, key_positions = self.positions[:, :, chunks], self.key_positions[:, :, chunks]
+
+        def at(table, where):
+            return table.gather(2, where.flatten(2).long()).view_as(where)
+
+        met = 0
+        for query_round in range(self.rounds):
+            query_place = at(self._places[:, :, query_round], positions)[..., :, None]
+            for key_round in range(self.rounds) if self.options.circular_look_around else [query_round]:
+                key_place = at(self._places[:, :, key_round], key_positions)[..., None, :]
+                hits = self._count_hits(query_place, key_place)
+                if self._bucket_ids is not None:
+                    query_bucket = at(self._bucket_ids[:, :, query_round], positions)[..., :, None]
+                    hits = hits * (query_bucket == at(self._bucket_ids[:, :, key_round], key_positions)[..., None, :])
+                met = met + hits
+        # Keys that another condition hides may not be met at all.
+        return met.clamp(min=1)
+
+    def _count_hits(self, query_place, key_place):
+        """How often a query's window in one round holds a key of one round, by their places in all rounds."""
+        options = self.options
+        if options.sliding_window:
+            return _is_in_sliding_window(key_place - query_place, options).long()
+        num_before, num_after = options.around
+        query_chunk, key_chunk = query_place // options.chunk_length, key_place // options.chunk_length
+        hits = 0
+        for offset in range(-num_before, num_after + 1):
+            if options.circular_look_around:
+                neighbour = (query_chunk + circular_offset(offset, self.num_chunks)) % self.num_chunks
+                hits = hits + (neighbour == key_chunk)
+            else:
+                hits = hits + (query_chunk + offset == key_chunk)
+        return hits
+
+
+def place_in_all_rounds(rank: torch.Tensor) -> torch.Tensor:
+    """`[B, H, R, P]` places in each round to places in all rounds, which stand one behind the other."""
+    rounds, padded_length = rank.shape[2:]
+    return rank + torch.arange(rounds, device=rank.device).view(1, 1, -1, 1) * padded_length
+
+
+def _within_sliding_window(options: LSHOptions, device: torch.device) -> torch.Tensor:
+    """`[C, W]`: keys no further from the query, in the sorted order, than the chunks looked at are long."""
+    num_before, num_after = options.around
+    query_place = torch.arange(options.chunk_length, device=device)[:, None]
+    key_place = torch.arange(-num_before * options.chunk_length, (1 + num_after) * options.chunk_length, device=device)
+    return _is_in_sliding_window(key_place - query_place, options)
+
+
+def _is_in_sliding_window(distance: torch.Tensor, options: LSHOptions) -> torch.Tensor:
+    """Whether a key so many places behind its query is in its window."""
+    before, after = (number * options.chunk_length for number in options.around)
+    return (distance >= -before) & (distance <= after)
+
+
+def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
+    """Bucket numbers `[B, H, R, P]` that no two rounds share."""
+    rounds = torch.arange(buckets.shape[2], device=buckets.device).view(1, 1, -1, 1)
+    return buckets.long() + (rounds << 32)
+
+
+def visible_local_keys(
+    positions: torch.Tensor,
+    key_positions: torch.Tensor,
+    key_mask: torch.Tensor | None,
+    options: LocalOptions,
+    chunks: slice = slice(None),
+) -> torch.Tensor | None:
+    """
+    What the queries of local attention see in their windows.
+
+    Args:
+        positions, key_positions: `[N, C]` and `[N, W]`.
+        key_mask: `[B, P]`, bool, or None if every token is real.
+        chunks: The chunks that are asked for.
+
+    Returns:
+        `[B or 1, n, C, W]` (or broadcastable), or None for everywhere.
+    """
+    num_chunks, chunk_length = positions.shape
+    conditions = []
+    if options.causal:
+        conditions.append((positions[chunks, :, None] >= key_positions[chunks, None, :])[None])
+    if key_mask is not None:
+        conditions.append(key_mask[:, key_positions[chunks]][:, :, None, :])
+    if not options.circular_look_around:
+        exists = neighbour_exists(num_chunks, num_chunks, *options.around, chunk_length, positions.device)
+        conditions.append(exists[chunks][None])
+    return reduce(and_, conditions) if conditions else None

@@ -1,0 +1,287 @@
+"""The benchmark: what it writes, what it refuses, and what it says about whatever it did not measure."""
+
+import json
+from dataclasses import replace
+
+import agreement
+import benchmark
+import contenders
+import pytest
+import torch
+from contenders import CONTENDERS, Shape
+from PIL import Image
+
+
+SIZES = {
+    "hidden-size": 32,
+    "num-heads": 2,
+    "num-layers": 2,
+    "feed-forward-size": 64,
+    "chunk-length": 16,
+    "vocab-size": 50,
+    "repeats": 2,
+}
+TINY = Shape(128, hidden_size=32, num_heads=2, num_layers=2, feed_forward_size=64, chunk_length=16, vocab_size=50)
+OURS = "ours-eager"
+KINDS = benchmark.PASSES["memory"]
+
+
+def arguments(out, *changed, lengths=(128,), rounds=(1,), names=(OURS, "stock"), cases=("operator",)):
+    sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+    lists = {"lengths": lengths, "rounds": rounds, "contenders": names, "cases": cases}
+    words = [word for name, values in lists.items() for word in (f"--{name}", *map(str, values))]
+    return [*sizes, *words, "--out", str(out), "--threads", "1", *changed]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A run of every case, and the file it wrote."""
+    path = tmp_path_factory.mktemp("benchmark") / "folder" / "figures.json"
+    names = (OURS, f"{OURS}-plain", "stock", "sdpa", "llama", "llama-checkpointed")
+    cases = ("attention", "operator", "step", "prefill")
+    benchmark.main(arguments(path, lengths=(128, 256), rounds=(1, 2), names=names, cases=cases))
+    return path, json.loads(path.read_text())
+
+
+def entries_of(figures, **where):
+    return [entry for entry in figures["entries"] if where.items() <= entry.items()]
+
+
+def test_every_case_is_in_the_file(measured):
+    _, figures = measured
+    hashing = {"attention": {OURS, "stock"}, "step": {OURS, f"{OURS}-plain", "stock"}}
+    dense = {"attention": {"sdpa"}, "step": {"llama", "llama-checkpointed"}}
+    for case, pass_name, like in [
+        ("attention", "forward", "attention"),
+        ("attention", "forward+backward", "attention"),
+        ("operator", "forward", "attention"),
+        ("operator", "forward+backward", "attention"),
+        ("step", "step", "step"),
+    ]:
+        for length in (128, 256):
+            found = entries_of(figures, case=case, length=length, **{"pass": pass_name})
+            found = {(row["contender"], row["rounds"]) for row in found}
+            expected = {(name, rounds) for name in hashing[like] for rounds in (1, 2)}
+            assert found == expected | {(name, None) for name in dense[like]}
+    assert {row["contender"] for row in entries_of(figures, case="prefill")} == {OURS, "stock", "llama"}
+    for entry in figures["entries"]:
+        assert entry["runs"] == 2 and 0 < entry["least_s"] <= entry["median_s"] <= entry["most_s"]
+        assert set(entry["ratios"]) == ({"1", "2"} if entry["rounds"] is None else {str(entry["rounds"])})
+
+
+def test_where_and_how_it_was_measured(measured):
+    _, figures = measured
+    assert figures["threads"] == figures["machine"]["threads"] == 1
+    assert {"python", "torch", "transformers", "hf_reformer"} <= figures["versions"].keys()
+    assert (figures["shape"]["hidden_size"], figures["shape"]["chunk_length"]) == (32, 16)
+    assert all(row["error"] <= row["limit"] for row in figures["agreement"])
+    compared = {(row["contender"], row["reference"], row["what"]) for row in figures["agreement"]}
+    assert {(OURS, "stock", "output"), (OURS, "stock", "loss"), (OURS, f"{OURS}-plain", "gradients")} <= compared
+
+
+def test_ratios_are_those_of_the_medians(measured):
+    _, figures = measured
+    for ours in entries_of(figures, case="step", contender=OURS):
+        place = {name: ours[name] for name in ("case", "length")}
+        llama = entries_of(figures, contender="llama", **place)[0]
+        assert llama["ratios"][str(ours["rounds"])] == pytest.approx(llama["median_s"] / ours["median_s"])
+        stock = entries_of(figures, contender="stock", rounds=ours["rounds"], **place)[0]
+        assert stock["ratios"] == {str(ours["rounds"]): pytest.approx(stock["median_s"] / ours["median_s"])}
+
+
+def test_tables_and_plots_from_the_file(measured, capsys):
+    path, figures = measured
+    benchmark.main(["--table", str(path)])
+    printed = capsys.readouterr().out
+    assert "### Operator, forward+backward" in printed and "### From which length on" in printed
+    assert printed.count("| transformers Reformer | 2 |") == 2 * 6
+    assert printed.count("\n| ") >= len(figures["entries"])
+    plots = [path.with_name(f"figures_{kind}.png") for kind in ("attention", "operator", "step")]
+    for plot in plots:
+        plot.unlink()
+    benchmark.main(["--plot-only", "--out", str(path)])
+    for plot in plots:
+        with Image.open(plot) as picture:
+            assert picture.width > 500
+    assert not path.with_name("figures_memory.png").exists()
+
+
+def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
+    path = tmp_path / "figures.json"
+    # Activations of 4 MiB in each of 6 layers: more than a process takes by chance.
+    sizes = ("--feed-forward-size", "2048", "--num-layers", "6")
+    benchmark.main(arguments(path, *sizes, lengths=(512,), names=(OURS, f"{OURS}-plain"), cases=("memory",)))
+    figures = json.loads(path.read_text())
+    for kind in KINDS:
+        recomputed, stored = entries_of(figures, **{"pass": kind})
+        assert recomputed["contender"] == OURS and 0 < recomputed["peak_bytes"] < stored["peak_bytes"]
+    # The system counts at least what the allocator has given out, of which some small tensors were resident before.
+    allocated, resident = (entries_of(figures, contender=f"{OURS}-plain", **{"pass": kind})[0] for kind in KINDS)
+    assert resident["peak_bytes"] > 0.9 * allocated["peak_bytes"]
+    assert path.with_name("figures_memory.png").is_file()
+
+
+@pytest.mark.parametrize("case", ["attention", "operator", "step"])
+def test_wrong_results_are_not_timed(case, tmp_path, monkeypatch):
+    path = tmp_path / "figures.json"
+    if case == "step":
+        forward = contenders.own_model
+
+        def wrong(*args, **kwargs):
+            model = forward(*args, **kwargs)
+            model.lm_head.register_forward_hook(lambda module, args, output: 1.01 * output)
+            return model
+
+        monkeypatch.setitem(CONTENDERS, OURS, replace(CONTENDERS[OURS], model=lambda *a, **k: wrong(*a, "eager", **k)))
+    else:
+        right = contenders.OwnAttention.forward
+        monkeypatch.setattr(contenders.OwnAttention, "forward", lambda *args, **kwargs: 1.01 * right(*args, **kwargs))
+    with pytest.raises(SystemExit, match=f"{OURS} disagrees with stock: .* off by .* Nothing was measured"):
+        benchmark.main(arguments(path, cases=(case,)))
+    assert not path.exists()
+
+
+def test_a_peer_that_disagrees_is_left_out_or_ends_the_run_if_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "figures.json"
+    monkeypatch.setitem(CONTENDERS, "flex", replace(CONTENDERS["sdpa"], attention=UncausalAttention))
+    with pytest.raises(SystemExit, match=r"flex: .* off by .* from sdpa"):
+        benchmark.main(arguments(path, names=(OURS, "flex")))
+    words = arguments(path)
+    start = words.index("--contenders")
+    del words[start : start + 3]
+    benchmark.main(words)
+    figures = json.loads(path.read_text())
+    assert "off by" in figures["unavailable"]["flex"] and not entries_of(figures, contender="flex")
+    assert entries_of(figures, contender="sdpa")
+
+
+class UncausalAttention(contenders.DenseAttention):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.attend = torch.nn.functional.scaled_dot_product_attention
+
+
+def test_what_is_skipped_says_why(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "figures.json"
+    right = contenders.StockAttention.forward
+
+    def fails_at_256(self, hidden_states, buckets=None):
+        output = right(self, hidden_states, buckets)
+        if buckets is None and hidden_states.shape[1] == 256:
+            raise RuntimeError("no kernel for this\nand more")
+        return output * float("nan") if buckets is None and hidden_states.shape[1] == 384 else output
+
+    monkeypatch.setattr(contenders.StockAttention, "forward", fails_at_256)
+    benchmark.main(arguments(path, lengths=(128, 256, 384)))
+    figures, printed = json.loads(path.read_text()), capsys.readouterr().out
+    for length, reason in [(256, "it failed: RuntimeError: no kernel for this"), (384, "it gives NaN or infinity")]:
+        skipped = entries_of(figures, contender="stock", length=length)
+        assert [entry["skipped"] for entry in skipped] == [reason] * 2
+        assert printed.count(f"skipped: {reason} |") == 2
+    assert all("median_s" in entry for entry in entries_of(figures, contender=OURS))
+
+
+def test_too_slow_and_too_large_runs_are_foreseen():
+    history = benchmark.History(limit=10)
+    history.note("key", 1024, seconds=1, taken=100)
+    history.refuse("key", 4096, growth=1.0, free=1000)
+    with pytest.raises(benchmark.Refused, match="about 16 s, above the limit of 10 s"):
+        history.refuse("key", 4096, growth=2.0, free=10**6)
+    with pytest.raises(benchmark.Refused, match="GiB of memory"):
+        history.refuse("key", 4096, growth=1.0, free=450)
+    # From two lengths on, the growth that was seen counts, up to quadratic.
+    assert benchmark.extrapolate({1: 1.0, 2: 2.0}, 8, growth=2.0) == pytest.approx(8)
+    assert benchmark.extrapolate({1: 1.0, 2: 100.0}, 4, growth=1.0) == pytest.approx(400)
+    assert benchmark.extrapolate({1: 1.0, 2: 1.0}, 4, growth=1.0) == pytest.approx(2)
+
+
+def test_slow_runs_are_skipped(tmp_path):
+    path = tmp_path / "figures.json"
+    benchmark.main(arguments(path, "--limit-s", "1e-6", names=(OURS,)))
+    assert all("above the limit of 1e-06 s" in entry["skipped"] for entry in json.loads(path.read_text())["entries"])
+
+
+def test_crossover_lies_where_lines_meet():
+    ours, dense = {1: 4.0, 2: 8.0, 4: 16.0, 8: 32.0}, {1: 1.0, 2: 4.0, 4: 16.0, 8: 64.0, 16: 256.0}
+    assert benchmark.crossover(ours, dense)["length"] == 4
+    assert benchmark.crossover({2: 4.0, 8: 4.0}, {2: 2.0, 8: 8.0})["in_words"].startswith(
+        "from about 4 tokens on (betw"
+    )
+    assert benchmark.crossover({2: 4.0}, {2: 2.0}) == {
+        "shortest": 2,
+        "longest": 2,
+        "length": None,
+        "in_words": "not up to 2 tokens",
+    }
+    assert benchmark.crossover({2: 1.0}, {2: 2.0})["in_words"] == "from 2 tokens on, or before"
+
+
+def test_reformer_pytorch_takes_part(tmp_path):
+    pytest.importorskip("reformer_pytorch")
+    path = tmp_path / "figures.json"
+    cases = ("attention", "operator", "step", "prefill")
+    benchmark.main(arguments(path, rounds=(2,), names=("reformer-pytorch",), cases=cases))
+    figures = json.loads(path.read_text())
+    assert len(figures["entries"]) == 6 and all("median_s" in entry for entry in figures["entries"])
+    assert {row["what"] for row in figures["agreement"] if row["contender"] == "reformer-pytorch"} == {
+        "output",
+        "gradients",
+    }
+
+
+@pytest.mark.parametrize("backend", ["FLASH_ATTENTION", "MATH"])
+def test_kernels_of_dense_attention_agree(backend):
+    expected = agreement.outcome(contenders.make_attention("sdpa", TINY, with_projections=True), TINY)
+    attention = contenders.DenseAttention(TINY, backend=backend)
+    contenders.give_projections(attention, TINY, with_projections=True)
+    assert max(agreement.errors_of(agreement.outcome(attention, TINY), expected).values()) < 1e-5
+
+
+def test_llama_layers_have_as_many_weights():
+    ours, llama = (
+        sum(
+            weight.numel()
+            for name, weight in CONTENDERS[name]
+            .model(replace(TINY, hidden_size=512, num_heads=8, feed_forward_size=2048))
+            .named_parameters()
+            if ".layers." in name
+        )
+        for name in (OURS, "llama")
+    )
+    assert llama == pytest.approx(ours, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--contenders", "ours-cuda", "stock"], "there is no contender ours-cuda; choose from ours-triton, "),
+        (["--contenders", "sdpa-flash"], "sdpa-flash: it needs --device cuda"),
+        (["--contenders", "llama"], "none of llama takes part in operator"),
+        (["--lengths", "100"], "--lengths must be multiples of two chunks, 32, as peers need; got [100]"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--repeats", "0"], "--repeats must be above 0, but is 0"),
+        (["--num-heads", "3"], "--hidden-size must be a multiple of --num-heads"),
+        (["--ff-chunk", "48"], "--ff-chunk must divide every length, or be 0, but is 48"),
+        (["--table", "nowhere.json"], "there is no file nowhere.json"),
+        (["--cases", "speed"], "invalid choice: 'speed'"),
+    ],
+)
+def test_wrong_arguments(changed, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments(tmp_path / "figures.json", *changed))
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_package(tmp_path, monkeypatch, capsys):
+    gone = replace(CONTENDERS["reformer-pytorch"], package="reformer-pytorch-that-is-not-there")
+    monkeypatch.setitem(CONTENDERS, "reformer-pytorch", gone)
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments(tmp_path / "figures.json", names=("reformer-pytorch",)))
+    assert "is not installed: pip install reformer-pytorch" in capsys.readouterr().err
+    parsed = benchmark.parse_arguments(["--lengths", "128"])
+    assert "pip install" in parsed.unavailable["reformer-pytorch"] and "stock" in parsed.contenders
+
+
+def test_quick_fills_in_only_what_was_not_given():
+    quick = benchmark.parse_arguments(["--quick", "--rounds", "4"])
+    assert (quick.lengths, quick.rounds, quick.repeats) == ([1024, 2048], [4], 3)
