@@ -45,9 +45,11 @@ setup(
             "hypothesis",
             "peft",
             "pytest",
+            "reformer-pytorch",
             "ruff",
             "setuptools>=77",
             "transformers-mlinter",
+            "triton; sys_platform == 'linux'",
         ],
     },
     classifiers=[

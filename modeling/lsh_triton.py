@@ -40,20 +40,10 @@ def lsh_attention_triton(
         buckets: `[B, H, R, P]`, integer, the bucket of each position; P is a multiple of the chunk length.
         order: `[B, H, R, P]`, integer, the positions of each round in sorted order; those from L on are padding.
         key_mask: `[B, P]`, bool, or None if every token is real.
-        options: `allow_duplicate_attention=False` and dropout are refused.
-        return_weights: Refused: there are no attention maps.
 
     Returns:
-        Output `[B, L, H, D]`, and None.
-
-    Raises:
-        ValueError: What `triton_refusal` says.
+        Output `[B, L, H, D]`, and None for the attention map. What `why_not_triton` excludes must not be asked for.
     """
-    refusal = triton_refusal(
-        query_key, options.chunk_length, options.around, options.dropout_p, return_weights, options
-    )
-    if refusal is not None:
-        raise ValueError(f"The 'triton' implementation of this attention {refusal}")
     length, padded_length = query_key.shape[1], order.shape[3]
     chunk_length = kernel_chunk_length(options.chunk_length, length, options.around)
     if chunk_length != options.chunk_length:
@@ -123,38 +113,6 @@ def kernel_chunk_length(chunk_length: int, length: int, around: tuple[int, int])
     if length > chunk_length or around != (0, 0):
         return chunk_length
     return next((suitable for suitable in CHUNK_LENGTHS if suitable >= length), chunk_length)
-
-
-def triton_refusal(
-    query: torch.Tensor,
-    chunk_length: int,
-    around: tuple[int, int],
-    dropout_p: float,
-    return_weights: bool,
-    options: LSHOptions | None = None,
-) -> str | None:
-    """
-    Why the Triton kernels cannot do what is asked of them and what to do, or None.
-
-    Args:
-        query: `[B, L, H, D]`.
-        chunk_length, around: Tokens per chunk, and chunks looked at before and after it.
-        dropout_p, return_weights: Dropout on the attention probabilities, and whether the attention map is wanted.
-        options: Of LSH attention; None for local attention.
-    """
-    call = AttentionCall(
-        device=query.device,
-        dtype=query.dtype,
-        head_size=query.shape[3],
-        chunk_length=chunk_length,
-        num_before=around[0],
-        num_after=around[1],
-        length=query.shape[1],
-        dropout_p=dropout_p,
-        return_weights=return_weights,
-        counts_keys_once=options is not None and not options.allow_duplicate_attention,
-    )
-    return why_not_triton(call)
 
 
 def why_not_triton(call: AttentionCall) -> str | None:

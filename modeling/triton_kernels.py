@@ -23,7 +23,7 @@ try:
 
     jit = triton.jit
 except ImportError:
-    # The kernels can then be read, but not run: `lsh_triton.triton_refusal` says so.
+    # The kernels can then be read, but not run: `lsh_triton.why_not_triton` says so.
     triton, tl = None, SimpleNamespace(constexpr=lambda number: number)
 
     def jit(kernel):

@@ -8,30 +8,27 @@ import importlib.util
 import os
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
-
 from hf_reformer.modeling import triton_launch
 from hf_reformer.modeling.chunking import pad_mask, padded_to_multiple
+from hf_reformer.modeling.implementations import AttentionCall
 from hf_reformer.modeling.local_options import LocalOptions
 from hf_reformer.modeling.local_triton import local_attention_triton
 from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors, sort_by_bucket
+from hf_reformer.modeling.lsh_operator import lsh_attention
 from hf_reformer.modeling.lsh_options import LSHOptions
 from hf_reformer.modeling.lsh_reference import lsh_attention_reference
-from hf_reformer.modeling.lsh_triton import lsh_attention_triton, triton_refusal
+from hf_reformer.modeling.lsh_triton import lsh_attention_triton, why_not_triton
 
 
 IS_GPU = torch.cuda.is_available()
 
-# Another test file may have had Triton imported before this one was.
 pytestmark = pytest.mark.skipif(
-    not (IS_GPU or triton_launch.IS_INTERPRETED),
-    reason="Triton is not installed, or was imported before TRITON_INTERPRET was set: run this file on its own",
+    not (IS_GPU or triton_launch.IS_INTERPRETED), reason="Triton is not installed, or not set to its interpreter"
 )
 
 DEVICE = "cuda" if IS_GPU else "cpu"
@@ -383,20 +380,29 @@ def test_masked_tokens_have_exactly_no_influence_on_local_attention():
         assert not new[~mask].any()
 
 
+POSSIBLE = AttentionCall(
+    device=torch.device(DEVICE),
+    dtype=torch.float32,
+    head_size=32,
+    chunk_length=16,
+    num_before=1,
+    num_after=0,
+    length=64,
+)
 REFUSALS = {
     "maps": ({"return_weights": True}, "keeps no attention probabilities to return; use 'eager' for attention maps"),
     "dropout": ({"dropout_p": 0.1}, "has no dropout on attention probabilities, but `dropout_p` is 0.1"),
     "duplicates": (
-        {"options": LSHOptions(chunk_length=16, allow_duplicate_attention=False)},
+        {"counts_keys_once": True},
         "counts a key once for each round .* use another with `allow_duplicate_attention=False`",
     ),
-    "head size": ({"query": torch.zeros(1, 64, 1, 48)}, r"head sizes \[32, 64, 128\], but not 48; use 'eager'"),
+    "head size": ({"head_size": 48}, r"head sizes \[32, 64, 128\], but not 48; use 'eager'"),
     "chunk length": ({"chunk_length": 24}, r"chunks of \[16, 32, 64, 128, 256\] tokens, but not 24; use 'eager'"),
-    "long chunk": ({"chunk_length": 300, "around": (0, 0), "query": torch.zeros(1, 290, 1, 32)}, "but not 300"),
-    "neighbours": ({"around": (1, 3)}, "looks at up to 2 chunks on either side, but not at 3; use 'eager'"),
-    "dtype": ({"query": torch.zeros(1, 64, 1, 32).double()}, "but not in torch.float64; use 'eager'"),
+    "long chunk": ({"chunk_length": 300, "num_before": 0, "length": 290}, "but not 300"),
+    "neighbours": ({"num_after": 3}, "looks at up to 2 chunks on either side, but not at 3; use 'eager'"),
+    "dtype": ({"dtype": torch.float64}, "but not in torch.float64; use 'eager'"),
     "device": (
-        {"query": torch.zeros(1, 64, 1, 32, device="meta")},
+        {"device": torch.device("meta")},
         "needs a CUDA device, but the tensors are on meta; move the model to one, or use 'eager'",
     ),
 }
@@ -407,23 +413,15 @@ def test_refusals_say_what_to_do(case, monkeypatch):
     change, message = REFUSALS[case]
     if case == "device":
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    arguments = {
-        "query": torch.zeros(1, 64, 1, 32, device=DEVICE),
-        "chunk_length": 16,
-        "around": (1, 0),
-        "dropout_p": 0.0,
-        "return_weights": False,
-        "options": LSHOptions(chunk_length=16),
-    }
-    assert triton_refusal(**arguments) is None or case == "device"
-    assert re.search(message, triton_refusal(**(arguments | change)))
+    assert why_not_triton(POSSIBLE) is None or case == "device"
+    assert re.search(message, why_not_triton(replace(POSSIBLE, **change)))
 
 
 def test_the_operator_raises_what_is_refused():
     rows = torch.zeros(1, 32, 1, 48)
-    tables = torch.zeros(1, 1, 1, 32, dtype=torch.int32), torch.arange(32).view(1, 1, 1, 32), None
-    with pytest.raises(ValueError, match="but not 48"):
-        lsh_attention_triton(rows, rows, *tables, LSHOptions(chunk_length=16))
+    buckets = torch.zeros(1, 1, 1, 32, dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"'triton' implementation of this attention .* but not 48"):
+        lsh_attention(rows, rows, buckets, chunk_length=16, implementation="triton")
 
 
 def test_without_triton_the_kernels_can_be_imported_and_are_refused(monkeypatch):
@@ -435,10 +433,9 @@ def test_without_triton_the_kernels_can_be_imported_and_are_refused(monkeypatch)
     spec.loader.exec_module(module)
     assert module.triton is None
     monkeypatch.setattr(triton_launch, "triton", None)
-    assert "pip install triton" in triton_refusal(torch.zeros(1, 64, 1, 32, device=DEVICE), 16, (1, 0), 0.0, False)
+    assert "pip install triton" in why_not_triton(POSSIBLE)
 
 
 def test_a_late_change_of_the_interpreter_is_refused(monkeypatch):
     monkeypatch.setattr(triton_launch, "IS_INTERPRETED", not triton_launch.IS_INTERPRETED)
-    refusal = triton_refusal(torch.zeros(1, 64, 1, 32, device=DEVICE), 16, (1, 0), 0.0, False)
-    assert "set it before Python starts" in refusal
+    assert "set it before Python starts" in why_not_triton(POSSIBLE)
