@@ -40,7 +40,10 @@ def round_to_grid(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _on_grid(numbers, dtype):
-    return (numbers.to(dtype) / GRID[dtype]).round_().mul_(GRID[dtype])
+    # Scaling by a power of two and rounding to integers are exact in any precision, so there is no need for the wider
+    # one before the end. Half precision alone has no room for the scaled numbers.
+    numbers = numbers.float() if numbers.dtype == torch.float16 else numbers
+    return (numbers / GRID[dtype]).round_().mul_(GRID[dtype]).to(dtype)
 
 
 class _PassCast(torch.autograd.Function):
