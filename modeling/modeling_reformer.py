@@ -74,7 +74,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False):
         # None stays: then every call takes the fastest implementation that can do what it asks.
-        # CODEPATH: no published checkpoint has full layers only; they take whatever transformers has for dense attention.
+        # CODEPATH: no published checkpoint has full layers only; those take what transformers has for dense attention.
         if set(self.config.attn_layers) == {"full"} and requested_attention not in (None, "triton"):
             return super().get_correct_attn_implementation(requested_attention, is_init_check)
         check_requested(requested_attention)
