@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from .chunking import look_adjacent, sum_windows
-from .fused_attention import additive_mask_dtype, attend, attend_backward, weakest_score
+from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct, weakest_score
 from .implementations import AttentionCall
 from .local_options import LocalOptions
 from .visibility import visible_local_keys
@@ -66,7 +66,7 @@ class _LocalAttention(torch.autograd.Function):
         log_sum_exp = query.new_empty(
             len(query), windows.num_chunks, *query.shape[2:3], options.chunk_length, dtype=dtype
         )
-        for row, chunks in windows.pieces():
+        for row, chunks in distinct(windows.pieces(), query):
             piece_output, log_sum_exp[row, chunks] = attend(
                 windows.queries(query[row], chunks),
                 windows.keys(key[row], chunks),
@@ -75,6 +75,8 @@ class _LocalAttention(torch.autograd.Function):
                 windows.scale,
             )
             windows.put(output[row], chunks, piece_output)
+            # Not beside the next one.
+            del piece_output
         ctx.save_for_backward(query, key, value, key_mask, output, log_sum_exp)
         ctx.options = options
         return output
@@ -89,7 +91,7 @@ class _LocalAttention(torch.autograd.Function):
         key_grad, value_grad = (
             torch.zeros(rows.shape, dtype=log_sum_exp.dtype, device=rows.device) for rows in (key, value)
         )
-        for row, chunks in windows.pieces():
+        for row, chunks in distinct(windows.pieces(), query):
             query_part, key_part, value_part = attend_backward(
                 windows.queries(query[row], chunks),
                 windows.keys(key[row], chunks),
@@ -103,6 +105,7 @@ class _LocalAttention(torch.autograd.Function):
             windows.put(query_grad[row], chunks, query_part)
             windows.add(key_grad[row], chunks, key_part)
             windows.add(value_grad[row], chunks, value_part)
+            del query_part, key_part, value_part
         return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None
 
 
@@ -119,14 +122,14 @@ class _Windows:
         self.mask_dtype = additive_mask_dtype(query)
 
     def pieces(self) -> Iterator[tuple[int, slice]]:
-        """Row of the batch, and chunks: first those that look across the seam, then the others."""
+        """Row of the batch, and chunks: last those that look across the seam."""
         num_before, num_after = self.options.around
         at_once = max(1, SCORES_AT_ONCE // (self.heads * self.options.chunk_length * self.key_positions.shape[1]))
         whole_chunks = self.length // self.options.chunk_length
         inner = range(min(num_before, self.num_chunks), max(0, whole_chunks - num_after))
         seams = (range(self.num_chunks),) if not inner else (range(inner.start), range(inner.stop, self.num_chunks))
         for row in range(self.batch):
-            for chunks in (*seams, inner):
+            for chunks in (inner, *seams):
                 for start in chunks[::at_once]:
                     yield row, slice(start, min(start + at_once, chunks.stop))
 
