@@ -128,15 +128,21 @@ def circular_offset(offset: int, num_chunks: int) -> int:
 
 
 def neighbour_exists(
-    num_chunks: int, chunks_per_round: int, num_before: int, num_after: int, chunk_length: int, device: torch.device
+    num_chunks: int,
+    chunks_per_round: int,
+    num_before: int,
+    num_after: int,
+    chunk_length: int,
+    device: torch.device,
+    chunks: slice = slice(None),
 ) -> torch.Tensor:
     """
     Which entries of a `look_adjacent` window are in the chunk's own round without going round the circle.
 
     Returns:
-        `[N, 1, W]`, bool.
+        `[N, 1, W]`, bool; of `chunks` only.
     """
-    chunk = torch.arange(num_chunks, device=device)[:, None]
+    chunk = torch.arange(num_chunks, device=device)[chunks, None]
     neighbour = chunk + torch.arange(-num_before, num_after + 1, device=device)
     same_round = neighbour.div(chunks_per_round, rounding_mode="floor") == chunk // chunks_per_round
     return same_round.repeat_interleave(chunk_length, dim=1)[:, None, :]

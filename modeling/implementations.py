@@ -35,6 +35,39 @@ class AttentionCall:
     return_weights: bool = False
     counts_keys_once: bool = False
 
+    @classmethod
+    def of(cls, query: torch.Tensor, options, return_weights: bool, counts_keys_once: bool = False) -> "AttentionCall":
+        """A call with queries `[B, L, H, D]` and with `LSHOptions` or `LocalOptions`."""
+        num_before, num_after = options.around
+        return cls(
+            device=query.device,
+            dtype=query.dtype,
+            head_size=query.shape[3],
+            chunk_length=options.chunk_length,
+            num_before=num_before,
+            num_after=num_after,
+            length=query.shape[1],
+            dropout_p=options.dropout_p,
+            return_weights=return_weights,
+            counts_keys_once=counts_keys_once,
+        )
+
+    def why_not_fused(self, without_dropout: str) -> str | None:
+        """
+        Why a kernel that keeps no probabilities cannot serve the call and what to do, or None.
+
+        Args:
+            without_dropout: How to do without dropout.
+        """
+        if self.return_weights:
+            return "keeps no attention probabilities to return; use 'eager' for attention maps."
+        if self.dropout_p:
+            return (
+                f"has no dropout on attention probabilities, but `dropout_p` is {self.dropout_p}. {without_dropout}, "
+                "or use 'eager'."
+            )
+        return None
+
 
 # trf-ignore: TRF031 this goes in, it is no output
 @dataclass(frozen=True)

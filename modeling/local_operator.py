@@ -49,18 +49,8 @@ def local_attention(
         ValueError: An implementation that is not there or cannot do what is asked.
     """
     options = LocalOptions(**options)
-    batch, length, _, head_size = query.shape
-    call = AttentionCall(
-        device=query.device,
-        dtype=query.dtype,
-        head_size=head_size,
-        chunk_length=options.chunk_length,
-        num_before=options.num_chunks_before,
-        num_after=options.num_chunks_after,
-        length=length,
-        dropout_p=options.dropout_p,
-        return_weights=return_weights,
-    )
+    batch, length = query.shape[:2]
+    call = AttentionCall.of(query, options, return_weights)
     attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, call)
     key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
     return attend(query, key, value, key_mask, options, return_weights)

@@ -25,14 +25,7 @@ SCORES_AT_ONCE = 2**20
 
 def why_not_sdpa(call: AttentionCall) -> str | None:
     """Why fused kernels cannot serve a call of local attention, or None."""
-    if call.return_weights:
-        return "keeps no attention probabilities to return; use 'eager' for attention maps."
-    if call.dropout_p:
-        return (
-            f"has no dropout on attention probabilities, but `dropout_p` is {call.dropout_p}. Set "
-            "`local_attention_probs_dropout_prob=0`, or use 'eager'."
-        )
-    return None
+    return call.why_not_fused("Set `local_attention_probs_dropout_prob=0`")
 
 
 def local_attention_sdpa(

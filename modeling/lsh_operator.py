@@ -72,18 +72,7 @@ def lsh_attention(
     options = LSHOptions(**options)
     _check_shapes(query_key, value, buckets, attention_mask)
     batch, length = query_key.shape[:2]
-    call = AttentionCall(
-        device=query_key.device,
-        dtype=query_key.dtype,
-        head_size=query_key.shape[3],
-        chunk_length=options.chunk_length,
-        num_before=options.num_chunks_before,
-        num_after=options.num_chunks_after,
-        length=length,
-        dropout_p=options.dropout_p,
-        return_weights=return_weights,
-        counts_keys_once=not options.allow_duplicate_attention,
-    )
+    call = AttentionCall.of(query_key, options, return_weights, not options.allow_duplicate_attention)
     attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
     padded_length = _check_padded_length(padded_length, length, options.chunk_length)
     if attention_mask is not None:

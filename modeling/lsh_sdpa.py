@@ -28,16 +28,9 @@ LONGEST = 2**24
 
 def why_not_sdpa(call: AttentionCall) -> str | None:
     """Why fused kernels cannot serve a call of LSH attention, or None."""
-    if call.return_weights:
-        return "keeps no attention probabilities to return; use 'eager' for attention maps."
-    if call.dropout_p:
-        return (
-            f"has no dropout on attention probabilities, but `dropout_p` is {call.dropout_p}. Set "
-            "`lsh_attention_probs_dropout_prob=0` (stock Reformer's default), or use 'eager'."
-        )
     if call.length > LONGEST:
         return f"counts positions up to {LONGEST}, but the text has {call.length} tokens; use 'eager'."
-    return None
+    return call.why_not_fused("Set `lsh_attention_probs_dropout_prob=0` (stock Reformer's default)")
 
 
 def lsh_attention_sdpa(

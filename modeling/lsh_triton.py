@@ -119,13 +119,9 @@ def why_not_triton(call: AttentionCall) -> str | None:
     """Why the Triton kernels cannot serve a call of LSH or local attention, or None."""
     around = call.num_before, call.num_after
     chunk_length = kernel_chunk_length(call.chunk_length, call.length, around)
-    if call.return_weights:
-        return "keeps no attention probabilities to return; use 'eager' for attention maps."
-    if call.dropout_p:
-        return (
-            f"has no dropout on attention probabilities, but `dropout_p` is {call.dropout_p}. Set it to 0 (stock "
-            "Reformer's default for LSH attention), or use 'eager'."
-        )
+    reason = call.why_not_fused("Set it to 0 (stock Reformer's default for LSH attention)")
+    if reason is not None:
+        return reason
     if call.counts_keys_once:
         return "counts a key once for each round that finds it; use another with `allow_duplicate_attention=False`."
     if call.head_size not in HEAD_SIZES:

@@ -61,11 +61,8 @@ class LSHVisibility:
         if self._key_is_real is not None:
             conditions.append(self._key_is_real[:, :, chunks, None, :])
         if not options.circular_look_around:
-            conditions.append(
-                neighbour_exists(
-                    self.num_chunks, self.chunks_per_round, *options.around, options.chunk_length, device
-                )[chunks]
-            )
+            sizes = self.num_chunks, self.chunks_per_round, *options.around, options.chunk_length
+            conditions.append(neighbour_exists(*sizes, device, chunks))
         if options.sliding_window:
             conditions.append(_within_sliding_window(options, device))
         if self._bucket_ids is not None:
@@ -166,6 +163,6 @@ def visible_local_keys(
     if key_mask is not None:
         conditions.append(key_mask[:, key_positions[chunks]][:, :, None, :])
     if not options.circular_look_around:
-        exists = neighbour_exists(num_chunks, num_chunks, *options.around, chunk_length, positions.device)
-        conditions.append(exists[chunks][None])
+        sizes = num_chunks, num_chunks, *options.around, chunk_length
+        conditions.append(neighbour_exists(*sizes, positions.device, chunks)[None])
     return reduce(and_, conditions) if conditions else None

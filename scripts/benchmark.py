@@ -379,8 +379,9 @@ def table(entries: list[dict], *, is_memory: bool) -> str:
         if is_memory:
             text = f"{entry['peak_bytes'] / MIB:,.0f}"
         else:
-            middle, least, most = (1000 * entry[name] for name in ("median_s", "least_s", "most_s"))
-            text = f"{middle:,.4g} ({least:,.4g} to {most:,.4g}), {entry['runs']}"
+            seconds = [entry[name] for name in ("median_s", "least_s", "most_s")]
+            middle, least, most = (f"{1000 * s:,.0f}" if s >= 1 else f"{1000 * s:.4g}" for s in seconds)
+            text = f"{middle} ({least} to {most}), {entry['runs']}"
         lines.append(f"{start} {text} | {', '.join(words)} |")
     return "\n".join(lines)
 
