@@ -77,11 +77,13 @@ class Implementation:
         attend: The function.
         why_not: Why it cannot serve a call and what to do, in a sentence; None if it can.
         is_default_on: Types of device where it is taken when none is asked for; None for all.
+        not_by_default: Pairs of a type of device and a dtype where it can be asked for, but the next one is faster.
     """
 
     attend: Callable
     why_not: Callable[[AttentionCall], str | None] = lambda call: None
     is_default_on: tuple[str, ...] | None = None
+    not_by_default: tuple[tuple[str, torch.dtype], ...] = ()
 
 
 def check_requested(name: str | None):
@@ -121,5 +123,6 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
 
 
 def _is_default_for(implementation: Implementation, call: AttentionCall) -> bool:
-    devices = implementation.is_default_on
-    return (devices is None or call.device.type in devices) and implementation.why_not(call) is None
+    devices, device = implementation.is_default_on, call.device.type
+    is_wanted = (devices is None or device in devices) and (device, call.dtype) not in implementation.not_by_default
+    return is_wanted and implementation.why_not(call) is None

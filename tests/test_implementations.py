@@ -1,5 +1,7 @@
 """`attn_implementation`: a request is met or refused; without one the fastest that can serves each call."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import NO_ATTENTION_DROPOUT, make_model, random_ids
@@ -22,8 +24,7 @@ def called(monkeypatch):
                 seen.append(name)
                 return attend(*args)
 
-            fields = {"why_not": implementation.why_not, "is_default_on": implementation.is_default_on}
-            monkeypatch.setitem(registry, name, type(implementation)(attend, **fields))
+            monkeypatch.setitem(registry, name, replace(implementation, attend=attend))
     return names
 
 
@@ -44,6 +45,11 @@ def test_without_a_request_a_call_gets_what_it_needs(called):
     assert called == (["eager"], ["eager"])
     model.train()(random_ids(1, 60))
     assert called == (["eager", "sdpa"], ["eager", "eager"])
+
+
+def test_in_bfloat16_local_layers_have_a_faster_one_on_a_cpu(called):
+    make().bfloat16()(random_ids(1, 60))
+    assert called == (["sdpa"], ["eager"])
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa"])
