@@ -72,7 +72,8 @@ class ReformerConfig(PreTrainedConfig):
         Tokens per chunk of the language model's loss; 0 computes it in one piece. With labels and a value above 0 the
         `length x vocab_size` logits never exist.
     chunk_size_feed_forward (`int`, *optional*, defaults to 0):
-        Tokens per chunk of the feed-forward layers, forward and backward; 0 for one piece.
+        Tokens per chunk of the feed-forward layers, forward and backward. With 0, a CPU takes as many as it keeps in
+        its cache (4 million activations of the wide layer), a GPU all.
     feed_forward_size (`int`, *optional*, defaults to 512):
         Width of the feed-forward layers.
     hash_seed (`int`, *optional*):

@@ -7,6 +7,11 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 
+# Activations of the wide layer at a time on a CPU, unless the config says otherwise: what stays in its cache, and in
+# memory that one piece leaves to the next.
+ACTIVATIONS_AT_ONCE = 2**22
+
+
 class ReformerFeedForwardDense(nn.Module):
     """The layer's first half: projection to `feed_forward_size`, dropout, activation."""
 
@@ -39,13 +44,21 @@ class ChunkReformerFeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.chunk_size = config.chunk_size_feed_forward
+        self.feed_forward_size = config.feed_forward_size
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = ReformerFeedForwardDense(config)
         self.output = ReformerFeedForwardOutput(config)
 
     def split(self, sequence: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`[B, L, ...]` in pieces of `chunk_size_feed_forward` tokens, the last one possibly shorter."""
-        return sequence.split(self.chunk_size or sequence.shape[1], dim=1)
+        return sequence.split(self.chunk_size or self._suitable_chunk_size(sequence), dim=1)
+
+    def _suitable_chunk_size(self, sequence: torch.Tensor) -> int:
+        # A compiled program is for any length, and larger with every piece.
+        if sequence.device.type != "cpu" or torch.compiler.is_compiling():
+            return sequence.shape[1]
+        at_once = max(1, ACTIVATIONS_AT_ONCE // (len(sequence) * self.feed_forward_size))
+        return min(at_once, max(1, sequence.shape[1]))
 
     def map_chunks(self, function: Callable[[torch.Tensor], torch.Tensor], sequence: torch.Tensor) -> torch.Tensor:
         """`function` of each piece that `split` makes, put together again."""

@@ -9,6 +9,7 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length, C ch
 window length. A group is some heads of one row of the batch, or all heads of some rows; it has G heads in all.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +25,7 @@ from .visibility import LSHVisibility
 SCORES_AT_ONCE = 2**18
 # Float32 counts no further.
 LONGEST = 2**24
+ROWS_AT_ONCE = 2**12
 
 
 def why_not_sdpa(call: AttentionCall) -> str | None:
@@ -65,8 +67,9 @@ class _LSHAttention(torch.autograd.Function):
         output = torch.empty_like(query_key, memory_format=torch.contiguous_format)
         dtype = torch.promote_types(query_key.dtype, torch.float32)
         log_sum_exp = torch.empty(batch, num_heads, order.shape[3], dtype=dtype, device=query_key.device)
+        scratch = _Scratch(query_key)
         for heads in distinct(_groups(order), query_key):
-            group = _Group(query_key, value, buckets, order, key_mask, options, heads)
+            group = _Group(query_key, value, buckets, order, key_mask, options, heads, scratch)
             group_output, group_log_sum_exp = group.attend()
             group.put(group_output, output)
             log_sum_exp[heads] = group_log_sum_exp.unflatten(0, (-1, group.heads))
@@ -82,10 +85,11 @@ class _LSHAttention(torch.autograd.Function):
     def backward(ctx, gradient):
         query_key, value, buckets, order, key_mask, output, log_sum_exp = ctx.saved_tensors
         gradients = [torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in (query_key, value)]
+        scratch = _Scratch(query_key)
         for heads in distinct(_groups(order), query_key):
-            group = _Group(query_key, value, buckets, order, key_mask, ctx.options, heads)
+            group = _Group(query_key, value, buckets, order, key_mask, ctx.options, heads, scratch)
             of_group = group.attend_backward(
-                group.take(gradient), group.take(output), log_sum_exp[heads].flatten(0, 1)
+                group.take(gradient, "gradient"), group.take(output, "output"), log_sum_exp[heads].flatten(0, 1)
             )
             for whole, part in zip(gradients, of_group, strict=True):
                 group.put(part, whole)
@@ -114,6 +118,24 @@ def _chunks_at_once(scores_of_a_chunk: int) -> int:
     return max(1, SCORES_AT_ONCE // scores_of_a_chunk)
 
 
+class _Scratch:
+    """
+    Memory that one group after another works in.
+
+    A system clears new memory before it gives it out, which takes longer than most of what is done in it.
+    """
+
+    def __init__(self, like: torch.Tensor):
+        self._like, self._buffers = like, {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """The memory of a name, as a tensor of any content."""
+        size = math.prod(shape)
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = self._like.new_empty(size, dtype=dtype)
+        return self._buffers[name][:size].view(shape)
+
+
 class _Group:
     """
     LSH attention of some heads.
@@ -121,16 +143,21 @@ class _Group:
     Their rows, `[G, P, D]`, are gathered from contiguous copies, by row numbers in `[0, G * P)`.
     """
 
-    def __init__(self, query_key, value, buckets, order, key_mask, options, where):
-        self.options, self.where = options, where
+    def __init__(self, query_key, value, buckets, order, key_mask, options, where, scratch):
+        self.options, self.where, self.scratch = options, where, scratch
         order = order[where]
         self.heads, self.rounds, self.padded_length = order.shape[1:]
         mask = None if key_mask is None else key_mask[where[0]]
         self.visibility = LSHVisibility(buckets[where], order, mask, options)
-        self.query, self.value = self.take(query_key), self.take(value)
+        self.dtype = query_key.dtype
+        if query_key.device.type == "cpu":
+            # The rows are copied anyway, and the kernel is slower with half precision.
+            self.dtype = torch.promote_types(self.dtype, torch.float32)
+        self.query, self.value = self.take(query_key, "query"), self.take(value, "value")
         self.size = len(self.query)
-        self.key_scale = key_scale(self.query)
-        self.key = (self.query * self.key_scale).to(self.query.dtype)
+        pieces = self.query.split(max(1, ROWS_AT_ONCE // self.size), dim=1)
+        self.key_scale = torch.cat([key_scale(piece) for piece in pieces], dim=1)
+        self.key = torch.mul(self.query, self.key_scale, out=self._scratch_for_rows("key"))
         self.mask_dtype = additive_mask_dtype(self.query)
         # Positions are compared in this; bfloat16 does not know them apart.
         self.count_dtype = torch.promote_types(self.mask_dtype, torch.float32)
@@ -151,12 +178,15 @@ class _Group:
             last = self.window_rows[:, -1].unflatten(1, (-1, options.chunk_length))[:, 1:]
             self.key_rows = torch.cat([self.window_rows[..., : options.chunk_length], last], dim=1)
 
-    def take(self, rows: torch.Tensor) -> torch.Tensor:
+    def _scratch_for_rows(self, name, dtype=None):
+        return self.scratch(name, self.query.shape, dtype or self.dtype)
+
+    def take(self, rows: torch.Tensor, name: str) -> torch.Tensor:
         """This group's share of `[B, L, H, D]`: a copy, `[G, P, D]`, filled up with zeros."""
         batch_rows, heads = self.where
         share = rows[batch_rows, :, heads].transpose(1, 2)
         batch, heads, length, size = share.shape
-        taken = share.new_empty(batch, heads, self.padded_length, size)
+        taken = self.scratch(name, (batch, heads, self.padded_length, size), self.dtype)
         taken[:, :, :length] = share
         taken[:, :, length:] = 0
         return taken.flatten(0, 1)
@@ -217,7 +247,10 @@ class _Group:
         for round_index in range(self.rounds):
             round_output, round_log_sum_exp = self._attend_in_round(round_index)
             if output is None:
-                output = round_output.to(round_log_sum_exp.dtype)
+                output = round_output
+                if self.rounds > 1:
+                    # The rounds add up here, at full precision.
+                    output = self._scratch_for_rows("output", round_log_sum_exp.dtype).copy_(round_output)
                 largest, total = round_log_sum_exp, torch.ones_like(round_log_sum_exp)
                 continue
             new_largest = torch.maximum(largest, round_log_sum_exp)
@@ -227,10 +260,10 @@ class _Group:
         if self.rounds > 1:
             output /= total[..., None]
             largest = largest + total.log_()
-        return torch.where(self._is_alone(largest)[..., None], self.value, output), largest
+        return torch.where(self._is_alone(largest)[..., None], self.value, output, out=output), largest
 
     def _attend_in_round(self, round_index):
-        sorted_output = torch.empty_like(self.query)
+        sorted_output = self._scratch_for_rows("sorted output")
         sorted_log_sum_exp = self.query.new_empty(self.query.shape[:2], dtype=self.count_dtype)
         for chunks, places in distinct(self.pieces(round_index), self.query):
             output, log_sum_exp = attend(*self._inputs(chunks), scale=1.0)
@@ -240,9 +273,9 @@ class _Group:
         in_round = self.visibility.chunks_per_round
         order = self.query_rows[:, round_index * in_round : (round_index + 1) * in_round].flatten().long()
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        return tuple(
-            rows.flatten(0, 1).index_select(0, place).view_as(rows) for rows in (sorted_output, sorted_log_sum_exp)
-        )
+        output = self._scratch_for_rows("round's output")
+        torch.index_select(sorted_output.flatten(0, 1), 0, place, out=output.flatten(0, 1))
+        return output, sorted_log_sum_exp.flatten().index_select(0, place).view_as(sorted_log_sum_exp)
 
     def _inputs(self, chunks):
         """Queries, windows of keys and values, and mask of some chunks."""
@@ -263,16 +296,20 @@ class _Group:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            gradient, output: `[G, P, D]`, of all rounds.
+            gradient, output: `[G, P, D]`, of all rounds; the gradient is overwritten.
             log_sum_exp: `[G, P]`, of all rounds.
 
         Returns:
             Gradients of `query` and `value`, `[G, P, D]`, float32 at least.
         """
         is_alone = self._is_alone(log_sum_exp)[..., None]
-        value_grad = torch.where(is_alone, gradient, 0).to(log_sum_exp.dtype)
-        gradient = gradient.masked_fill(is_alone, 0)
-        query_grad, key_grad = torch.zeros_like(value_grad), torch.zeros_like(value_grad)
+        query_grad, key_grad, value_grad, product = (
+            self._scratch_for_rows(name, log_sum_exp.dtype)
+            for name in ("query's gradient", "key's gradient", "value's gradient", "product")
+        )
+        value_grad.copy_(gradient).masked_fill_(~is_alone, 0)
+        gradient.masked_fill_(is_alone, 0)
+        query_grad.zero_(), key_grad.zero_()
         pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
         for chunks, _ in distinct(pieces, self.query):
             query_rows, key_rows = self.query_rows[:, chunks].flatten(), self.key_rows_of(chunks)
@@ -285,8 +322,8 @@ class _Group:
             del parts, part
         # Through `key = query * scale`, where the scale depends on the query.
         scale = self.key_scale
-        along = (self.query * key_grad).sum(-1, keepdim=True) * scale.square()
-        query_grad.addcmul_(key_grad.sub_(self.query * along), scale)
+        along = torch.mul(self.query, key_grad, out=product).sum(-1, keepdim=True) * scale.square()
+        query_grad.addcmul_(key_grad.sub_(torch.mul(self.query, along, out=product)), scale)
         return query_grad, value_grad
 
 

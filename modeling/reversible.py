@@ -10,7 +10,6 @@ autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see wh
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import nn
@@ -19,6 +18,9 @@ from torch import nn
 # In exact mode streams are multiples of these, by dtype. Sums of such numbers are exact below 1024 in float32 and
 # below 131,072 in float64, and so is the inversion of a layer. Beyond, it is right to within a unit in the last place.
 GRID = {torch.float32: 2.0**-14, torch.float64: 2.0**-36}
+# Numbers that are added at a time on a CPU. A system clears new memory page by page before it gives it out, which
+# takes longer than the sum; what one piece has freed serves the next as it is.
+ADDED_AT_ONCE = 2**20
 
 
 class RoundToGrid(torch.autograd.Function):
@@ -133,8 +135,8 @@ class ReversibleLayerCall:
 
     Attributes:
         attention: F, without side effects once it has run.
-        attention_module, feed_forward: The modules whose parameters F and G use. `feed_forward` works on pieces of the
-            sequence, one at a time; `split` makes them.
+        attention_module, feed_forward: The modules whose parameters F and G use. Each begins with a `layer_norm`.
+            `feed_forward` works on pieces of the sequence, one at a time; `split` makes them.
         on_grid: Exact mode: round updates to the grid on which the inversion is exact.
         replays_random_numbers: Whether F or G draw random numbers.
         tape: Shared by the layers of one forward pass.
@@ -153,11 +155,13 @@ class ReversibleLayerCall:
     random_states: list = field(default_factory=list)
     autocast: dict = field(default_factory=dict)
 
-    def add(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        return stream + (round_to_grid(update, stream.dtype) if self.on_grid else update)
-
-    def subtract(self, stream: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
-        return stream - (round_to_grid(update, stream.dtype) if self.on_grid else update)
+    def add(
+        self, stream: torch.Tensor, update: torch.Tensor, sign: int = 1, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`stream + sign * update`; without a graph where there is none, or where it is written into `out`."""
+        if out is None and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            return stream + sign * (round_to_grid(update, stream.dtype) if self.on_grid else update)
+        return _add_in_pieces(stream, update, sign, torch.empty_like(stream) if out is None else out, self.on_grid)
 
 
 def run_layer(
@@ -171,9 +175,10 @@ def run_layer(
     """
     if reversible:
         return _run_reversibly(call, x1, x2)
-    y1 = call.add(x1, call.attention(x2))
+    y1 = call.add(x1, call.attention(narrowed(x2, call.attention_module)))
     # In pieces from the outside, as in backward: the same random numbers, and a compiled module is the same program.
-    return y1, call.add(x2, call.feed_forward.map_chunks(call.feed_forward, y1))
+    update = call.feed_forward.map_chunks(lambda piece: call.feed_forward(narrowed(piece, call.feed_forward)), y1)
+    return y1, call.add(x2, update)
 
 
 # `torch.compile` of a whole model would compile forward and not the recomputation in backward, which then drew other
@@ -193,11 +198,13 @@ class ReversibleLayerFunction(torch.autograd.Function):
         call.autocast = _autocast_state(device)
         if call.replays_random_numbers:
             call.random_states = [_random_state(device)]
-        compute = _without_graph(call)
-        y1 = call.add(x1, compute(call.attention, x2))
+        compute, feed_forward = _without_graph(call), call.feed_forward
+        y1 = call.add(x1, compute(call.attention, narrowed(x2, call.attention_module)))
         if call.replays_random_numbers:
             call.random_states.append(_random_state(device))
-        y2 = call.add(x2, call.feed_forward.map_chunks(partial(compute, call.feed_forward), y1))
+        y2 = torch.empty_like(x2)
+        for x2_piece, y1_piece, y2_piece in zip(*map(feed_forward.split, (x2, y1, y2)), strict=True):
+            call.add(x2_piece, compute(feed_forward, narrowed(y1_piece, feed_forward)), out=y2_piece)
         ctx.call = call
         if call.stores_output:
             ctx.save_for_backward(y1, y2)
@@ -243,31 +250,62 @@ def _without_graph(call):
 
 def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
     """`x2 = y2 - G(y1)`, the gradient of `y1` through G added, and the gradients of G's parameters."""
-    module = call.feed_forward
-    parameters, grads = list(module.parameters()), None
-    x2_pieces, grad_pieces = [], []
-    for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece in zip(
-        *map(module.split, (y1, y2, y1_grad, y2_grad)), strict=True
+    module, grads = call.feed_forward, None
+    x2, whole_grad = _memory_for_input(call, y2), torch.empty_like(y1_grad)
+    for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece, x2_piece, grad_piece in zip(
+        *map(module.split, (y1, y2, y1_grad, y2_grad, x2, whole_grad)), strict=True
     ):
-        update, piece_grad, piece_grads = _recompute(call, module, y1_piece, parameters, y2_grad_piece)
-        x2_pieces.append(call.subtract(y2_piece, update))
-        grad_pieces.append(y1_grad_piece + piece_grad)
+        update, piece_grad, piece_grads = _recompute(call, module, module, y1_piece, y2_grad_piece)
+        call.add(y2_piece, update, sign=-1, out=x2_piece)
+        _add_in_pieces(y1_grad_piece, piece_grad, 1, grad_piece)
         grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
-    return torch.cat(x2_pieces, dim=1), torch.cat(grad_pieces, dim=1), grads
+    return x2, whole_grad, grads
 
 
 def _invert_attention(call, y1, x2, y1_grad, y2_grad):
     """`x1 = y1 - F(x2)`, the gradient of `x2` through F added, and the gradients of F's parameters."""
-    parameters = list(call.attention_module.parameters())
-    update, x2_grad, grads = _recompute(call, call.attention, x2, parameters, y1_grad)
-    return call.subtract(y1, update), y2_grad + x2_grad, grads
+    update, x2_grad, grads = _recompute(call, call.attention, call.attention_module, x2, y1_grad)
+    x1 = call.add(y1, update, sign=-1, out=_memory_for_input(call, y1))
+    return x1, _add_in_pieces(y2_grad, x2_grad, 1, torch.empty_like(y2_grad)), grads
 
 
-def _recompute(call, function, inputs, parameters, output_grad):
-    """`function(inputs)`, and the gradients of the inputs and of each parameter (None where none is required)."""
+def _memory_for_input(call, output_stream):
+    """
+    Memory for a stream that a layer recovers from its output.
+
+    It is that of the output where nobody else has seen it: the layer above has recovered it, and modules, whose hooks
+    may keep what they are given, were given a narrower copy.
+    """
+    was_copied = output_stream.dtype != call.feed_forward.layer_norm.weight.dtype
+    return output_stream if was_copied and not call.stores_output else torch.empty_like(output_stream)
+
+
+def _add_in_pieces(stream, update, sign, out, on_grid=False):
+    """`out = stream + sign * update`; `out` may be `stream`."""
+    rows = max(1, ADDED_AT_ONCE * stream.shape[1] // stream.numel()) if stream.device.type == "cpu" else None
+    for stream_piece, update_piece, out_piece in zip(
+        *(tensor.split(rows or tensor.shape[1], dim=1) for tensor in (stream, update, out)), strict=True
+    ):
+        update_piece = _on_grid(update_piece, stream.dtype) if on_grid else update_piece
+        torch.add(stream_piece, update_piece, alpha=sign, out=out_piece)
+    return out
+
+
+def narrowed(stream: torch.Tensor, module: nn.Module) -> torch.Tensor:
+    """
+    A stream in what a module computes in.
+
+    The module would cast it, too. Cast outside, the gradient of its input is no wider than all its others.
+    """
+    return stream.to(module.layer_norm.weight.dtype)
+
+
+def _recompute(call, function, module, stream, output_grad):
+    """`function(stream)`, the gradients of its input, and of each parameter of `module` (None if it needs none)."""
+    parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     with torch.enable_grad(), torch.autocast(**call.autocast):
-        inputs = inputs.detach().requires_grad_()
+        inputs = narrowed(stream.detach(), module).detach().requires_grad_()
         update = function(inputs)
     grads = torch.autograd.grad(update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True)
     trained_grads = iter(grads[1:])

@@ -21,7 +21,8 @@ from reversible_models import (
 )
 from tiny_models import DROPOUT
 
-from hf_reformer.modeling.reversible import GRID, RoundToGrid
+from hf_reformer.modeling import reversible as reversible_module
+from hf_reformer.modeling.reversible import GRID, RoundToGrid, narrowed
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -58,20 +59,25 @@ def run(case, *, depth, reversible=True, scale=1.0, **changes):
     """
     A model trained for one step with dropout and with rotations of that step, and what its layers have read.
 
-    Returns the loss, the gradients, and for each half of a layer its input in the forward pass and, if any, recovered.
+    Returns the loss, the gradients, and each half of a layer's stream in the forward pass and, if any, recovered.
     """
     config = {"attn_layers": KINDS * (depth // len(KINDS))} | DROPOUT | case.config | changes
     model = case.prepare(make(reversible, dtype=case.dtype, **config))
     inputs, read = make_inputs(dtype=case.dtype, scale=scale), defaultdict(list)
-    for layer in layers_of(model):
-        for name, half in (("attention", layer.attention), ("feed-forward", layer.feed_forward)):
-            half.register_forward_pre_hook(
-                lambda module, args, place=(layer.layer_idx, name): read[place].append(args[0].detach())
-            )
+    places = {layer.attention: (layer.layer_idx, "attention") for layer in layers_of(model)}
+    places |= {layer.feed_forward: (layer.layer_idx, "feed-forward") for layer in layers_of(model)}
+
+    def read_and_narrow(stream, module):
+        # Its memory may serve again.
+        read[places[module]].append(stream.detach().clone())
+        return narrowed(stream, module)
+
     torch.manual_seed(3)
-    with torch.autocast("cpu", case.autocast, enabled=case.autocast is not None):
-        loss = model(**inputs, output_attentions=case.maps).loss
-    loss.backward()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reversible_module, "narrowed", read_and_narrow)
+        with torch.autocast("cpu", case.autocast, enabled=case.autocast is not None):
+            loss = model(**inputs, output_attentions=case.maps).loss
+        loss.backward()
     # The feed-forward reads a piece at a time.
     streams = {place: torch.cat(pieces, dim=1).split(LENGTH, dim=1) for place, pieces in read.items()}
     return loss.detach(), gradients_of(model, inputs), streams
@@ -84,6 +90,22 @@ def test_96_layers_recover_their_inputs_bit_by_bit(name, implementation):
     for place, (before, after) in streams.items():
         assert before.dtype == after.dtype == CASES[name].stream_dtype
         assert torch.equal(before, after), place
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_hooks_keep_of_the_inputs_of_modules_stays_as_it_is(name):
+    """The memory of streams serves again, but not where modules were given the streams themselves."""
+    kept, case = defaultdict(list), CASES[name]
+    model = case.prepare(make(True, dtype=case.dtype, attn_layers=KINDS, **case.config))
+    for layer in layers_of(model):
+        for half in (layer.attention, layer.feed_forward):
+            half.register_forward_pre_hook(lambda module, args: kept[module].append(args[0].detach()))
+    with torch.autocast("cpu", case.autocast, enabled=case.autocast is not None):
+        loss = model(**make_inputs(dtype=case.dtype)).loss
+    loss.backward()
+    assert len(kept) == 2 * len(KINDS)
+    for before, after in kept.values():
+        assert torch.equal(before, after)
 
 
 @pytest.mark.parametrize(
