@@ -53,6 +53,7 @@ def local_attention_triton(
 
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
+    @torch.compiler.disable
     def forward(ctx, query, key, value, key_mask, padded_length, kind):
         from .triton_kernels import KernelOptions
         from .triton_launch import IS_INTERPRETED, attention_forward
@@ -68,6 +69,7 @@ class _LocalAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.compiler.disable
     def backward(ctx, gradient):
         from .triton_launch import attention_backward
 

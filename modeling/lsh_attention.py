@@ -1,12 +1,14 @@
 """LSH self-attention as a layer: projections, hashing, and the operator (paper section 2)."""
 
+import math
+
 import torch
 from torch import nn
 
 from .chunking import padded_to_multiple
 from .decoding_attention import attend_exactly, attend_in_buckets
 from .decoding_cache import CacheStep, LSHCacheLayer
-from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
+from .lsh_hashing import bucket_factors, draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
 from .padding import last_real_token
@@ -98,8 +100,9 @@ class LSHSelfAttention(nn.Module):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
             return output.flatten(2), weights, None
 
+        num_buckets = self._num_buckets(length, circle_length, cache)
         if buckets is None:
-            buckets = hash_vectors(query_key.detach(), rotations, self._num_buckets(length, circle_length, cache))
+            buckets = self._hash(query_key.detach(), rotations, num_buckets)
             if cache is not None:
                 cache.add_to_order(buckets, step, all_positions=True)
         output, weights = lsh_attention(
@@ -108,12 +111,16 @@ class LSHSelfAttention(nn.Module):
             buckets,
             attention_mask=attention_mask,
             padded_length=circle_length,
+            num_buckets=math.prod(bucket_factors(num_buckets)),
             **self._options(),
             **self._common_arguments(return_weights),
         )
         if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
             output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
         return output.flatten(2), weights, buckets
+
+    def _hash(self, vectors, rotations, num_buckets):
+        return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
 
     def _attend_to_cache(self, query_key, cache, step, circle_length):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
@@ -124,11 +131,11 @@ class LSHSelfAttention(nn.Module):
         if cache.order is None:
             # Up to now attention was exact.
             all_keys = cache.rows.keys[:, : step.longest]
-            buckets = hash_vectors(all_keys, cache.rotations, cache.num_buckets)
+            buckets = self._hash(all_keys, cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=True)
             codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
         else:
-            buckets = hash_vectors(query_key.detach(), cache.rotations, cache.num_buckets)
+            buckets = self._hash(query_key.detach(), cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.chunk_length)
         options = LSHOptions(causal=True, **self._options())
@@ -192,6 +199,7 @@ class LSHSelfAttention(nn.Module):
             query_key,
             value,
             torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
+            num_buckets=1,
             chunk_length=length,
             num_chunks_before=0,
             num_chunks_after=0,

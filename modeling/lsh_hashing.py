@@ -14,6 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .chunking import padded_to_multiple
+from .lsh_triton import DTYPES, HEAD_SIZES, why_not_on
 
 
 def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
@@ -85,7 +86,12 @@ def _draw_from_seed(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def hash_vectors(vectors: torch.Tensor, rotations: torch.Tensor, num_buckets: int | Sequence[int]) -> torch.Tensor:
+def hash_vectors(
+    vectors: torch.Tensor,
+    rotations: torch.Tensor,
+    num_buckets: int | Sequence[int],
+    implementation: str | None = None,
+) -> torch.Tensor:
     """
     Buckets of vectors under each round's rotation.
 
@@ -95,11 +101,18 @@ def hash_vectors(vectors: torch.Tensor, rotations: torch.Tensor, num_buckets: in
         vectors: `[B, L, H, D]`, floating point.
         rotations: `[H, D, R, sum(factors) / 2]`, from `draw_rotations`.
         num_buckets: What `rotations` was drawn for.
+        implementation: Of the attention. With "triton", and on a CUDA device without a choice, a kernel hashes if it
+            can; the projections of two vectors that differ in the last digit may then compare in another way.
 
     Returns:
         `[B, H, R, L]`, int32, values in `[0, prod(factors))`.
     """
     factors = bucket_factors(num_buckets)
+    is_possible = vectors.shape[3] in HEAD_SIZES and vectors.dtype in DTYPES and len(factors) <= 2
+    if is_possible and _takes_kernels(vectors, implementation):
+        from .triton_hash_launch import hash_with_kernels
+
+        return hash_with_kernels(vectors, rotations, [factor // 2 for factor in factors])
     vectors = vectors.transpose(1, 2)
     rotations = rotations.to(vectors.dtype)
     # Round by round and piece by piece, the projections are never larger than the vectors.
@@ -124,18 +137,35 @@ def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tup
     return bucket.to(torch.int32)
 
 
-def sort_by_bucket(buckets: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+def _takes_kernels(tensor: torch.Tensor, implementation: str | None) -> bool:
+    is_wanted = implementation == "triton" or (implementation is None and tensor.device.type == "cuda")
+    return is_wanted and not torch.compiler.is_compiling() and why_not_on(tensor.device) is None
+
+
+def sort_by_bucket(
+    buckets: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    num_buckets: int | None = None,
+    implementation: str | None = None,
+) -> torch.Tensor:
     """
     Positions of each round in the order (bucket, position), masked tokens last.
 
     Args:
         buckets: `[B, H, R, L]`, integer.
         attention_mask: `[B, L]`, bool, True for real tokens.
+        num_buckets: What all buckets are below, if it is known, and none is negative.
+        implementation: Of the attention. Kernels sort where it is "triton", or none on a CUDA device, and
+            `num_buckets` is known; the order is the same.
 
     Returns:
-        `[B, H, R, L]`, int64: entry `s` is the position that stands at place `s` of the sorted round.
+        `[B, H, R, L]`, int32: entry `s` is the position that stands at place `s` of the sorted round.
     """
+    if num_buckets is not None and _takes_kernels(buckets, implementation):
+        from .triton_hash_launch import sort_with_kernels
+
+        return sort_with_kernels(buckets, attention_mask, num_buckets)
     if attention_mask is not None:
         after_all_buckets = torch.iinfo(buckets.dtype).max
         buckets = buckets.masked_fill(~attention_mask[:, None, None, :], after_all_buckets)
-    return torch.sort(buckets, dim=-1, stable=True).indices
+    return torch.sort(buckets, dim=-1, stable=True).indices.int()

@@ -42,6 +42,7 @@ def lsh_attention(
     attention_mask: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
+    num_buckets: int | None = None,
     implementation: str | None = None,
     **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -60,6 +61,7 @@ def lsh_attention(
         padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
             changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
+        num_buckets: What all buckets are below, if it is known: kernels can then sort by counting.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
         **options: The attributes of `LSHOptions`; `chunk_length` is required.
 
@@ -80,7 +82,7 @@ def lsh_attention(
     key_mask = pad_mask(attention_mask, batch, length, padded_length, query_key.device)
     if padded_length > length:
         buckets = nn.functional.pad(buckets, (0, padded_length - length))
-    order = sort_by_bucket(buckets, key_mask)
+    order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
     return attend(query_key, value, buckets, order, key_mask, options, return_weights)
 
 

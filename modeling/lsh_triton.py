@@ -60,6 +60,7 @@ def lsh_attention_triton(
 
 class _LSHAttention(torch.autograd.Function):
     @staticmethod
+    @torch.compiler.disable
     def forward(ctx, query_key, value, order, buckets, key_mask, chunk_length, options):
         from .triton_kernels import KernelOptions
         from .triton_launch import IS_INTERPRETED, attention_forward
@@ -91,6 +92,7 @@ class _LSHAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.compiler.disable
     def backward(ctx, gradient):
         from .triton_launch import attention_backward
 
@@ -132,10 +134,11 @@ def why_not_triton(call: AttentionCall) -> str | None:
         return f"looks at up to {MAX_NEIGHBOURS} chunks on either side, but not at {max(around)}; use 'eager'."
     if call.dtype not in DTYPES:
         return f"computes in float32, bfloat16 or float16, but not in {call.dtype}; use 'eager'."
-    return _why_not_on(call.device)
+    return why_not_on(call.device)
 
 
-def _why_not_on(device: torch.device) -> str | None:
+def why_not_on(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device, or None."""
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device.type != "cuda" and not is_interpreted:
         return (

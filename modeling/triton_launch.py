@@ -59,7 +59,7 @@ def attention_forward(query, key, value, tables, num_rounds, padded_length, opti
     log_sum_exps = torch.empty((num_rounds, batch, heads, length), dtype=torch.float32, device=query.device)
     row_programs = (triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)
     row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
-    with _device_of(query):
+    with device_of(query):
         key_scale = None
         if options.shared_qk:
             key_scale = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
@@ -101,7 +101,7 @@ def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padd
     num_gradients = 2 if options.shared_qk else 3
     parts = torch.empty((num_gradients, num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     delta = torch.empty_like(log_sum_exp)
-    with _device_of(query):
+    with device_of(query):
         row_programs = (triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)
         row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
         row_dot_kernel[row_programs](output, gradient, delta, (heads, length), **row_sizes)
@@ -140,6 +140,6 @@ def _or_unused(tensor, unused):
     return unused if tensor is None else tensor
 
 
-def _device_of(tensor):
+def device_of(tensor):
     """Triton launches on the current device, which need not be the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

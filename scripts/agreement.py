@@ -190,16 +190,17 @@ def check_models(names: list[str], shape: Shape, agreement: Agreement) -> None:
     found = {"stock": (training_step(stock, ids, shape), gradient_of(stock))}
     for name in sorted(ours, key=lambda name: not name.endswith("-plain")):
         with agreement.trying(name):
-            model = CONTENDERS[name].model(shape, seed=SEED).to(shape.device).train()
+            own = CONTENDERS[name].own(shape)
+            model = CONTENDERS[name].model(own, seed=SEED).to(shape.device).train()
             model.load_state_dict(stock.state_dict())
-            found[name] = training_step(model, ids, shape), gradient_of(model)
+            found[name] = training_step(model, ids, own), gradient_of(model)
             for reference in {"stock", f"{name}-plain"} & found.keys():
                 errors = [relative_error(*pair) for pair in zip(found[name], found[reference], strict=True)]
                 where = {"case": "model", "length": shape.length, "rounds": shape.rounds, "reference": reference}
-                limit = LIMITS["loss"] if shape.dtype == "fp32" else BFLOAT16_LOSS_LIMIT
+                limit = LIMITS["loss"] if own.dtype == "fp32" else BFLOAT16_LOSS_LIMIT
                 agreement.add(errors[0], limit, contender=name, what="loss", **where)
                 # In bfloat16 hidden states differ enough to fall into other buckets.
-                if shape.dtype == "fp32":
+                if own.dtype == "fp32":
                     limit = LIMITS["model gradients" if reference == "stock" else "gradients"]
                     agreement.add(errors[1], limit, contender=name, what="gradients", **where)
 

@@ -69,6 +69,7 @@ class Refused(Exception):
 
 def make_call(case: str, pass_name: str, name: str, shape: Shape) -> Callable[[], list[torch.Tensor]]:
     """What is to be timed; it returns the tensors that must be finite, and keeps none."""
+    shape = CONTENDERS[name].own(shape)
     if case in ("step", "prefill"):
         model, ids = contenders.make_model(name, shape), contenders.make_ids(shape)
         if case == "prefill":

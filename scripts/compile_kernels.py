@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from hf_reformer.modeling import triton_kernels
+from hf_reformer.modeling import triton_hash_kernels, triton_hash_launch, triton_kernels
 from hf_reformer.modeling.triton_kernels import KernelOptions
 from hf_reformer.modeling.triton_launch import LAUNCHES, ROWS_PER_PROGRAM
 
@@ -91,8 +91,8 @@ HEADER = " | ".join(
 
 
 def compile_kernel(name: str, signature: dict, constants: dict, warps: int) -> tuple[str, int]:
-    """The assembly (PTX) and the bytes of shared memory of the kernel `name` of `triton_kernels`."""
-    kernel = getattr(triton_kernels, name)
+    """The assembly (PTX) and the bytes of shared memory of a kernel."""
+    kernel = getattr(triton_kernels, name, None) or getattr(triton_hash_kernels, name)
     types = {argument: signature.get(argument, "constexpr") for argument in kernel.arg_names}
     places = list_places({i: types[argument] for i, argument in enumerate(kernel.arg_names)})
     # As at a launch: memory begins at a multiple of 16 bytes, and rows do.
@@ -172,6 +172,26 @@ def row_kernels(shape: tuple[int, int]):
     yield "sum rounds", shape, "sum_rounds_kernel", add, {"ROUNDS": ROUNDS, "BLOCK": 1024}, 4
 
 
+def hash_kernels(shape: tuple[int, int]):
+    """The arguments of `measure` for the kernels that hash and sort 65,536 tokens: 2,048 buckets in two factors."""
+    signature = {
+        **dict.fromkeys(("vectors", "rotations"), ROWS),
+        "buckets": INDICES,
+        "strides": STRIDES,
+        "sizes": (SIZE,) * 2,
+    }
+    rows = triton_hash_launch.ROWS_PER_PROGRAM
+    constants = {"HALF": 16, "SECOND_HALF": 32, "COLUMNS": 32, "BLOCK": rows, "SIZE": shape[1], "WIDEN": False}
+    constants["ROUNDS"] = ROUNDS
+    yield "hash", shape, "hash_kernel", signature, constants, 4
+    signature = {"buckets": INDICES, "key_mask": MASK, "positions": INDICES, "sizes": (SIZE,) * 3, "shift": SIZE}
+    tile = triton_hash_launch.TOKENS_PER_TILE
+    constants = {"IS_FIRST": False, "HAS_MASK": True, "BITS": 6, "TILE": tile}
+    yield "count digits", shape, "count_digits_kernel", signature | {"counts": INDICES}, constants, 4
+    signature |= dict.fromkeys(("counts", "ends", "moved"), INDICES)
+    yield "move by digit", shape, "move_by_digit_kernel", signature, constants, 4
+
+
 def main() -> int:
     """Print the table; 1 if a kernel spills that must not."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -185,7 +205,9 @@ def main() -> int:
     spilling = []
     for shape in shapes:
         jobs = [job for variant in VARIANTS for job in attention_kernels(shape, variant)]
-        for job in jobs + (list(row_kernels(shape)) if shape == MUST_NOT_SPILL else []):
+        if shape == MUST_NOT_SPILL:
+            jobs += [*row_kernels(shape), *hash_kernels(shape)]
+        for job in jobs:
             compiled = measure(*job)
             print(compiled.as_row(), flush=True)
             if shape == MUST_NOT_SPILL and compiled.spilled:

@@ -377,6 +377,7 @@ class Contender:
         growth: Power of the length by which time and memory grow, as long as only one length was measured.
         trains_only: The model reads a prompt as another contender does.
         implementation: Of ours, which one.
+        dtype: What it computes in, whatever the others do; None for the same.
         package: What must be installed.
         needs_cuda: Not on a CPU.
     """
@@ -388,6 +389,7 @@ class Contender:
     growth: float = 1.0
     trains_only: bool = False
     implementation: str | None = None
+    dtype: str | None = None
     package: str | None = None
     needs_cuda: bool = False
 
@@ -404,6 +406,10 @@ class Contender:
             found |= {"step", "memory"} if self.trains_only else {"step", "memory", "prefill"}
         return found
 
+    def own(self, shape: Shape) -> Shape:
+        """What it takes part with: `shape`, in its own dtype."""
+        return replace(shape, dtype=self.dtype or shape.dtype)
+
     def missing(self, device: str) -> str | None:
         """Why it cannot be measured here; None if it can."""
         if self.package and importlib.util.find_spec(self.package.replace("-", "_")) is None:
@@ -416,7 +422,11 @@ class Contender:
 
 
 def own_contenders() -> dict[str, Contender]:
-    """Each implementation of ours, the fastest first; `-plain` stores activations instead of recomputing them."""
+    """
+    Each implementation of ours, the fastest first.
+
+    `-plain` stores activations instead of recomputing them, `-bf16` computes under autocast beside others that do not.
+    """
     found = {}
     for name in ("triton", "sdpa", "eager"):
         facts = {"implementation": name, "needs_cuda": name == "triton"}
@@ -430,6 +440,13 @@ def own_contenders() -> dict[str, Contender]:
             f"hf_reformer, {name}, reversible=False",
             model=partial(own_model, implementation=name, reversible=False),
             trains_only=True,
+            **facts,
+        )
+        found[f"ours-{name}-bf16"] = Contender(
+            f"hf_reformer, {name}, bfloat16 autocast",
+            model=partial(own_model, implementation=name),
+            trains_only=True,
+            dtype="bf16",
             **facts,
         )
     return found
@@ -491,6 +508,7 @@ def peak_of_step(kind: str, name: str, shape: Shape, threads: int) -> tuple[int,
     """
     logging.set_verbosity_error()
     torch.set_num_threads(threads)
+    shape = CONTENDERS[name].own(shape)
     short = replace(shape, length=min(shape.length, shape.short_length), ff_chunk=0)
     training_step(make_model(name, short), make_ids(short), short)
     gc.collect()

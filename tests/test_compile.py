@@ -3,11 +3,12 @@
 import pytest
 import torch
 from reversible_models import BATCH, LENGTH, gradients_of, layers_of, make, make_inputs
-from tiny_models import DROPOUT, STACKS, assert_close, make_model, random_ids
+from tiny_models import DROPOUT, NO_ATTENTION_DROPOUT, STACKS, assert_close, make_model, random_ids
 from transformers import Trainer, TrainingArguments
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
 from hf_reformer.modeling import reversible as reversible_module
+from hf_reformer.modeling import triton_launch
 from hf_reformer.modeling.reversible import ReversibleTape
 
 
@@ -117,6 +118,20 @@ def test_compiled_layers_train_with_the_same_gradients(case):
     actual = train(model, **inputs)
     assert_equal_training(actual, expected)
     assert torch.equal(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "triton"])
+def test_kernels_that_are_asked_for_run_between_compiled_graphs(implementation):
+    if implementation == "triton" and not triton_launch.IS_INTERPRETED and not torch.cuda.is_available():
+        pytest.skip("Triton is not installed, or not set to its interpreter")
+    config = NO_ATTENTION_DROPOUT | {"attn_layers": ["lsh", "local"], "attention_head_size": 32}
+    config |= {"attn_implementation": implementation, "dtype": torch.float32}
+    expected, model, counter = train(make(False, **config)), make(False, **config), Counter()
+    for layer in layers_of(model):
+        layer.attention.compile(backend=counter)
+    assert_equal_training(train(model), expected)
+    # What is before and behind the kernels of each layer.
+    assert counter.graphs >= 4
 
 
 def test_compiled_layers_under_ordinary_autograd():

@@ -18,7 +18,7 @@ LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 def fixed_buckets(monkeypatch):
     """Hashing may turn a rounding error into another bucket; these are the same in every precision."""
 
-    def hash_vectors(vectors, rotations, num_buckets):
+    def hash_vectors(vectors, rotations, num_buckets, implementation):
         shape = (vectors.shape[0], vectors.shape[2], rotations.shape[2], vectors.shape[1])
         return torch.randint(8, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
 
