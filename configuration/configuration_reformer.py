@@ -73,7 +73,7 @@ class ReformerConfig(PreTrainedConfig):
         `length x vocab_size` logits never exist.
     chunk_size_feed_forward (`int`, *optional*, defaults to 0):
         Tokens per chunk of the feed-forward layers, forward and backward. With 0, a CPU takes as many as it keeps in
-        its cache (4 million activations of the wide layer), a GPU all.
+        its cache (4 million activations of the wide layer); a GPU, and what is compiled as a whole, takes all.
     feed_forward_size (`int`, *optional*, defaults to 512):
         Width of the feed-forward layers.
     hash_seed (`int`, *optional*):

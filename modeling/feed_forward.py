@@ -50,15 +50,18 @@ class ChunkReformerFeedForward(nn.Module):
         self.output = ReformerFeedForwardOutput(config)
 
     def split(self, sequence: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`[B, L, ...]` in pieces of `chunk_size_feed_forward` tokens, the last one possibly shorter."""
+        """
+        `[B, L, ...]` in pieces of `chunk_size_feed_forward` tokens, the last one possibly shorter.
+
+        With 0, a CPU takes as many as suit it, and everything else, compiled programs included, takes all.
+        """
         return sequence.split(self.chunk_size or self._suitable_chunk_size(sequence), dim=1)
 
     def _suitable_chunk_size(self, sequence: torch.Tensor) -> int:
         # A compiled program is for any length, and larger with every piece.
         if sequence.device.type != "cpu" or torch.compiler.is_compiling():
             return sequence.shape[1]
-        at_once = max(1, ACTIVATIONS_AT_ONCE // (len(sequence) * self.feed_forward_size))
-        return min(at_once, max(1, sequence.shape[1]))
+        return max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.feed_forward_size))
 
     def map_chunks(self, function: Callable[[torch.Tensor], torch.Tensor], sequence: torch.Tensor) -> torch.Tensor:
         """`function` of each piece that `split` makes, put together again."""

@@ -1,14 +1,12 @@
 """LSH self-attention as a layer: projections, hashing, and the operator (paper section 2)."""
 
-import math
-
 import torch
 from torch import nn
 
 from .chunking import padded_to_multiple
 from .decoding_attention import attend_exactly, attend_in_buckets
 from .decoding_cache import CacheStep, LSHCacheLayer
-from .lsh_hashing import bucket_factors, draw_rotations, hash_vectors, num_buckets_of
+from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
 from .padding import last_real_token
@@ -111,7 +109,7 @@ class LSHSelfAttention(nn.Module):
             buckets,
             attention_mask=attention_mask,
             padded_length=circle_length,
-            num_buckets=math.prod(bucket_factors(num_buckets)),
+            num_buckets=num_buckets,
             **self._options(),
             **self._common_arguments(return_weights),
         )

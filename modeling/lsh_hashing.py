@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .chunking import padded_to_multiple
@@ -102,7 +103,7 @@ def hash_vectors(
         rotations: `[H, D, R, sum(factors) / 2]`, from `draw_rotations`.
         num_buckets: What `rotations` was drawn for.
         implementation: Of the attention. With "triton", and on a CUDA device without a choice, a kernel hashes if it
-            can; the projections of two vectors that differ in the last digit may then compare in another way.
+            can, unless this is compiled; projections that differ in the last digit may then compare in another way.
 
     Returns:
         `[B, H, R, L]`, int32, values in `[0, prod(factors))`.
@@ -138,8 +139,11 @@ def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tup
 
 
 def _takes_kernels(tensor: torch.Tensor, implementation: str | None) -> bool:
+    # A compiler cannot look into kernels, and fake tensors have no memory for them.
+    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+        return False
     is_wanted = implementation == "triton" or (implementation is None and tensor.device.type == "cuda")
-    return is_wanted and not torch.compiler.is_compiling() and why_not_on(tensor.device) is None
+    return is_wanted and why_not_on(tensor.device) is None
 
 
 def sort_by_bucket(
@@ -156,7 +160,7 @@ def sort_by_bucket(
         attention_mask: `[B, L]`, bool, True for real tokens.
         num_buckets: What all buckets are below, if it is known, and none is negative.
         implementation: Of the attention. Kernels sort where it is "triton", or none on a CUDA device, and
-            `num_buckets` is known; the order is the same.
+            `num_buckets` is known, unless this is compiled; the order is the same.
 
     Returns:
         `[B, H, R, L]`, int32: entry `s` is the position that stands at place `s` of the sorted round.

@@ -15,13 +15,16 @@ Example:
 torch.Size([1, 100, 4, 16])
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
 from .chunking import pad_mask, padded_to_multiple
 from .implementations import AttentionCall, Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
-from .lsh_hashing import sort_by_bucket
+from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
 from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
 from .lsh_triton import lsh_attention_triton, why_not_triton
@@ -42,7 +45,7 @@ def lsh_attention(
     attention_mask: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
-    num_buckets: int | None = None,
+    num_buckets: int | Sequence[int] | None = None,
     implementation: str | None = None,
     **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -61,7 +64,8 @@ def lsh_attention(
         padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
             changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
-        num_buckets: What all buckets are below, if it is known: kernels can then sort by counting.
+        num_buckets: What the vectors were hashed with, if it is known: kernels can then sort by counting. Buckets must
+            be below it, and not negative.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
         **options: The attributes of `LSHOptions`; `chunk_length` is required.
 
@@ -82,6 +86,8 @@ def lsh_attention(
     key_mask = pad_mask(attention_mask, batch, length, padded_length, query_key.device)
     if padded_length > length:
         buckets = nn.functional.pad(buckets, (0, padded_length - length))
+    if num_buckets is not None:
+        num_buckets = math.prod(bucket_factors(num_buckets))
     order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
     return attend(query_key, value, buckets, order, key_mask, options, return_weights)
 

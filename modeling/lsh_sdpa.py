@@ -25,6 +25,7 @@ from .visibility import LSHVisibility
 SCORES_AT_ONCE = 2**18
 # Float32 counts no further.
 LONGEST = 2**24
+# Rows that are squared at once on a CPU, in memory that one piece leaves to the next.
 ROWS_AT_ONCE = 2**12
 
 
@@ -131,9 +132,10 @@ class _Scratch:
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """The memory of a name, as a tensor of any content."""
         size = math.prod(shape)
-        if name not in self._buffers or self._buffers[name].numel() < size:
-            self._buffers[name] = self._like.new_empty(size, dtype=dtype)
-        return self._buffers[name][:size].view(shape)
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name, dtype] = self._like.new_empty(size, dtype=dtype)
+        return buffer[:size].view(shape)
 
 
 class _Group:
@@ -155,7 +157,8 @@ class _Group:
             self.dtype = torch.promote_types(self.dtype, torch.float32)
         self.query, self.value = self.take(query_key, "query"), self.take(value, "value")
         self.size = len(self.query)
-        pieces = self.query.split(max(1, ROWS_AT_ONCE // self.size), dim=1)
+        at_once = max(1, ROWS_AT_ONCE // self.size) if query_key.device.type == "cpu" else self.padded_length
+        pieces = self.query.split(at_once, dim=1)
         self.key_scale = torch.cat([key_scale(piece) for piece in pieces], dim=1)
         self.key = torch.mul(self.query, self.key_scale, out=self._scratch_for_rows("key"))
         self.mask_dtype = additive_mask_dtype(self.query)
@@ -272,7 +275,7 @@ class _Group:
             sorted_log_sum_exp[:, places] = log_sum_exp.flatten(1)
             del output, log_sum_exp
         in_round = self.visibility.chunks_per_round
-        order = self.query_rows[:, round_index * in_round : (round_index + 1) * in_round].flatten().long()
+        order = self.query_rows[:, round_index * in_round : (round_index + 1) * in_round].flatten()
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         output = self._scratch_for_rows("round's output")
         torch.index_select(sorted_output.flatten(0, 1), 0, place, out=output.flatten(0, 1))

@@ -160,7 +160,8 @@ class ReversibleLayerCall:
     ) -> torch.Tensor:
         """`stream + sign * update`; without a graph where there is none, or where it is written into `out`."""
         if out is None and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            return stream + sign * (round_to_grid(update, stream.dtype) if self.on_grid else update)
+            update = round_to_grid(update, stream.dtype) if self.on_grid else update
+            return torch.add(stream, update, alpha=sign)
         return _add_in_pieces(stream, update, sign, torch.empty_like(stream) if out is None else out, self.on_grid)
 
 
@@ -276,15 +277,18 @@ def _memory_for_input(call, output_stream):
     It is that of the output where nobody else has seen it: the layer above has recovered it, and modules, whose hooks
     may keep what they are given, were given a narrower copy.
     """
-    was_copied = output_stream.dtype != call.feed_forward.layer_norm.weight.dtype
+    modules = call.attention_module, call.feed_forward
+    was_copied = all(output_stream.dtype != module.layer_norm.weight.dtype for module in modules)
     return output_stream if was_copied and not call.stores_output else torch.empty_like(output_stream)
 
 
 def _add_in_pieces(stream, update, sign, out, on_grid=False):
     """`out = stream + sign * update`; `out` may be `stream`."""
-    rows = max(1, ADDED_AT_ONCE * stream.shape[1] // stream.numel()) if stream.device.type == "cpu" else None
+    rows = stream.shape[1]
+    if stream.device.type == "cpu":
+        rows = max(1, ADDED_AT_ONCE * rows // max(1, stream.numel()))
     for stream_piece, update_piece, out_piece in zip(
-        *(tensor.split(rows or tensor.shape[1], dim=1) for tensor in (stream, update, out)), strict=True
+        *(tensor.split(rows, dim=1) for tensor in (stream, update, out)), strict=True
     ):
         update_piece = _on_grid(update_piece, stream.dtype) if on_grid else update_piece
         torch.add(stream_piece, update_piece, alpha=sign, out=out_piece)
@@ -305,7 +309,7 @@ def _recompute(call, function, module, stream, output_grad):
     parameters = list(module.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     with torch.enable_grad(), torch.autocast(**call.autocast):
-        inputs = narrowed(stream.detach(), module).detach().requires_grad_()
+        inputs = narrowed(stream.detach(), module).requires_grad_()
         update = function(inputs)
     grads = torch.autograd.grad(update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True)
     trained_grads = iter(grads[1:])

@@ -30,9 +30,10 @@ def _extremes(rows, rotations, row_stride, HALF: tl.constexpr, COLUMNS: tl.const
         projection = tl.dot(left, rotation, input_precision="ieee").to(rows.dtype).to(tl.float32)
         highs = tl.where((column < HALF)[None, :], projection, float("-inf"))
         lows = tl.where((column < HALF)[None, :], projection, float("inf"))
-        high, low = tl.max(highs, 1), tl.min(lows, 1)
-        argmax = tl.where(high > largest, start + tl.argmax(highs, 1), argmax)
-        argmin = tl.where(low < smallest, start + tl.argmin(lows, 1), argmin)
+        high, high_column = tl.max(highs, 1, return_indices=True)
+        low, low_column = tl.min(lows, 1, return_indices=True)
+        argmax = tl.where(high > largest, start + high_column, argmax)
+        argmin = tl.where(low < smallest, start + low_column, argmin)
         largest, smallest = tl.maximum(largest, high), tl.minimum(smallest, low)
     return tl.where(largest >= -smallest, argmax, argmin + HALF)
 

@@ -8,34 +8,43 @@ from collections.abc import Sequence
 
 import torch
 
+from .lsh_triton import with_contiguous_rows
 from .triton_hash_kernels import count_digits_kernel, hash_kernel, move_by_digit_kernel
 from .triton_kernels import triton
 from .triton_launch import IS_INTERPRETED, device_of
 
 
-ROWS_PER_PROGRAM, MOST_COLUMNS, LEAST_COLUMNS = 128, 64, 16
-TOKENS_PER_TILE, MOST_BITS, LEAST_BITS = 1024, 8, 4
+LEAST_COLUMNS = 16
+TOKENS_PER_TILE, LEAST_TOKENS_PER_TILE = 1024, 32
+MOST_BITS, LEAST_BITS = 8, 4
+
+
+def hash_block(dtype: torch.dtype) -> tuple[int, int]:
+    """Rows and columns that are multiplied at a time: in float32, without tensor cores, few, or registers run out."""
+    return (32, 32) if dtype == torch.float32 else (128, 64)
 
 
 def hash_with_kernels(vectors: torch.Tensor, rotations: torch.Tensor, halves: Sequence[int]) -> torch.Tensor:
     """
     Args:
-        vectors: `[B, L, H, D]`, the last dimension contiguous.
+        vectors: `[B, L, H, D]`, any strides.
         rotations: `[H, D, R, sum(halves)]`.
         halves: Half of each factor of the number of buckets, one or two.
 
     Returns:
         `[B, H, R, L]`, int32.
     """
+    vectors = with_contiguous_rows(vectors)
     batch, length, heads, size = vectors.shape
     rounds = rotations.shape[2]
     buckets = torch.empty((batch, heads, rounds, length), dtype=torch.int32, device=vectors.device)
-    columns = min(MOST_COLUMNS, max(LEAST_COLUMNS, triton.next_power_of_2(max(halves))))
+    block, most_columns = hash_block(vectors.dtype)
+    columns = min(most_columns, max(LEAST_COLUMNS, triton.next_power_of_2(max(halves))))
     with device_of(vectors):
-        hash_kernel[(triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)](
+        hash_kernel[(triton.cdiv(length, block) * batch * heads,)](
             vectors, rotations.to(vectors.dtype).contiguous(), buckets, vectors.stride()[:3],
             (heads, length), ROUNDS=rounds, HALF=halves[0], SECOND_HALF=(*halves, 0)[1], COLUMNS=columns,
-            BLOCK=ROWS_PER_PROGRAM, SIZE=size, WIDEN=IS_INTERPRETED, num_warps=4,
+            BLOCK=block, SIZE=size, WIDEN=IS_INTERPRETED, num_warps=4, num_stages=1,
         )  # fmt: skip
     return buckets
 
@@ -53,7 +62,7 @@ def sort_with_kernels(buckets: torch.Tensor, key_mask: torch.Tensor | None, num_
     # Numbers go up to `num_buckets`, which stands for what comes last.
     passes = triton.cdiv(num_buckets.bit_length(), MOST_BITS)
     bits = max(LEAST_BITS, triton.cdiv(num_buckets.bit_length(), passes))
-    tile = min(TOKENS_PER_TILE, triton.next_power_of_2(length))
+    tile = min(TOKENS_PER_TILE, max(LEAST_TOKENS_PER_TILE, triton.next_power_of_2(length)))
     tiles = triton.cdiv(length, tile)
     rows = batch * heads * rounds
     buckets = buckets.int().contiguous()

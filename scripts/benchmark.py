@@ -321,7 +321,7 @@ def find_crossovers(entries: list[dict]) -> list[dict]:
     for (case, pass_name, name, rounds), ours in curves.items():
         for (*place, other, _), dense in curves.items():
             comparable = place == [case, pass_name] and ours.keys() & dense.keys()
-            if comparable and CONTENDERS[name].implementation and not CONTENDERS[other].hashes:
+            if comparable and CONTENDERS[name].is_comparable and not CONTENDERS[other].hashes:
                 where = {"case": case, "pass": pass_name, "contender": name, "rounds": rounds, "against": other}
                 found.append(where | crossover(ours, dense))
     return found

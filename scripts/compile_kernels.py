@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -80,8 +81,8 @@ class Compiled:
     def as_row(self) -> str:
         """A row of the table."""
         numbers = (self.warps, self.registers, self.spilled, self.shared_memory, self.programs, self.wgmma)
-        shape = "C {:3} D {:3}".format(*self.shape)
-        return " | ".join([f"{self.name:32}", shape, "bf16", *(f"{number:9}" for number in numbers)])
+        shape, dtype = "C {:3} D {:3}".format(*self.shape), "fp32" if "float32" in self.name else "bf16"
+        return " | ".join([f"{self.name:32}", shape, dtype, *(f"{number:9}" for number in numbers)])
 
 
 HEADER = " | ".join(
@@ -180,10 +181,14 @@ def hash_kernels(shape: tuple[int, int]):
         "strides": STRIDES,
         "sizes": (SIZE,) * 2,
     }
-    rows = triton_hash_launch.ROWS_PER_PROGRAM
+    rows, _ = triton_hash_launch.hash_block(torch.bfloat16)
     constants = {"HALF": 16, "SECOND_HALF": 32, "COLUMNS": 32, "BLOCK": rows, "SIZE": shape[1], "WIDEN": False}
     constants["ROUNDS"] = ROUNDS
     yield "hash", shape, "hash_kernel", signature, constants, 4
+    wide = signature | dict.fromkeys(("vectors", "rotations"), NUMBERS)
+    rows, columns = triton_hash_launch.hash_block(torch.float32)
+    constants |= {"HALF": 64, "SECOND_HALF": 128, "COLUMNS": columns, "BLOCK": rows, "SIZE": 128}
+    yield "hash, float32, heads of 128", shape, "hash_kernel", wide, constants, 4
     signature = {"buckets": INDICES, "key_mask": MASK, "positions": INDICES, "sizes": (SIZE,) * 3, "shift": SIZE}
     tile = triton_hash_launch.TOKENS_PER_TILE
     constants = {"IS_FIRST": False, "HAS_MASK": True, "BITS": 6, "TILE": tile}

@@ -399,6 +399,11 @@ class Contender:
         return self.implementation is not None and not self.trains_only
 
     @property
+    def is_comparable(self) -> bool:
+        """Whether it is ours and computes as the others do, so that a crossover says something about attention."""
+        return self.implementation is not None and self.dtype is None
+
+    @property
     def cases(self) -> set[str]:
         """The cases it takes part in."""
         found = {"attention", "operator"} if self.attention else set()

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from reversible_models import (
+    BATCH,
+    HIDDEN,
     LENGTH,
     add_lora,
     gradients_of,
@@ -19,7 +21,7 @@ from reversible_models import (
     relative_error,
     with_each_implementation,
 )
-from tiny_models import DROPOUT
+from tiny_models import DROPOUT, assert_equal_tensors
 
 from hf_reformer.modeling import reversible as reversible_module
 from hf_reformer.modeling.reversible import GRID, RoundToGrid, narrowed
@@ -90,6 +92,16 @@ def test_96_layers_recover_their_inputs_bit_by_bit(name, implementation):
     for place, (before, after) in streams.items():
         assert before.dtype == after.dtype == CASES[name].stream_dtype
         assert torch.equal(before, after), place
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16 autocast"])
+def test_pieces_of_streams_add_up_to_the_same(name, monkeypatch):
+    expected_loss, expected, _ = run(CASES[name], depth=4)
+    monkeypatch.setattr(reversible_module, "ADDED_AT_ONCE", 5 * BATCH * HIDDEN)
+    loss, actual, streams = run(CASES[name], depth=4)
+    assert torch.equal(loss, expected_loss)
+    assert_equal_tensors(actual, expected)
+    assert all(torch.equal(before, after) for before, after in streams.values())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -133,6 +133,7 @@ def chunks_at_once(request, monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_pieces_make_no_difference(case, chunks_at_once, monkeypatch):
     monkeypatch.setattr(lsh_sdpa, "_heads_at_once", lambda *_: 1 if chunks_at_once == 1 else 2)
+    monkeypatch.setattr(lsh_sdpa, "ROWS_AT_ONCE", 7)
     check_against_the_oracle(case, "right", "sdpa")
 
 

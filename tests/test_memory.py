@@ -16,6 +16,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM, estimate_memory
+from hf_reformer.modeling import feed_forward
 from hf_reformer.modeling.allocations import AllocationLedger
 from hf_reformer.modeling.memory_estimate import TrainingSetup, TrainingStep
 
@@ -244,6 +245,11 @@ def test_no_tensor_of_a_step_is_as_large_as_the_logits_or_the_wide_activations(r
 def test_such_a_tensor_would_be_seen():
     assert largest_tensor(chunk_size_feed_forward=0) == LENGTH * WIDE
     assert largest_tensor(chunk_size_lm_head=0) == LENGTH * WORDS
+
+
+def test_a_cpu_takes_as_many_tokens_at_a_time_as_suit_it(monkeypatch):
+    monkeypatch.setattr(feed_forward, "ACTIVATIONS_AT_ONCE", 64 * WIDE)
+    assert largest_tensor(chunk_size_feed_forward=0) < LENGTH * WIDE
 
 
 def relative_growth(shallow, deep):

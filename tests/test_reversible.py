@@ -17,10 +17,11 @@ from reversible_models import (
     make_inputs,
     with_each_implementation,
 )
-from tiny_models import DROPOUT, STACKS, assert_close
+from tiny_models import DROPOUT, STACKS, TINY, assert_close, assert_equal_tensors
 from torch import nn
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
+from hf_reformer.modeling import feed_forward
 
 
 # What is done with the model. Each returns tensors to compare, beside the gradients that it leaves.
@@ -211,6 +212,14 @@ def test_equals_ordinary_autograd(name, implementation):
     assert_close(actual, expected)
     # The same random numbers were drawn, and those of the recomputation are given back.
     assert torch.equal(state, expected_state)
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+def test_pieces_that_a_cpu_chooses_are_like_those_asked_for(reversible, monkeypatch):
+    expected, _ = evaluate(Variant(DROPOUT | {"chunk_size_feed_forward": 8}), reversible, "sdpa")
+    monkeypatch.setattr(feed_forward, "ACTIVATIONS_AT_ONCE", 8 * BATCH * TINY["feed_forward_size"])
+    actual, _ = evaluate(Variant(DROPOUT), reversible, "sdpa")
+    assert_equal_tensors(actual, expected)
 
 
 def test_every_adapter_learns():
