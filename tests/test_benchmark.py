@@ -43,6 +43,18 @@ def measured(tmp_path_factory):
     return path, json.loads(path.read_text())
 
 
+DOCS = benchmark.DOCS
+
+
+@pytest.mark.parametrize("name", ["benchmark.json", "benchmark_memory.json"])
+def test_the_tables_in_the_docs_are_those_of_the_files(name):
+    figures = json.loads((DOCS / name).read_text())
+    lines = [line for line in benchmark.tables(figures).splitlines() if line.startswith("|")]
+    assert len(lines) > 10
+    missing = set(lines) - set((DOCS / "performance.md").read_text().splitlines())
+    assert not missing
+
+
 def entries_of(figures, **where):
     return [entry for entry in figures["entries"] if where.items() <= entry.items()]
 
