@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import DistributedType
+from accelerate import DistributedType, PartialState
 from bits_per_byte import bits_per_byte, reference_figures
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
@@ -347,3 +347,5 @@ def main(argv: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    # Threads of a process group that is still there when the interpreter ends may abort it.
+    PartialState().destroy_process_group()

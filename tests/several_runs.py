@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
@@ -25,3 +26,5 @@ if __name__ == "__main__":
     DEFAULT_CALLBACKS.append(OwnRandomNumbers)
     for arguments in json.loads(sys.argv[1]):
         main(arguments)
+    # Threads of a process group that is still there when the interpreter ends may abort it.
+    PartialState().destroy_process_group()
