@@ -81,6 +81,13 @@ def hash_kernel(
 
 
 @jit
+def _locate_tile(length, TILE: tl.constexpr):
+    """This program's row of tokens, its tile of the row, and how many tiles a row has."""
+    tiles = tl.cdiv(length, TILE)
+    return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles, tiles
+
+
+@jit
 def _load_digits(
     buckets,
     key_mask,
@@ -94,9 +101,8 @@ def _load_digits(
 ):
     """One digit of each token in a tile, the token's position, and which places of the tile are there."""
     rows_per_mask, length, num_buckets = sizes
-    tiles = tl.cdiv(length, TILE)
-    row = (tl.program_id(0) // tiles).to(tl.int64)
-    place = tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
+    row, tile, _ = _locate_tile(length, TILE)
+    place = tile * TILE + tl.arange(0, TILE)
     exists = place < length
     position = place
     if not IS_FIRST:
@@ -133,8 +139,7 @@ def count_digits_kernel(
         shift: Bits below the digit, which has `BITS`.
     """
     digit, _, exists = _load_digits(buckets, key_mask, positions, sizes, shift, IS_FIRST, HAS_MASK, BITS, TILE)
-    tiles = tl.cdiv(sizes[1], TILE)
-    row, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    row, tile, tiles = _locate_tile(sizes[1], TILE)
     digits = tl.arange(0, 1 << BITS)
     found = tl.histogram(digit, 1 << BITS, mask=exists)
     tl.store(counts + (row * (1 << BITS) + digits) * tiles + tile, found)
@@ -164,8 +169,7 @@ def move_by_digit_kernel(
         **others: As of `count_digits_kernel`.
     """
     digit, position, exists = _load_digits(buckets, key_mask, positions, sizes, shift, IS_FIRST, HAS_MASK, BITS, TILE)
-    tiles = tl.cdiv(sizes[1], TILE)
-    row, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    row, tile, tiles = _locate_tile(sizes[1], TILE)
     # Different numbers, hence in the order in which they came where the digit is the same.
     slot = tl.arange(0, TILE)
     packed = tl.sort(tl.where(exists, digit, 1 << BITS) * TILE + slot)
