@@ -125,8 +125,9 @@ def _kernel_for(query: torch.Tensor) -> str | None:
     """The fused kernel that takes such queries: "cpu", "cuda", or None for matrix products."""
     if query.device.type == "cpu" and _HAS_CPU_KERNEL:
         return "cpu"
-    # The kernel pads its log-sum-exp to a multiple of 32 queries and reads masks in rows of 16 bytes.
-    if query.device.type == "cuda" and _HAS_CUDA_KERNEL and query.dtype != torch.float64 and query.shape[2] % 32 == 0:
+    # The kernel pads its log-sum-exp to a multiple of 32 queries, and reads masks and vectors in rows of 16 bytes.
+    is_aligned = query.shape[2] % 32 == 0 and query.shape[3] * query.dtype.itemsize % 16 == 0
+    if query.device.type == "cuda" and _HAS_CUDA_KERNEL and query.dtype != torch.float64 and is_aligned:
         return "cuda"
     return None
 

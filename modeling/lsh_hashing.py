@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .chunking import padded_to_multiple
@@ -139,8 +138,8 @@ def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tup
 
 
 def _takes_kernels(tensor: torch.Tensor, implementation: str | None) -> bool:
-    # A compiler cannot look into kernels, and fake tensors have no memory for them.
-    if torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+    # A compiler cannot look into kernels.
+    if torch.compiler.is_compiling():
         return False
     is_wanted = implementation == "triton" or (implementation is None and tensor.device.type == "cuda")
     return is_wanted and why_not_on(tensor.device) is None

@@ -1,10 +1,10 @@
 """
 Hashing and sorting for LSH attention as Triton kernels.
 
-A vector is projected, compared and put into its bucket without the projections ever being in memory. Sorting counts:
-tokens are moved by one digit of their bucket's number after another, the lowest first, and keep their order otherwise.
-Each digit takes a kernel that counts, a running sum and a kernel that moves; nothing is added up atomically, so two
-runs agree. Tokens that are masked come last, as if in a bucket of their own.
+A vector is projected, compared and put into its bucket without the projections ever being in memory. Sorting goes by
+one digit of the bucket's number after another, the lowest first, and keeps the order otherwise. Each digit takes a
+kernel that sorts short pieces and counts, one that adds the counts up and one that moves. Tokens that are masked come
+last, as if in a bucket of their own.
 
 Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 """
@@ -13,29 +13,37 @@ from .triton_kernels import jit, tl
 
 
 @jit
-def _extremes(rows, rotations, row_stride, HALF: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr):
-    """Where `[xR; -xR]` is largest, for `[block, D]` rows x and the first `HALF` columns of R; the first of equals."""
-    largest = tl.full([rows.shape[0]], float("-inf"), tl.float32)
-    smallest = tl.full([rows.shape[0]], float("inf"), tl.float32)
-    argmax = tl.zeros([rows.shape[0]], tl.int32)
-    argmin = tl.zeros([rows.shape[0]], tl.int32)
+def _hash(rows, rotations, row_stride, HALF: tl.constexpr, COLUMNS: tl.constexpr, WIDEN: tl.constexpr):
+    """
+    Where `[xR; -xR]` is largest, for `[block, D]` rows x and the first `HALF` columns of R; the first of equals.
+
+    That is where xR is farthest from zero. Of numbers without a sign the bits compare as the numbers do, so one
+    comparison of integers does it all: the projection's bits, and below them how early the column comes.
+    """
+    # A projection in half precision leaves the lowest 13 bits of a float32 free.
+    IS_SHORT: tl.constexpr = (rows.dtype != tl.float32) and (2 * HALF <= 1 << 13)
+    KEY: tl.constexpr = tl.int32 if IS_SHORT else tl.int64
+    SHIFT: tl.constexpr = 0 if IS_SHORT else 32
+    LAST: tl.constexpr = 2**13 - 1 if IS_SHORT else 2**31 - 1
+    largest = tl.zeros([rows.shape[0]], KEY)
     for start in range(0, HALF, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         pointers = rotations + tl.arange(0, rows.shape[1])[:, None] * row_stride + column[None, :]
-        rotation = tl.load(pointers, mask=(column < HALF)[None, :], other=0.0)
+        if HALF % COLUMNS == 0:
+            rotation = tl.load(pointers)
+        else:
+            rotation = tl.load(pointers, mask=(column < HALF)[None, :], other=0.0)
         left = rows
         if WIDEN:
             left, rotation = left.to(tl.float32), rotation.to(tl.float32)
         # Rounded as a matrix product in the dtype of the vectors is, so that the same ones are equal.
         projection = tl.dot(left, rotation, input_precision="ieee").to(rows.dtype).to(tl.float32)
-        highs = tl.where((column < HALF)[None, :], projection, float("-inf"))
-        lows = tl.where((column < HALF)[None, :], projection, float("inf"))
-        high, high_column = tl.max(highs, 1, return_indices=True)
-        low, low_column = tl.min(lows, 1, return_indices=True)
-        argmax = tl.where(high > largest, start + high_column, argmax)
-        argmin = tl.where(low < smallest, start + low_column, argmin)
-        largest, smallest = tl.maximum(largest, high), tl.minimum(smallest, low)
-    return tl.where(largest >= -smallest, argmax, argmin + HALF)
+        earliness = LAST - tl.where(projection < 0, HALF + column[None, :], column[None, :])
+        if HALF % COLUMNS != 0:
+            earliness = tl.where((column < HALF)[None, :], earliness, 0)
+        bits = projection.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        largest = tl.maximum(largest, tl.max((bits.to(KEY) << SHIFT) | earliness, 1))
+    return LAST - (largest & LAST).to(tl.int32)
 
 
 @jit
@@ -49,6 +57,7 @@ def hash_kernel(
     HALF: tl.constexpr,
     SECOND_HALF: tl.constexpr,
     COLUMNS: tl.constexpr,
+    SECOND_COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     SIZE: tl.constexpr,
     WIDEN: tl.constexpr,
@@ -62,6 +71,7 @@ def hash_kernel(
         buckets: `[B, H, R, L]`, int32; written.
         sizes: H, L.
         HALF, SECOND_HALF: Half of each factor of the number of buckets; the second is 0 if there is one factor.
+        COLUMNS, SECOND_COLUMNS: How many of them are multiplied at a time.
     """
     heads, length = sizes
     blocks = tl.cdiv(length, BLOCK)
@@ -74,24 +84,31 @@ def hash_kernel(
     rotations += head * SIZE * row_stride
     for r in range(ROUNDS):
         columns = rotations + r * (HALF + SECOND_HALF)
-        bucket = _extremes(rows, columns, row_stride, HALF, COLUMNS, WIDEN)
+        bucket = _hash(rows, columns, row_stride, HALF, COLUMNS, WIDEN)
         if SECOND_HALF:
-            bucket += 2 * HALF * _extremes(rows, columns + HALF, row_stride, SECOND_HALF, COLUMNS, WIDEN)
+            bucket += 2 * HALF * _hash(rows, columns + HALF, row_stride, SECOND_HALF, SECOND_COLUMNS, WIDEN)
         tl.store(buckets + (batch_head * ROUNDS + r) * length + position, bucket, mask=position < length)
 
 
 @jit
 def _locate_tile(length, TILE: tl.constexpr):
-    """This program's row of tokens, its tile of the row, and how many tiles a row has."""
+    """This program's row of tokens, and its tile of the row."""
     tiles = tl.cdiv(length, TILE)
-    return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles, tiles
+    return (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
 
 
 @jit
-def _load_digits(
+def _larger(left, right):
+    return tl.maximum(left, right)
+
+
+@jit
+def sort_tiles_kernel(
     buckets,
     key_mask,
     positions,
+    sorted_tiles,
+    counts,
     sizes,
     shift,
     IS_FIRST: tl.constexpr,
@@ -99,10 +116,23 @@ def _load_digits(
     BITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """One digit of each token in a tile, the token's position, and which places of the tile are there."""
+    """
+    Sort the tokens of a tile by one digit, and count how often each digit occurs.
+
+    Args:
+        buckets: `[B, H, R, P]`, int32, in `[0, num_buckets)`.
+        key_mask: `[B, P]`, int8; read with `HAS_MASK`.
+        positions: `[B, H, R, P]`, int32: the order so far; read unless `IS_FIRST`.
+        sorted_tiles: `[B, H, R, P]`, int32; written: of each token `(digit * TILE + rank) * TILE + place`, where the
+            rank counts tokens with that digit before it in the tile, and the place is the one it had there.
+        counts: `[B * H * R, tiles, digits]`, int32, zeros; written.
+        sizes: H * R, P, num_buckets.
+        shift: Bits below the digit, which has `BITS`.
+    """
     rows_per_mask, length, num_buckets = sizes
-    row, tile, _ = _locate_tile(length, TILE)
-    place = tile * TILE + tl.arange(0, TILE)
+    row, tile = _locate_tile(length, TILE)
+    slot = tl.arange(0, TILE)
+    place = tile * TILE + slot
     exists = place < length
     position = place
     if not IS_FIRST:
@@ -111,52 +141,54 @@ def _load_digits(
     if HAS_MASK:
         is_real = tl.load(key_mask + row // rows_per_mask * length + position, mask=exists, other=0) != 0
         bucket = tl.where(is_real, bucket, num_buckets)
-    return (bucket >> shift) & ((1 << BITS) - 1), position, exists
+    digit = tl.where(exists, (bucket >> shift) & ((1 << BITS) - 1), 1 << BITS)
+    # Different numbers, hence in the order in which they came where the digit is the same.
+    packed = tl.sort(digit * TILE + slot)
+    came_from, digit = packed % TILE, packed // TILE
+    is_first = (slot == 0) | (digit != tl.gather(digit, tl.maximum(slot - 1, 0), 0))
+    is_last = (slot == TILE - 1) | (digit != tl.gather(digit, tl.minimum(slot + 1, TILE - 1), 0))
+    rank = slot - tl.associative_scan(tl.where(is_first, slot, 0), 0, _larger)
+    counts += (tl.program_id(0).to(tl.int64) << BITS) + digit
+    tl.store(counts, rank + 1, mask=is_last & (digit < 1 << BITS))
+    tl.store(sorted_tiles + row * length + place, (digit * TILE + rank) * TILE + came_from, mask=exists)
 
 
 @jit
-def count_digits_kernel(
-    buckets,
-    key_mask,
-    positions,
-    counts,
-    sizes,
-    shift,
-    IS_FIRST: tl.constexpr,
-    HAS_MASK: tl.constexpr,
-    BITS: tl.constexpr,
-    TILE: tl.constexpr,
-):
+def add_counts_kernel(counts, totals, tiles, BITS: tl.constexpr, DIGITS: tl.constexpr, TILES: tl.constexpr):
     """
-    How often each digit occurs in a tile.
+    How often some digits occur in the tiles before each, and in all.
 
     Args:
-        buckets: `[B, H, R, P]`, int32, in `[0, num_buckets)`.
-        key_mask: `[B, P]`, int8; read with `HAS_MASK`.
-        positions: `[B, H, R, P]`, int32: the order so far; read unless `IS_FIRST`.
-        counts: `[B * H * R, digits, tiles]`, int32; written.
-        sizes: H * R, P, num_buckets.
-        shift: Bits below the digit, which has `BITS`.
+        counts: `[B * H * R, tiles, digits]`, int32, from `sort_tiles_kernel`; the sums take their place.
+        totals: `[B * H * R, digits]`, int32; written.
+        DIGITS, TILES: How many are added up at a time.
     """
-    digit, _, exists = _load_digits(buckets, key_mask, positions, sizes, shift, IS_FIRST, HAS_MASK, BITS, TILE)
-    row, tile, tiles = _locate_tile(sizes[1], TILE)
-    digits = tl.arange(0, 1 << BITS)
-    found = tl.histogram(digit, 1 << BITS, mask=exists)
-    tl.store(counts + (row * (1 << BITS) + digits) * tiles + tile, found)
+    BLOCKS: tl.constexpr = (1 << BITS) // DIGITS
+    row = (tl.program_id(0) // BLOCKS).to(tl.int64)
+    digits = tl.program_id(0) % BLOCKS * DIGITS + tl.arange(0, DIGITS)
+    counts += (row * tiles << BITS) + digits[None, :]
+    before = tl.zeros([DIGITS], tl.int32)
+    start = 0
+    # No `range`: with recent NumPy the interpreter has none whose end is an argument.
+    while start < tiles:
+        tile = start + tl.arange(0, TILES)
+        places = counts + (tile[:, None] << BITS)
+        count = tl.load(places, mask=(tile < tiles)[:, None], other=0)
+        tl.store(places, before[None, :] + tl.cumsum(count, 0) - count, mask=(tile < tiles)[:, None])
+        before += tl.sum(count, 0)
+        start += TILES
+    tl.store(totals + (row << BITS) + digits, before)
 
 
 @jit
 def move_by_digit_kernel(
-    buckets,
-    key_mask,
+    sorted_tiles,
     positions,
-    counts,
-    ends,
+    before,
+    totals,
     moved,
     sizes,
-    shift,
     IS_FIRST: tl.constexpr,
-    HAS_MASK: tl.constexpr,
     BITS: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -164,20 +196,21 @@ def move_by_digit_kernel(
     Move the tokens of a tile to where their digit belongs.
 
     Args:
-        counts, ends: `[B * H * R, digits, tiles]`, int32: from `count_digits_kernel`, and their running sum per row.
+        sorted_tiles, positions: As of `sort_tiles_kernel`.
+        before, totals: As `add_counts_kernel` has written them.
         moved: `[B, H, R, P]`, int32: the order by this digit and all before; written.
-        **others: As of `count_digits_kernel`.
+        sizes: H * R, P, num_buckets.
     """
-    digit, position, exists = _load_digits(buckets, key_mask, positions, sizes, shift, IS_FIRST, HAS_MASK, BITS, TILE)
-    row, tile, tiles = _locate_tile(sizes[1], TILE)
-    # Different numbers, hence in the order in which they came where the digit is the same.
-    slot = tl.arange(0, TILE)
-    packed = tl.sort(tl.where(exists, digit, 1 << BITS) * TILE + slot)
-    came_from, digit = packed % TILE, packed // TILE
-    in_tile = (row * (1 << BITS) + tl.arange(0, 1 << BITS)) * tiles + tile
-    count = tl.load(counts + in_tile)
-    first = tl.load(ends + in_tile) - count
-    # The tokens of a digit follow each other both in the tile and where they go.
-    offset = tl.gather(first - (tl.cumsum(count, 0) - count), tl.minimum(digit, (1 << BITS) - 1), 0)
-    position = tl.gather(position, came_from, 0)
-    tl.store(moved + row * sizes[1] + offset + slot, position, mask=digit < (1 << BITS))
+    length = sizes[1]
+    row, tile = _locate_tile(length, TILE)
+    place = tile * TILE + tl.arange(0, TILE)
+    exists = place < length
+    packed = tl.load(sorted_tiles + row * length + place, mask=exists, other=0)
+    position = tile * TILE + packed % TILE
+    if not IS_FIRST:
+        position = tl.load(positions + row * length + position, mask=exists, other=0)
+    digits = tl.arange(0, 1 << BITS)
+    total = tl.load(totals + (row << BITS) + digits)
+    first = tl.cumsum(total, 0) - total + tl.load(before + (tl.program_id(0).to(tl.int64) << BITS) + digits)
+    new_place = tl.gather(first, packed // (TILE * TILE), 0) + packed // TILE % TILE
+    tl.store(moved + row * length + new_place, position, mask=exists)

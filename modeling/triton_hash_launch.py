@@ -9,14 +9,16 @@ from collections.abc import Sequence
 import torch
 
 from .lsh_triton import with_contiguous_rows
-from .triton_hash_kernels import count_digits_kernel, hash_kernel, move_by_digit_kernel
+from .triton_hash_kernels import add_counts_kernel, hash_kernel, move_by_digit_kernel, sort_tiles_kernel
 from .triton_kernels import triton
-from .triton_launch import IS_INTERPRETED, device_of
+from .triton_launch import IS_INTERPRETED, device_of, launch
 
 
 LEAST_COLUMNS = 16
+# A digit and two numbers of tokens in a tile go into 31 bits.
 TOKENS_PER_TILE, LEAST_TOKENS_PER_TILE = 1024, 32
-MOST_BITS, LEAST_BITS = 8, 4
+MOST_BITS, LEAST_BITS = 11, 4
+COUNTS_PER_PROGRAM = 1024
 
 
 def hash_block(dtype: torch.dtype) -> tuple[int, int]:
@@ -39,12 +41,16 @@ def hash_with_kernels(vectors: torch.Tensor, rotations: torch.Tensor, halves: Se
     rounds = rotations.shape[2]
     buckets = torch.empty((batch, heads, rounds, length), dtype=torch.int32, device=vectors.device)
     block, most_columns = hash_block(vectors.dtype)
-    columns = min(most_columns, max(LEAST_COLUMNS, triton.next_power_of_2(max(halves))))
+    halves = (*halves, 0)[:2]
+    columns = [min(most_columns, max(LEAST_COLUMNS, triton.next_power_of_2(half))) for half in halves]
+    constants = {"ROUNDS": rounds, "HALF": halves[0], "SECOND_HALF": halves[1]}
+    constants |= {"COLUMNS": columns[0], "SECOND_COLUMNS": columns[1], "BLOCK": block, "SIZE": size}
+    programs = triton.cdiv(length, block) * batch * heads
+    rotations = rotations.to(vectors.dtype).contiguous()
     with device_of(vectors):
-        hash_kernel[(triton.cdiv(length, block) * batch * heads,)](
-            vectors, rotations.to(vectors.dtype).contiguous(), buckets, vectors.stride()[:3],
-            (heads, length), ROUNDS=rounds, HALF=halves[0], SECOND_HALF=(*halves, 0)[1], COLUMNS=columns,
-            BLOCK=block, SIZE=size, WIDEN=IS_INTERPRETED, num_warps=4, num_stages=1,
+        launch(
+            hash_kernel, programs, vectors, rotations, buckets, vectors.stride()[:3], (heads, length),
+            **constants, WIDEN=IS_INTERPRETED, num_warps=4, num_stages=1,
         )  # fmt: skip
     return buckets
 
@@ -59,23 +65,30 @@ def sort_with_kernels(buckets: torch.Tensor, key_mask: torch.Tensor | None, num_
         `[B, H, R, P]`, int32: positions in the order (bucket, position), masked ones last.
     """
     batch, heads, rounds, length = buckets.shape
-    # Numbers go up to `num_buckets`, which stands for what comes last.
-    passes = triton.cdiv(num_buckets.bit_length(), MOST_BITS)
-    bits = max(LEAST_BITS, triton.cdiv(num_buckets.bit_length(), passes))
+    has_mask = key_mask is not None
+    # With a mask, `num_buckets` itself stands for what comes last.
+    significant = (num_buckets - 1 + has_mask).bit_length()
+    passes = max(1, triton.cdiv(significant, MOST_BITS))
+    bits = max(LEAST_BITS, triton.cdiv(significant, passes))
     tile = min(TOKENS_PER_TILE, max(LEAST_TOKENS_PER_TILE, triton.next_power_of_2(length)))
-    tiles = triton.cdiv(length, tile)
-    rows = batch * heads * rounds
+    tiles, rows = triton.cdiv(length, tile), batch * heads * rounds
+    digits = min(2**bits, 64)
+    at_once = min(COUNTS_PER_PROGRAM // digits, triton.next_power_of_2(tiles))
+    added = {"BITS": bits, "DIGITS": digits, "TILES": at_once, "num_warps": 4}
     buckets = buckets.int().contiguous()
-    mask = buckets if key_mask is None else key_mask.contiguous().view(torch.int8)
-    counts = torch.empty((rows, 2**bits, tiles), dtype=torch.int32, device=buckets.device)
+    mask = key_mask.contiguous().view(torch.int8) if has_mask else buckets
+    totals = torch.empty((rows, 2**bits), dtype=torch.int32, device=buckets.device)
     sizes = (heads * rounds, length, num_buckets)
+    facts = {"BITS": bits, "TILE": tile, "num_warps": 4}
     order = buckets
     with device_of(buckets):
         for i in range(passes):
-            facts = {"IS_FIRST": i == 0, "HAS_MASK": key_mask is not None, "BITS": bits, "TILE": tile, "num_warps": 4}
-            count_digits_kernel[(rows * tiles,)](buckets, mask, order, counts, sizes, i * bits, **facts)
-            ends = counts.flatten(1).cumsum(1, dtype=torch.int32)
-            moved = torch.empty_like(buckets)
-            move_by_digit_kernel[(rows * tiles,)](buckets, mask, order, counts, ends, moved, sizes, i * bits, **facts)
+            counts = torch.zeros((rows, tiles, 2**bits), dtype=torch.int32, device=buckets.device)
+            sorted_tiles, moved = torch.empty_like(buckets), torch.empty_like(buckets)
+            tokens = (buckets, mask, order, sorted_tiles, counts, sizes, i * bits)
+            launch(sort_tiles_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, HAS_MASK=has_mask, **facts)
+            launch(add_counts_kernel, rows * (2**bits // digits), counts, totals, tiles, **added)
+            tokens = (sorted_tiles, order, counts, totals, moved, sizes)
+            launch(move_by_digit_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **facts)
             order = moved
     return order

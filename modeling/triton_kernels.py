@@ -362,13 +362,16 @@ def row_dot_kernel(left, right, products, sizes, BLOCK: tl.constexpr, SIZE: tl.c
 
 @jit
 def sum_rounds_kernel(parts, sums, count, ROUNDS: tl.constexpr, BLOCK: tl.constexpr):
-    """`[R, count]` to `[count]`, added in float32."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros([BLOCK], tl.float32)
+    """Several `[R, count]` to several `[count]`, added in float32."""
+    blocks = tl.cdiv(count, BLOCK)
+    which = (tl.program_id(0) // blocks).to(tl.int64)
+    index = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     count = tl.cast(count, tl.int64)
+    total = tl.zeros([BLOCK], tl.float32)
     for r in tl.static_range(ROUNDS):
-        total += tl.load(parts + r * count + index, mask=index < count, other=0.0).to(tl.float32)
-    tl.store(sums + index, total.to(sums.dtype.element_ty), mask=index < count)
+        part = parts + (which * ROUNDS + r) * count
+        total += tl.load(part + index, mask=index < count, other=0.0).to(tl.float32)
+    tl.store(sums + which * count + index, total.to(sums.dtype.element_ty), mask=index < count)
 
 
 @jit

@@ -6,8 +6,10 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .triton_kernels import (
     attention_backward_kernel,
@@ -20,17 +22,20 @@ from .triton_kernels import (
 )
 
 
-# By chunk length and head size: rows at a time in the forward and in the backward kernel, and warps. Chosen by
-# compiling for sm_90 (scripts/compile_kernels.py): as many rows as there are registers for. From 64 on, 4 warps
-# multiply with the large tensor core instruction.
-LAUNCHES = {
-    (chunk_length, head_size): (
-        min(chunk_length, 64),
-        min(chunk_length, 32 if head_size == 128 else 64),
-        1 if chunk_length == 16 else 4,
-    )
-    for chunk_length in (16, 32, 64, 128, 256)
-    for head_size in (32, 64, 128)
+class Launch(NamedTuple):
+    """How a kernel is launched: rows of a chunk that a program works on, its warps, and stages of its loops."""
+
+    block: int
+    num_warps: int = 4
+    num_stages: int = 1
+
+
+# By chunk length and head size. Chosen by compiling for sm_90 (scripts/compile_kernels.py): as many rows as there are
+# registers for. From 64 on, 4 warps multiply with the large tensor core instruction.
+SHAPES = [(chunk_length, head_size) for chunk_length in (16, 32, 64, 128, 256) for head_size in (32, 64, 128)]
+FORWARD_LAUNCHES = {(length, size): Launch(min(length, 64), 1 if length == 16 else 4) for length, size in SHAPES}
+BACKWARD_LAUNCHES = {
+    (length, size): Launch(min(length, 32 if size == 128 else 64), 1 if length == 16 else 4) for length, size in SHAPES
 }
 ROWS_PER_PROGRAM, NUMBERS_PER_PROGRAM = 64, 1024
 # Triton decides when it is imported.
@@ -52,30 +57,32 @@ def attention_forward(query, key, value, tables, num_rounds, padded_length, opti
         `[B, H, L]`, float32.
     """
     batch, length, heads, size = query.shape
-    block, _, num_warps = LAUNCHES[options.chunk_length, size]
+    block, num_warps, num_stages = FORWARD_LAUNCHES[options.chunk_length, size]
     options = replace(options, block=block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     outputs = torch.empty((num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     log_sum_exps = torch.empty((num_rounds, batch, heads, length), dtype=torch.float32, device=query.device)
-    row_programs = (triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)
+    row_programs = triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads
     row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
     with device_of(query):
         key_scale = None
         if options.shared_qk:
             key_scale = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
-            key_scale_kernel[row_programs](query, key_scale, query.stride()[:3], (heads, length), **row_sizes)
-        programs = (batch * heads * sizes[3] * (options.chunk_length // block),)
-        attention_forward_kernel[programs](
-            query, key, value, _or_unused(key_scale, log_sum_exps), _as_tables(tables, log_sum_exps), outputs,
-            log_sum_exps, tuple(rows.stride()[:3] for rows in (query, key, value)), sizes,
-            OPTIONS=options, num_warps=num_warps, num_stages=1,
+            launch(key_scale_kernel, row_programs, query, key_scale, query.stride()[:3], (heads, length), **row_sizes)
+        programs = batch * heads * sizes[3] * (options.chunk_length // block)
+        launch(
+            attention_forward_kernel, programs, query, key, value, _or_unused(key_scale, log_sum_exps),
+            _as_tables(tables, log_sum_exps), outputs, log_sum_exps,
+            tuple(rows.stride()[:3] for rows in (query, key, value)), sizes,
+            OPTIONS=options, num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
         if num_rounds == 1:
             return outputs[0], log_sum_exps[0], key_scale
         output, log_sum_exp = torch.empty_like(outputs[0]), torch.empty_like(log_sum_exps[0])
-        combine_rounds_kernel[row_programs](
-            outputs, log_sum_exps, output, log_sum_exp, (batch, heads, length), ROUNDS=num_rounds, **row_sizes
-        )
+        launch(
+            combine_rounds_kernel, row_programs, outputs, log_sum_exps, output, log_sum_exp, (batch, heads, length),
+            ROUNDS=num_rounds, **row_sizes,
+        )  # fmt: skip
     return output, log_sum_exp, key_scale
 
 
@@ -95,31 +102,30 @@ def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padd
     query, gradient = rows[0], gradient.contiguous()
     batch, length, heads, size = query.shape
     log_sum_exp, key_scale = numbers
-    _, block, num_warps = LAUNCHES[options.chunk_length, size]
+    block, num_warps, num_stages = BACKWARD_LAUNCHES[options.chunk_length, size]
     options = replace(options, block=block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     num_gradients = 2 if options.shared_qk else 3
     parts = torch.empty((num_gradients, num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     delta = torch.empty_like(log_sum_exp)
     with device_of(query):
-        row_programs = (triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads,)
+        row_programs = triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads
         row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
-        row_dot_kernel[row_programs](output, gradient, delta, (heads, length), **row_sizes)
-        programs = (batch * heads * sizes[3] * (options.chunk_length // block),)
-        attention_backward_kernel[programs](
-            (*rows, gradient), (_or_unused(key_scale, log_sum_exp), log_sum_exp, delta),
-            _as_tables(tables, log_sum_exp), (parts[0], parts[num_gradients - 2], parts[num_gradients - 1]),
+        launch(row_dot_kernel, row_programs, output, gradient, delta, (heads, length), **row_sizes)
+        programs = batch * heads * sizes[3] * (options.chunk_length // block)
+        launch(
+            attention_backward_kernel, programs, (*rows, gradient),
+            (_or_unused(key_scale, log_sum_exp), log_sum_exp, delta), _as_tables(tables, log_sum_exp),
+            (parts[0], parts[num_gradients - 2], parts[num_gradients - 1]),
             tuple(each.stride()[:3] for each in (*rows, gradient)), sizes,
-            OPTIONS=options, num_warps=num_warps, num_stages=1,
+            OPTIONS=options, num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
         if num_rounds == 1:
             return tuple(parts[:, 0])
-        sums = [torch.empty_like(part[0]) for part in parts]
-        for part, total in zip(parts, sums, strict=True):
-            count = total.numel()
-            sum_rounds_kernel[(triton.cdiv(count, NUMBERS_PER_PROGRAM),)](
-                part, total, count, ROUNDS=num_rounds, BLOCK=NUMBERS_PER_PROGRAM, num_warps=4
-            )
+        sums, count = torch.empty_like(parts[:, 0]), query.numel()
+        programs = num_gradients * triton.cdiv(count, NUMBERS_PER_PROGRAM)
+        block = {"BLOCK": NUMBERS_PER_PROGRAM, "num_warps": 4}
+        launch(sum_rounds_kernel, programs, parts, sums, count, ROUNDS=num_rounds, **block)
     return tuple(sums)
 
 
@@ -138,6 +144,12 @@ def _as_tables(tables, unused):
 def _or_unused(tensor, unused):
     """Kernels take no None for a tensor that they do not read."""
     return unused if tensor is None else tensor
+
+
+def launch(kernel, programs, *arguments, **constants):
+    """Start a kernel. With fake tensors, which have shapes only, there is nothing that it could do."""
+    if not any(isinstance(argument, FakeTensor) for argument in arguments):
+        kernel[(programs,)](*arguments, **constants)
 
 
 def device_of(tensor):

@@ -23,13 +23,14 @@ from triton.compiler import ASTSource
 
 from hf_reformer.modeling import triton_hash_kernels, triton_hash_launch, triton_kernels
 from hf_reformer.modeling.triton_kernels import KernelOptions
-from hf_reformer.modeling.triton_launch import LAUNCHES, ROWS_PER_PROGRAM
+from hf_reformer.modeling.triton_launch import BACKWARD_LAUNCHES, FORWARD_LAUNCHES, ROWS_PER_PROGRAM, Launch
 
 
 TARGET, ARCHITECTURE = GPUTarget("cuda", 90, 32), "sm_90a"
 MUST_NOT_SPILL = (64, 64)
 REGISTERS, SHARED_MEMORY, WARPS, RESERVED_MEMORY = 65536, 228 * 1024, 64, 1024  # of one multiprocessor
 ROUNDS = 4
+ROW_LAUNCH = Launch(ROWS_PER_PROGRAM)
 
 ROWS, NUMBERS, INDICES, MASK, SIZE = "*bf16", "*fp32", "*i32", "*i8", "i32"
 STRIDES = (SIZE, SIZE, SIZE)
@@ -91,7 +92,7 @@ HEADER = " | ".join(
 )
 
 
-def compile_kernel(name: str, signature: dict, constants: dict, warps: int) -> tuple[str, int]:
+def compile_kernel(name: str, signature: dict, constants: dict, launch: Launch) -> tuple[str, int]:
     """The assembly (PTX) and the bytes of shared memory of a kernel."""
     kernel = getattr(triton_kernels, name, None) or getattr(triton_hash_kernels, name)
     types = {argument: signature.get(argument, "constexpr") for argument in kernel.arg_names}
@@ -101,7 +102,9 @@ def compile_kernel(name: str, signature: dict, constants: dict, warps: int) -> t
     strides = kernel.arg_names.index("strides") if "strides" in signature else None
     aligned |= {place: [["tt.divisibility", 16]] for place, type_ in places if place[0] == strides}
     source = ASTSource(fn=kernel, signature=types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=TARGET, options={"num_warps": warps, "num_stages": 1})
+    compiled = triton.compile(
+        source, target=TARGET, options={"num_warps": launch.num_warps, "num_stages": launch.num_stages}
+    )
     return compiled.asm["ptx"], compiled.metadata.shared
 
 
@@ -113,9 +116,11 @@ def list_places(types, before=()):
     return places
 
 
-def measure(title: str, shape: tuple[int, int], name: str, signature: dict, constants: dict, warps: int) -> Compiled:
+def measure(
+    title: str, shape: tuple[int, int], name: str, signature: dict, constants: dict, launch: Launch
+) -> Compiled:
     """Compile one kernel and read what it needs from the assembler's report."""
-    assembly, shared_memory = compile_kernel(name, signature, constants, warps)
+    assembly, shared_memory = compile_kernel(name, signature, constants, launch)
     assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
@@ -126,7 +131,7 @@ def measure(title: str, shape: tuple[int, int], name: str, signature: dict, cons
     return Compiled(
         name=title,
         shape=shape,
-        warps=warps,
+        warps=launch.num_warps,
         registers=int(re.search(r"Used (\d+) registers", text).group(1)),
         spilled=int(re.search(r"(\d+) bytes spill stores", text).group(1)),
         shared_memory=shared_memory,
@@ -136,7 +141,7 @@ def measure(title: str, shape: tuple[int, int], name: str, signature: dict, cons
 
 def attention_kernels(shape: tuple[int, int], variant: str):
     """The arguments of `measure` for the attention kernels of one shape."""
-    forward, backward, warps = LAUNCHES[shape]
+    forward, backward = FORWARD_LAUNCHES[shape], BACKWARD_LAUNCHES[shape]
     options = replace(VARIANTS[variant], chunk_length=shape[0], head_size=shape[1])
     tables, sizes = (INDICES, INDICES, MASK), (SIZE,) * 5
     signature = {
@@ -146,8 +151,8 @@ def attention_kernels(shape: tuple[int, int], variant: str):
         "strides": (STRIDES,) * 3,
         "sizes": sizes,
     }
-    constants = {"OPTIONS": replace(options, block=forward)}
-    yield f"forward: {variant}", shape, "attention_forward_kernel", signature, constants, warps
+    constants = {"OPTIONS": replace(options, block=forward.block)}
+    yield f"forward: {variant}", shape, "attention_forward_kernel", signature, constants, forward
     signature = {
         "rows": (ROWS,) * 4,
         "numbers": (NUMBERS,) * 3,
@@ -156,21 +161,21 @@ def attention_kernels(shape: tuple[int, int], variant: str):
         "strides": (STRIDES,) * 4,
         "sizes": sizes,
     }
-    constants = {"OPTIONS": replace(options, block=backward)}
-    yield f"backward: {variant}", shape, "attention_backward_kernel", signature, constants, warps
+    constants = {"OPTIONS": replace(options, block=backward.block)}
+    yield f"backward: {variant}", shape, "attention_backward_kernel", signature, constants, backward
 
 
 def row_kernels(shape: tuple[int, int]):
     """The arguments of `measure` for the kernels that go over rows once."""
     constants = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": shape[1]}
     combine = {"outputs": ROWS, "log_sum_exps": NUMBERS, "output": ROWS, "log_sum_exp": NUMBERS, "sizes": (SIZE,) * 3}
-    yield "combine rounds", shape, "combine_rounds_kernel", combine, constants | {"ROUNDS": ROUNDS}, 4
+    yield "combine rounds", shape, "combine_rounds_kernel", combine, constants | {"ROUNDS": ROUNDS}, ROW_LAUNCH
     scale = {"rows": ROWS, "scale": NUMBERS, "strides": STRIDES, "sizes": (SIZE, SIZE)}
-    yield "key scale", shape, "key_scale_kernel", scale, constants, 4
+    yield "key scale", shape, "key_scale_kernel", scale, constants, ROW_LAUNCH
     delta = {"left": ROWS, "right": ROWS, "products": NUMBERS, "sizes": (SIZE, SIZE)}
-    yield "row dot", shape, "row_dot_kernel", delta, constants, 4
+    yield "row dot", shape, "row_dot_kernel", delta, constants, ROW_LAUNCH
     add = {"parts": ROWS, "sums": ROWS, "count": SIZE}
-    yield "sum rounds", shape, "sum_rounds_kernel", add, {"ROUNDS": ROUNDS, "BLOCK": 1024}, 4
+    yield "sum rounds", shape, "sum_rounds_kernel", add, {"ROUNDS": ROUNDS, "BLOCK": 1024}, ROW_LAUNCH
 
 
 def hash_kernels(shape: tuple[int, int]):
@@ -182,19 +187,37 @@ def hash_kernels(shape: tuple[int, int]):
         "sizes": (SIZE,) * 2,
     }
     rows, _ = triton_hash_launch.hash_block(torch.bfloat16)
-    constants = {"HALF": 16, "SECOND_HALF": 32, "COLUMNS": 32, "BLOCK": rows, "SIZE": shape[1], "WIDEN": False}
+    constants = {
+        "HALF": 16,
+        "SECOND_HALF": 32,
+        "COLUMNS": 16,
+        "SECOND_COLUMNS": 32,
+        "BLOCK": rows,
+        "SIZE": shape[1],
+        "WIDEN": False,
+    }
     constants["ROUNDS"] = ROUNDS
-    yield "hash", shape, "hash_kernel", signature, constants, 4
+    yield "hash", shape, "hash_kernel", signature, constants, ROW_LAUNCH
     wide = signature | dict.fromkeys(("vectors", "rotations"), NUMBERS)
     rows, columns = triton_hash_launch.hash_block(torch.float32)
-    constants |= {"HALF": 64, "SECOND_HALF": 128, "COLUMNS": columns, "BLOCK": rows, "SIZE": 128}
-    yield "hash, float32, heads of 128", shape, "hash_kernel", wide, constants, 4
-    signature = {"buckets": INDICES, "key_mask": MASK, "positions": INDICES, "sizes": (SIZE,) * 3, "shift": SIZE}
+    constants |= {
+        "HALF": 64,
+        "SECOND_HALF": 128,
+        "COLUMNS": columns,
+        "SECOND_COLUMNS": columns,
+        "BLOCK": rows,
+        "SIZE": 128,
+    }
+    yield "hash, float32, heads of 128", shape, "hash_kernel", wide, constants, ROW_LAUNCH
     tile = triton_hash_launch.TOKENS_PER_TILE
-    constants = {"IS_FIRST": False, "HAS_MASK": True, "BITS": 6, "TILE": tile}
-    yield "count digits", shape, "count_digits_kernel", signature | {"counts": INDICES}, constants, 4
-    signature |= dict.fromkeys(("counts", "ends", "moved"), INDICES)
-    yield "move by digit", shape, "move_by_digit_kernel", signature, constants, 4
+    tokens = {**dict.fromkeys(("positions", "sorted_tiles"), INDICES), "sizes": (SIZE,) * 3}
+    constants = {"IS_FIRST": False, "BITS": 11, "TILE": tile}
+    signature = tokens | {"buckets": INDICES, "key_mask": MASK, "counts": INDICES, "shift": SIZE}
+    yield "sort tiles", shape, "sort_tiles_kernel", signature, constants | {"HAS_MASK": True}, ROW_LAUNCH
+    added, fixed = {"counts": INDICES, "totals": INDICES, "tiles": SIZE}, {"BITS": 11, "DIGITS": 64, "TILES": 16}
+    yield "add counts", shape, "add_counts_kernel", added, fixed, ROW_LAUNCH
+    signature = tokens | dict.fromkeys(("before", "totals", "moved"), INDICES)
+    yield "move by digit", shape, "move_by_digit_kernel", signature, constants, ROW_LAUNCH
 
 
 def main() -> int:
@@ -205,7 +228,7 @@ def main() -> int:
     if os.environ.get("TRITON_INTERPRET") == "1":
         print("TRITON_INTERPRET=1 leaves nothing to compile; unset it.", file=sys.stderr)
         return 1
-    shapes = sorted(LAUNCHES) if arguments.all else [MUST_NOT_SPILL]
+    shapes = sorted(FORWARD_LAUNCHES) if arguments.all else [MUST_NOT_SPILL]
     print(HEADER)
     spilling = []
     for shape in shapes:
