@@ -21,8 +21,11 @@ from .lsh_options import LSHOptions
 from .visibility import LSHVisibility
 
 
-# Scores that a kernel is given at once: enough to be worth a call, and so few that mask and rows stay in the cache.
-SCORES_AT_ONCE = 2**18
+# Scores that a kernel is given at once: on a CPU enough to be worth a call, and so few that mask and rows stay in the
+# cache; on a GPU enough to keep it busy.
+SCORES_AT_ONCE, SCORES_AT_ONCE_ON_GPU = 2**18, 2**24
+# Tokens of all heads that are worked on together.
+TOKENS_AT_ONCE, TOKENS_AT_ONCE_ON_GPU = 2**14, 2**20
 # Float32 counts no further.
 LONGEST = 2**24
 # Rows that are squared at once on a CPU, in memory that one piece leaves to the next.
@@ -101,7 +104,7 @@ class _LSHAttention(torch.autograd.Function):
 def _groups(order: torch.Tensor) -> Iterator[tuple[slice, slice]]:
     """Heads that are worked on together, as slices of the batch and of the heads: few where texts are long."""
     batch, heads, _, padded_length = order.shape
-    at_once = _heads_at_once(padded_length)
+    at_once = _heads_at_once(padded_length, order.device.type)
     if at_once < heads:
         for row in range(batch):
             for head in range(0, heads, at_once):
@@ -111,12 +114,12 @@ def _groups(order: torch.Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + at_once // heads), slice(0, heads)
 
 
-def _heads_at_once(padded_length: int) -> int:
-    return max(1, 2**14 // padded_length)
+def _heads_at_once(padded_length: int, device_type: str) -> int:
+    return max(1, (TOKENS_AT_ONCE if device_type == "cpu" else TOKENS_AT_ONCE_ON_GPU) // padded_length)
 
 
-def _chunks_at_once(scores_of_a_chunk: int) -> int:
-    return max(1, SCORES_AT_ONCE // scores_of_a_chunk)
+def _chunks_at_once(scores_of_a_chunk: int, device_type: str) -> int:
+    return max(1, (SCORES_AT_ONCE if device_type == "cpu" else SCORES_AT_ONCE_ON_GPU) // scores_of_a_chunk)
 
 
 class _Scratch:
@@ -205,7 +208,7 @@ class _Group:
         """Chunks of a round, as many at a time as a kernel is given: their numbers, and their places in the round."""
         chunk_length, in_round = self.options.chunk_length, self.visibility.chunks_per_round
         first = round_index * in_round
-        step = _chunks_at_once(self.size * chunk_length * self.window_rows.shape[2])
+        step = _chunks_at_once(self.size * chunk_length * self.window_rows.shape[2], self.query.device.type)
         for start in range(0, in_round, step):
             stop = min(start + step, in_round)
             yield slice(first + start, first + stop), slice(start * chunk_length, stop * chunk_length)

@@ -5,6 +5,7 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 """
 
 import os
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -137,6 +138,10 @@ def why_not_triton(call: AttentionCall) -> str | None:
     return why_not_on(call.device)
 
 
+# Asked for at every call.
+_capability_of = lru_cache(torch.cuda.get_device_capability)
+
+
 def why_not_on(device: torch.device) -> str | None:
     """Why Triton kernels cannot run on a device, or None."""
     is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -152,7 +157,7 @@ def why_not_on(device: torch.device) -> str | None:
         return "needs Triton, which is not installed: `pip install triton`, or use 'eager'."
     if is_interpreted != IS_INTERPRETED:
         return "cannot follow a change of TRITON_INTERPRET once Triton is imported; set it before Python starts."
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+    if device.type == "cuda" and _capability_of(device) < MIN_CAPABILITY:
         lowest = ".".join(map(str, MIN_CAPABILITY))
         return f"needs a CUDA device of compute capability {lowest} or later, which {device} is not; use 'eager'."
     return None

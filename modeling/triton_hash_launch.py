@@ -11,7 +11,7 @@ import torch
 from .lsh_triton import with_contiguous_rows
 from .triton_hash_kernels import add_counts_kernel, hash_kernel, move_by_digit_kernel, sort_tiles_kernel
 from .triton_kernels import triton
-from .triton_launch import IS_INTERPRETED, device_of, launch
+from .triton_launch import IS_INTERPRETED, launching_on
 
 
 LEAST_COLUMNS = 16
@@ -47,7 +47,7 @@ def hash_with_kernels(vectors: torch.Tensor, rotations: torch.Tensor, halves: Se
     constants |= {"COLUMNS": columns[0], "SECOND_COLUMNS": columns[1], "BLOCK": block, "SIZE": size}
     programs = triton.cdiv(length, block) * batch * heads
     rotations = rotations.to(vectors.dtype).contiguous()
-    with device_of(vectors):
+    with launching_on(vectors) as launch:
         launch(
             hash_kernel, programs, vectors, rotations, buckets, vectors.stride()[:3], (heads, length),
             **constants, WIDEN=IS_INTERPRETED, num_warps=4, num_stages=1,
@@ -79,16 +79,16 @@ def sort_with_kernels(buckets: torch.Tensor, key_mask: torch.Tensor | None, num_
     mask = key_mask.contiguous().view(torch.int8) if has_mask else buckets
     totals = torch.empty((rows, 2**bits), dtype=torch.int32, device=buckets.device)
     sizes = (heads * rounds, length, num_buckets)
-    facts = {"BITS": bits, "TILE": tile, "num_warps": 4}
+    facts = {"BITS": bits, "TILE": tile}
     order = buckets
-    with device_of(buckets):
+    with launching_on(buckets) as launch:
         for i in range(passes):
             counts = torch.zeros((rows, tiles, 2**bits), dtype=torch.int32, device=buckets.device)
             sorted_tiles, moved = torch.empty_like(buckets), torch.empty_like(buckets)
             tokens = (buckets, mask, order, sorted_tiles, counts, sizes, i * bits)
-            launch(sort_tiles_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, HAS_MASK=has_mask, **facts)
+            launch(sort_tiles_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, HAS_MASK=has_mask, **facts, num_warps=8)
             launch(add_counts_kernel, rows * (2**bits // digits), counts, totals, tiles, **added)
             tokens = (sorted_tiles, order, counts, totals, moved, sizes)
-            launch(move_by_digit_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **facts)
+            launch(move_by_digit_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **facts, num_warps=4)
             order = moved
     return order

@@ -164,6 +164,28 @@ def _load_numbers(numbers, position, is_real, OPTIONS: tl.constexpr):
 
 
 @jit
+def _as_columns(numbers, OPTIONS: tl.constexpr):
+    """
+    The same numbers, one for each column of a matrix.
+
+    Without this the compiler loads and computes each anew for every thread that needs it, in an eighth more
+    instructions altogether.
+    """
+    return tl.gather(numbers, tl.arange(0, OPTIONS.block), 0)
+
+
+@jit
+def _for_columns(scale, key_tokens, OPTIONS: tl.constexpr):
+    """Scale and tokens of keys as columns, as far as they come from memory."""
+    place, position, bucket = key_tokens
+    if OPTIONS.shared_qk:
+        scale = _as_columns(scale, OPTIONS)
+    if OPTIONS.is_sorted:
+        position = _as_columns(position, OPTIONS)
+    return scale, (place, position, bucket)
+
+
+@jit
 def _load_scale(key_scale, position, is_real, OPTIONS: tl.constexpr):
     """What the scores of each key are multiplied with."""
     if OPTIONS.shared_qk:
@@ -172,11 +194,16 @@ def _load_scale(key_scale, position, is_real, OPTIONS: tl.constexpr):
 
 
 @jit
-def _masked_scores(query, key, scale, query_tokens, key_tokens, OPTIONS: tl.constexpr):
-    """Scores in base 2, `[queries, keys]`, -inf where a query may not see a key."""
+def _scores(query, key, scale, OPTIONS: tl.constexpr):
+    """Scores, `[queries, keys]`."""
+    return _dot(query, tl.trans(key), OPTIONS) * scale[None, :]
+
+
+@jit
+def _is_visible(query_tokens, key_tokens, OPTIONS: tl.constexpr):
+    """Which queries may see which keys; `[queries, keys]`, or 1 for queries."""
     query_place, query_position, query_bucket = query_tokens
     key_place, key_position, key_bucket = key_tokens
-    scores = _dot(query, tl.trans(key), OPTIONS) * (scale * LOG2_E)[None, :]
     if OPTIONS.causal:
         if OPTIONS.shared_qk:
             visible = query_position[:, None] > key_position[None, :]
@@ -192,7 +219,21 @@ def _masked_scores(query, key, scale, query_tokens, key_tokens, OPTIONS: tl.cons
         distance = key_place[None, :] - query_place[:, None]
         visible = visible & (distance >= -OPTIONS.num_before * OPTIONS.chunk_length)
         visible = visible & (distance <= OPTIONS.num_after * OPTIONS.chunk_length)
-    return tl.where(visible, scores, float("-inf"))
+    return visible
+
+
+@jit
+def _load_key_rows(
+    key, value, key_scale, queries, tables, chunk, exists, start, strides, sizes, OPTIONS: tl.constexpr
+):
+    """A block of keys and values, the scale of their scores, and the tokens; `queries` if they are the keys."""
+    tokens, position, is_key = _load_keys(tables, chunk, exists, start, sizes, OPTIONS)
+    if OPTIONS.shared_qk and queries is not None:
+        keys = queries
+    else:
+        keys = _load_rows(key, position, is_key, strides[1][1], OPTIONS)
+    values = _load_rows(value, position, is_key, strides[2][1], OPTIONS)
+    return keys, values, _load_scale(key_scale, position, is_key, OPTIONS), tokens
 
 
 @jit
@@ -211,6 +252,8 @@ def attention_forward_kernel(
     """
     BLOCK: tl.constexpr = OPTIONS.block
     SIZE: tl.constexpr = OPTIONS.head_size
+    IS_CHUNK: tl.constexpr = OPTIONS.chunk_length == BLOCK
+    EARLY: tl.constexpr = IS_CHUNK and OPTIONS.is_sorted
     FIRST: tl.constexpr = -OPTIONS.num_before
     LAST: tl.constexpr = OPTIONS.num_after
     batch, heads, length, _, chunks_per_round = sizes
@@ -223,27 +266,39 @@ def attention_forward_kernel(
 
     place, position, bucket, is_real = _load_tokens(tables, chunk, start, sizes, OPTIONS)
     queries = _load_rows(query, position, is_real, strides[0][1], OPTIONS)
+    if EARLY:
+        # Now, so that memory answers while other keys are worked on.
+        own = _load_key_rows(key, value, key_scale, queries, tables, chunk, chunk >= 0, 0, strides, sizes, OPTIONS)
     largest = tl.full([BLOCK], NOTHING_SEEN, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     weighted = tl.zeros([BLOCK, SIZE], tl.float32)
     for offset in tl.static_range(FIRST, LAST + 1):
         neighbour, exists = _neighbour(chunk, offset, sizes, OPTIONS)
         for key_start in range(0, OPTIONS.chunk_length, BLOCK):
-            key_tokens, where, is_key = _load_keys(tables, neighbour, exists, key_start, sizes, OPTIONS)
-            if OPTIONS.shared_qk and offset == 0 and OPTIONS.chunk_length == BLOCK:
-                keys = queries
+            if offset == 0 and EARLY:
+                keys, values, scale, key_tokens = own
             else:
-                keys = _load_rows(key, where, is_key, strides[1][1], OPTIONS)
-            values = _load_rows(value, where, is_key, strides[2][1], OPTIONS)
-            scale = _load_scale(key_scale, where, is_key, OPTIONS)
-            scores = _masked_scores(queries, keys, scale, (place, position, bucket), key_tokens, OPTIONS)
+                keys, values, scale, key_tokens = _load_key_rows(
+                    key, value, key_scale, None, tables, neighbour, exists, key_start, strides, sizes, OPTIONS
+                )
+            scale, key_tokens = _for_columns(scale * LOG2_E, key_tokens, OPTIONS)
+            visible = _is_visible((place, position, bucket), key_tokens, OPTIONS)
+            scores = tl.where(visible, _scores(queries, keys, scale, OPTIONS), float("-inf"))
             new_largest = tl.maximum(largest, tl.max(scores, 1))
             weights = tl.exp2(scores - new_largest[:, None])
-            shrink = tl.exp2(largest - new_largest)
-            total = total * shrink + tl.sum(weights, 1)
-            weighted = weighted * shrink[:, None] + _dot(weights.to(values.dtype), values, OPTIONS)
+            if offset == FIRST and IS_CHUNK:
+                total = tl.sum(weights, 1)
+                weighted = _dot(weights.to(values.dtype), values, OPTIONS)
+            else:
+                shrink = tl.exp2(largest - new_largest)
+                total = total * shrink + tl.sum(weights, 1)
+                weighted = weighted * shrink[:, None] + _dot(weights.to(values.dtype), values, OPTIONS)
             largest = new_largest
 
+    if OPTIONS.is_sorted:
+        # Again, rather than to keep it: with 128 registers, four programs fit where otherwise three do.
+        position = tl.load(tables[0] + chunk * OPTIONS.chunk_length + start + tl.arange(0, BLOCK))
+        is_real = position < length
     row = chunk // chunks_per_round * batch + batch_row
     own_values = value + position.to(tl.int64)[:, None] * strides[2][1]
     _store_round(
@@ -279,7 +334,9 @@ def _store_round(
         is_alone = (is_real & saw_nothing)[:, None]
         tl.store(pointers, tl.load(own_values + columns[None, :], mask=is_alone), mask=is_alone)
         is_real = is_real & ~saw_nothing
-    tl.store(pointers, (weighted / total[:, None]).to(output.dtype.element_ty), mask=is_real[:, None])
+    # One division for a row.
+    weighted *= (1 / total)[:, None]
+    tl.store(pointers, weighted.to(output.dtype.element_ty), mask=is_real[:, None])
 
 
 @jit
@@ -326,7 +383,8 @@ def combine_rounds_kernel(
         total += weight
         summand = tl.load(outputs + r * per_round * SIZE + rows, mask=is_real[:, None], other=0.0)
         weighted += weight[:, None] * summand.to(tl.float32)
-    tl.store(output + rows, (weighted / total[:, None]).to(output.dtype.element_ty), mask=is_real[:, None])
+    weighted *= (1 / total)[:, None]
+    tl.store(output + rows, weighted.to(output.dtype.element_ty), mask=is_real[:, None])
     tl.store(log_sum_exp + numbers, largest + tl.log2(total), mask=is_real)
 
 
@@ -379,8 +437,9 @@ def _score_gradients(
     queries, keys, values, gradients, log_sum_exp, delta, scale, query_tokens, key_tokens, OPTIONS: tl.constexpr
 ):
     """Probabilities in the softmax over all rounds, and the gradients of their scores: `[queries, keys]`."""
-    scores = _masked_scores(queries, keys, scale, query_tokens, key_tokens, OPTIONS)
-    probabilities = tl.exp2(scores - log_sum_exp[:, None])
+    # Masked after the exponential, so that scale and difference are one instruction.
+    probabilities = tl.exp2(_scores(queries, keys, scale * LOG2_E, OPTIONS) - log_sum_exp[:, None])
+    probabilities = tl.where(_is_visible(query_tokens, key_tokens, OPTIONS), probabilities, 0.0)
     return probabilities, probabilities * (_dot(gradients, tl.trans(values), OPTIONS) - delta[:, None])
 
 
@@ -467,10 +526,9 @@ def _sum_over_keys(
         if WITH_OWN or offset != 0:
             neighbour, exists = _neighbour(chunk, offset, sizes, OPTIONS)
             for start in range(0, OPTIONS.chunk_length, BLOCK):
-                key_tokens, position, is_key = _load_keys(tables, neighbour, exists, start, sizes, OPTIONS)
-                keys = _load_rows(key, position, is_key, strides[1][1], OPTIONS)
-                values = _load_rows(value, position, is_key, strides[2][1], OPTIONS)
-                scale = _load_scale(numbers[0], position, is_key, OPTIONS)
+                keys, values, scale, key_tokens = _load_key_rows(
+                    key, value, numbers[0], None, tables, neighbour, exists, start, strides, sizes, OPTIONS
+                )
                 grad_scores = _score_gradients(
                     queries, keys, values, gradients, log_sum_exp, delta, scale, query_tokens, key_tokens, OPTIONS
                 )[1]

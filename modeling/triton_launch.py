@@ -4,8 +4,9 @@ Launches of the Triton kernels: memory, grids and blocks.
 Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 """
 
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -58,13 +59,13 @@ def attention_forward(query, key, value, tables, num_rounds, padded_length, opti
     """
     batch, length, heads, size = query.shape
     block, num_warps, num_stages = FORWARD_LAUNCHES[options.chunk_length, size]
-    options = replace(options, block=block)
+    options = _with_block(options, block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     outputs = torch.empty((num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     log_sum_exps = torch.empty((num_rounds, batch, heads, length), dtype=torch.float32, device=query.device)
     row_programs = triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads
     row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
-    with device_of(query):
+    with launching_on(query) as launch:
         key_scale = None
         if options.shared_qk:
             key_scale = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
@@ -103,12 +104,12 @@ def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padd
     batch, length, heads, size = query.shape
     log_sum_exp, key_scale = numbers
     block, num_warps, num_stages = BACKWARD_LAUNCHES[options.chunk_length, size]
-    options = replace(options, block=block)
+    options = _with_block(options, block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     num_gradients = 2 if options.shared_qk else 3
     parts = torch.empty((num_gradients, num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     delta = torch.empty_like(log_sum_exp)
-    with device_of(query):
+    with launching_on(query) as launch:
         row_programs = triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads
         row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
         launch(row_dot_kernel, row_programs, output, gradient, delta, (heads, length), **row_sizes)
@@ -129,6 +130,12 @@ def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padd
     return tuple(sums)
 
 
+# The same object each time: Triton looks kernels up by it.
+@lru_cache
+def _with_block(options, block):
+    return replace(options, block=block)
+
+
 def _sizes(query, num_rounds, padded_length, options):
     batch, length, heads, _ = query.shape
     chunks_per_round = padded_length // options.chunk_length
@@ -146,12 +153,22 @@ def _or_unused(tensor, unused):
     return unused if tensor is None else tensor
 
 
-def launch(kernel, programs, *arguments, **constants):
-    """Start a kernel. With fake tensors, which have shapes only, there is nothing that it could do."""
-    if not any(isinstance(argument, FakeTensor) for argument in arguments):
-        kernel[(programs,)](*arguments, **constants)
+@contextmanager
+def launching_on(tensor):
+    """
+    The function that starts kernels, `(kernel, programs, *arguments, **constants)`, on the device of a tensor.
+
+    Triton launches on the current device, which need not be the tensor's. With fake tensors, which have shapes only,
+    there is nothing that a kernel could do.
+    """
+    if isinstance(tensor, FakeTensor):
+        yield lambda *_, **__: None
+    elif not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        yield _launch
+    else:
+        with torch.cuda.device(tensor.device):
+            yield _launch
 
 
-def device_of(tensor):
-    """Triton launches on the current device, which need not be the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+def _launch(kernel, programs, *arguments, **constants):
+    kernel[(programs,)](*arguments, **constants)

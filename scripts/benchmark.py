@@ -37,6 +37,7 @@ import contenders
 import torch
 from agreement import Agreement, check_attention, check_models
 from contenders import CONTENDERS, Shape
+from history import History, Refused
 from matplotlib import pyplot as plt
 from report import machine, versions
 from transformers.utils import logging
@@ -50,8 +51,8 @@ PLOTS = {"attention": ["attention"], "operator": ["operator"], "step": ["step", 
 CPU_LENGTHS = [1024, 4096, 16384, 65536]
 CUDA_LENGTHS = [1024 * 2**power for power in range(11)]
 CUDA_SAMPLE_SECONDS = 0.02  # a sample is as many calls as take this long
-USABLE_MEMORY = 0.8
-MIB, GIB = 2**20, 2**30
+GRAPH_SECONDS = 0.02  # shorter calls of an operator are replayed from a CUDA graph
+MIB = 2**20
 STARTED = time.perf_counter()
 
 
@@ -61,10 +62,6 @@ def say(*words: object) -> None:
 
 
 # What is timed
-
-
-class Refused(Exception):
-    """A contender is not measured; the message says why."""
 
 
 def make_call(case: str, pass_name: str, name: str, shape: Shape) -> Callable[[], list[torch.Tensor]]:
@@ -143,7 +140,7 @@ def warm_up(call: Callable, shape: Shape, limit: float) -> tuple[float, int]:
     return seconds, taken
 
 
-def prepare(case: str, pass_name: str, name: str, shape: Shape, history: "History") -> tuple[Callable, float]:
+def prepare(case: str, pass_name: str, name: str, shape: Shape, history: History) -> tuple[Callable, float]:
     """
     A call that has run before, and its seconds.
 
@@ -161,44 +158,6 @@ def prepare(case: str, pass_name: str, name: str, shape: Shape, history: "Histor
         raise Refused(contenders.reason_of(error)) from error
     history.note(key, shape.length, seconds, taken)
     return call, seconds
-
-
-# How long it takes
-
-
-class History:
-    """What each contender took at shorter lengths, and what it will therefore take: by power laws up to quadratic."""
-
-    def __init__(self, limit: float):
-        self.limit = limit
-        self.seconds, self.bytes = {}, {}
-
-    def note(self, key: tuple, length: int, seconds: float, taken: int) -> None:
-        """What a run took."""
-        self.seconds.setdefault(key, {})[length] = seconds
-        self.bytes.setdefault(key, {})[length] = taken
-
-    def refuse(self, key: tuple, length: int, growth: float, free: int) -> None:
-        """
-        Raises:
-            Refused: a run would take too long, or more memory than there is.
-        """
-        seconds = extrapolate(self.seconds.get(key, {}), length, growth)
-        if seconds > self.limit:
-            raise Refused(f"one run would take about {seconds:.0f} s, above the limit of {self.limit:g} s")
-        taken = extrapolate(self.bytes.get(key, {}), length, growth)
-        if taken > USABLE_MEMORY * free:
-            raise Refused(f"it would need about {taken / GIB:.0f} GiB of memory, {free / GIB:.0f} are free")
-
-
-def extrapolate(measured: dict[int, float], length: int, growth: float) -> float:
-    """From the longest length measured, by the power seen between the last two, or `growth` if there is one only."""
-    if not measured:
-        return 0.0
-    *before, last = sorted(measured)
-    if before and min(measured[before[-1]], measured[last]) > 0:
-        growth = math.log(measured[last] / measured[before[-1]]) / math.log(last / before[-1])
-    return measured[last] * (length / last) ** min(max(growth, 1.0), 2.0)
 
 
 def competitors(case: str, names: list[str], rounds: list[int]) -> list[tuple[str, int | None]]:
@@ -220,6 +179,11 @@ def time_pass(case: str, pass_name: str, pairs: list[tuple], shape: Shape, histo
             say(f"{describe(entry)}: skipped, {refusal}")
             gc.collect()
             continue
+        if shape.device == "cuda" and case in CASES[:2] and seconds < GRAPH_SECONDS:
+            # One after the other from Python, as others are timed; then without Python, which takes longer than a GPU.
+            entry["from_python_s"] = sample(call, shape.device, max(1, int(CUDA_SAMPLE_SECONDS / seconds)))
+            if (replay := contenders.captured(call)) is not None:
+                call, seconds, entry["graph"] = replay, sample(replay, shape.device), True
         entry["calls_per_run"] = max(1, int(CUDA_SAMPLE_SECONDS / seconds)) if shape.device == "cuda" else 1
         waiting.append((entry, call, []))
         say(f"{describe(entry)}: warmed up, {seconds:.3g} s")

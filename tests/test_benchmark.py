@@ -9,6 +9,7 @@ import contenders
 import pytest
 import torch
 from contenders import CONTENDERS, Shape
+from history import History, Refused, extrapolate
 from PIL import Image
 
 
@@ -194,17 +195,17 @@ def test_what_is_skipped_says_why(tmp_path, monkeypatch, capsys):
 
 
 def test_too_slow_and_too_large_runs_are_foreseen():
-    history = benchmark.History(limit=10)
+    history = History(limit=10)
     history.note("key", 1024, seconds=1, taken=100)
     history.refuse("key", 4096, growth=1.0, free=1000)
-    with pytest.raises(benchmark.Refused, match="about 16 s, above the limit of 10 s"):
+    with pytest.raises(Refused, match="about 16 s, above the limit of 10 s"):
         history.refuse("key", 4096, growth=2.0, free=10**6)
-    with pytest.raises(benchmark.Refused, match="GiB of memory"):
+    with pytest.raises(Refused, match="GiB of memory"):
         history.refuse("key", 4096, growth=1.0, free=450)
     # From two lengths on, the growth that was seen counts, up to quadratic.
-    assert benchmark.extrapolate({1: 1.0, 2: 2.0}, 8, growth=2.0) == pytest.approx(8)
-    assert benchmark.extrapolate({1: 1.0, 2: 100.0}, 4, growth=1.0) == pytest.approx(400)
-    assert benchmark.extrapolate({1: 1.0, 2: 1.0}, 4, growth=1.0) == pytest.approx(2)
+    assert extrapolate({1: 1.0, 2: 2.0}, 8, growth=2.0) == pytest.approx(8)
+    assert extrapolate({1: 1.0, 2: 100.0}, 4, growth=1.0) == pytest.approx(400)
+    assert extrapolate({1: 1.0, 2: 1.0}, 4, growth=1.0) == pytest.approx(2)
 
 
 def test_slow_runs_are_skipped(tmp_path):
