@@ -17,6 +17,10 @@ from .chunking import padded_to_multiple
 from .lsh_triton import DTYPES, HEAD_SIZES, why_not_on
 
 
+# Numbers that projecting makes at once.
+PROJECTIONS_AT_ONCE = 2**22
+
+
 def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
     """The factors of `num_buckets`, which is one even number or a sequence of them."""
     return (num_buckets,) if isinstance(num_buckets, int) else tuple(num_buckets)
@@ -115,9 +119,11 @@ def hash_vectors(
         return hash_with_kernels(vectors, rotations, [factor // 2 for factor in factors])
     vectors = vectors.transpose(1, 2)
     rotations = rotations.to(vectors.dtype)
-    # Round by round and piece by piece, the projections are never larger than the vectors.
+    # Round by round and piece by piece, the projections are never larger than the vectors, nor than a system gives out
+    # again without clearing it.
     num_rounds, width = rotations.shape[2:]
-    piece_length = max(1, vectors.shape[2] * vectors.shape[3] // width)
+    at_once = min(vectors.numel(), PROJECTIONS_AT_ONCE)
+    piece_length = max(1, at_once // (vectors.shape[0] * vectors.shape[1] * width))
     pieces = vectors.split(piece_length, dim=2)
     rounds = [
         torch.cat([_hash_one_piece(piece, rotations[:, :, r], factors) for piece in pieces], dim=2)

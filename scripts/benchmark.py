@@ -140,9 +140,9 @@ def warm_up(call: Callable, shape: Shape, limit: float) -> tuple[float, int]:
     return seconds, taken
 
 
-def prepare(case: str, pass_name: str, name: str, shape: Shape, history: History) -> tuple[Callable, float]:
+def prepare(case: str, pass_name: str, name: str, shape: Shape, history: History) -> tuple[Callable, float, int]:
     """
-    A call that has run before, and its seconds.
+    A call that has run before, its seconds, and the bytes that it took at its peak.
 
     Raises:
         Refused: it cannot be measured, for whatever reason.
@@ -157,7 +157,7 @@ def prepare(case: str, pass_name: str, name: str, shape: Shape, history: History
     except Exception as error:
         raise Refused(contenders.reason_of(error)) from error
     history.note(key, shape.length, seconds, taken)
-    return call, seconds
+    return call, seconds, taken
 
 
 def competitors(case: str, names: list[str], rounds: list[int]) -> list[tuple[str, int | None]]:
@@ -173,12 +173,14 @@ def time_pass(case: str, pass_name: str, pairs: list[tuple], shape: Shape, histo
         entry = {"case": case, "pass": pass_name, "contender": name, "length": shape.length, "rounds": rounds}
         entries.append(entry)
         try:
-            call, seconds = prepare(case, pass_name, name, replace(shape, rounds=rounds or 1), history)
+            call, seconds, taken = prepare(case, pass_name, name, replace(shape, rounds=rounds or 1), history)
         except Refused as refusal:
             entry["skipped"] = str(refusal)
             say(f"{describe(entry)}: skipped, {refusal}")
             gc.collect()
             continue
+        if shape.device == "cuda":
+            entry["taken_bytes"] = taken
         if shape.device == "cuda" and case in CASES[:2] and seconds < GRAPH_SECONDS:
             # One after the other from Python, as others are timed; then without Python, which takes longer than a GPU.
             entry["from_python_s"] = sample(call, shape.device, max(1, int(CUDA_SAMPLE_SECONDS / seconds)))
@@ -347,6 +349,7 @@ def table(entries: list[dict], *, is_memory: bool) -> str:
             seconds = [entry[name] for name in ("median_s", "least_s", "most_s")]
             middle, least, most = (f"{1000 * s:,.0f}" if s >= 1 else f"{1000 * s:.4g}" for s in seconds)
             text = f"{middle} ({least} to {most}), {entry['runs']}"
+            text += f"; {1000 * entry['from_python_s']:.4g} from Python" if "graph" in entry else ""
         lines.append(f"{start} {text} | {', '.join(words)} |")
     return "\n".join(lines)
 

@@ -297,7 +297,9 @@ def llama_model(shape: Shape, checkpointed: bool = False) -> nn.Module:
     )
     model = LlamaForCausalLM(config)
     if checkpointed:
-        model.activation_checkpointing_enable()
+        # Its name has changed within transformers 5.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
     return model
 
 

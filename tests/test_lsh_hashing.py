@@ -5,6 +5,7 @@ from math import prod
 import pytest
 import torch
 
+from hf_reformer.modeling import lsh_hashing
 from hf_reformer.modeling.lsh_hashing import (
     bucket_factors,
     default_num_buckets,
@@ -66,6 +67,14 @@ def test_buckets_depend_on_the_direction_only():
     assert torch.equal(hash_vectors(-vectors, rotations, 8), (buckets + 4) % 8)
     # Of equal projections the first counts.
     assert not hash_vectors(torch.zeros(1, 2, HEADS, SIZE), rotations, 8).any()
+
+
+@pytest.mark.parametrize("at_once", [1, 500])
+def test_pieces_make_no_difference(at_once, monkeypatch):
+    vectors, rotations = torch.randn(2, 50, HEADS, SIZE), draw((4, 6))
+    expected = hash_vectors(vectors, rotations, (4, 6))
+    monkeypatch.setattr(lsh_hashing, "PROJECTIONS_AT_ONCE", at_once)
+    assert torch.equal(hash_vectors(vectors, rotations, (4, 6)), expected)
 
 
 def test_near_vectors_meet_more_often_than_far_ones():
