@@ -237,6 +237,19 @@ def _load_key_rows(
 
 
 @jit
+def _add_block(largest, total, weighted, scores, values, IS_FIRST: tl.constexpr, OPTIONS: tl.constexpr):
+    """One step of a softmax over blocks: the largest score, the sum of weights, and the weighted sum of values."""
+    new_largest = tl.maximum(largest, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_largest[:, None])
+    added = tl.sum(weights, 1)
+    if IS_FIRST:
+        return new_largest, added, _dot(weights.to(values.dtype), values, OPTIONS)
+    shrink = tl.exp2(largest - new_largest)
+    weighted = weighted * shrink[:, None] + _dot(weights.to(values.dtype), values, OPTIONS)
+    return new_largest, total * shrink + added, weighted
+
+
+@jit
 def attention_forward_kernel(
     query, key, value, key_scale, tables, output, log_sum_exp, strides, sizes, OPTIONS: tl.constexpr
 ):
@@ -284,16 +297,9 @@ def attention_forward_kernel(
             scale, key_tokens = _for_columns(scale * LOG2_E, key_tokens, OPTIONS)
             visible = _is_visible((place, position, bucket), key_tokens, OPTIONS)
             scores = tl.where(visible, _scores(queries, keys, scale, OPTIONS), float("-inf"))
-            new_largest = tl.maximum(largest, tl.max(scores, 1))
-            weights = tl.exp2(scores - new_largest[:, None])
-            if offset == FIRST and IS_CHUNK:
-                total = tl.sum(weights, 1)
-                weighted = _dot(weights.to(values.dtype), values, OPTIONS)
-            else:
-                shrink = tl.exp2(largest - new_largest)
-                total = total * shrink + tl.sum(weights, 1)
-                weighted = weighted * shrink[:, None] + _dot(weights.to(values.dtype), values, OPTIONS)
-            largest = new_largest
+            largest, total, weighted = _add_block(
+                largest, total, weighted, scores, values, offset == FIRST and IS_CHUNK, OPTIONS
+            )
 
     if OPTIONS.is_sorted:
         # Again, rather than to keep it: with 128 registers, four programs fit where otherwise three do.
