@@ -89,8 +89,9 @@ def attend_backward(
         )
     if kernel == "cuda":
         no_dropout = torch.zeros((), dtype=torch.int64, device=query.device)
-        # In half precision the kernel gives wrong gradients unless the output lies in memory as it has written it.
-        output = output.transpose(1, 2).contiguous().transpose(1, 2)
+        if query.dtype != torch.float32:
+            # The kernel gives wrong gradients then unless the output lies in memory as it has written it.
+            output = output.transpose(1, 2).contiguous().transpose(1, 2)
         needed = [True, True, True, False]
         return torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             *(gradient, query, key, value, mask.expand(*query.shape[:3], -1), output, log_sum_exp),

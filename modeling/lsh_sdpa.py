@@ -1,9 +1,9 @@
 """
 LSH attention through PyTorch's fused kernels, a piece of one round at a time.
 
-No tensor is larger than one head's share of the inputs, and what a kernel works on fits a core's cache. Rounds are
-combined while they come. Backward computes each round's scores again and needs, of forward, the output and the
-log-sum-exp of all rounds together (see `fused_attention`).
+On a CPU no tensor is larger than one head's share of the inputs where texts are long, and what a kernel works on fits
+a core's cache; on a GPU more is done at once. Rounds are combined while they come. Backward computes each round's
+scores again and needs, of forward, the output and the log-sum-exp of all rounds together (see `fused_attention`).
 
 Shapes: B batch, L length, H heads, D head size, R rounds, P padded length, C chunk length, N chunks of all rounds, W
 window length. A group is some heads of one row of the batch, or all heads of some rows; it has G heads in all.
@@ -23,9 +23,9 @@ from .visibility import LSHVisibility
 
 # Scores that a kernel is given at once: on a CPU enough to be worth a call, and so few that mask and rows stay in the
 # cache; on a GPU enough to keep it busy.
-SCORES_AT_ONCE, SCORES_AT_ONCE_ON_GPU = 2**18, 2**24
+SCORES_AT_ONCE, SCORES_AT_ONCE_ON_GPU = 2**18, 2**23
 # Tokens of all heads that are worked on together.
-TOKENS_AT_ONCE, TOKENS_AT_ONCE_ON_GPU = 2**14, 2**20
+TOKENS_AT_ONCE, TOKENS_AT_ONCE_ON_GPU = 2**14, 2**18
 # Float32 counts no further.
 LONGEST = 2**24
 # Rows that are squared at once on a CPU, in memory that one piece leaves to the next.

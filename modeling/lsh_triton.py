@@ -138,8 +138,13 @@ def why_not_triton(call: AttentionCall) -> str | None:
     return why_not_on(call.device)
 
 
-# Asked for at every call.
 _capability_of = lru_cache(torch.cuda.get_device_capability)
+
+
+def _is_recent(device):
+    # The driver's answer is kept, as it is asked for at every call; a compiler warns where it sees that.
+    ask = torch.cuda.get_device_capability if torch.compiler.is_compiling() else _capability_of
+    return ask(device) >= MIN_CAPABILITY
 
 
 def why_not_on(device: torch.device) -> str | None:
@@ -157,7 +162,7 @@ def why_not_on(device: torch.device) -> str | None:
         return "needs Triton, which is not installed: `pip install triton`, or use 'eager'."
     if is_interpreted != IS_INTERPRETED:
         return "cannot follow a change of TRITON_INTERPRET once Triton is imported; set it before Python starts."
-    if device.type == "cuda" and _capability_of(device) < MIN_CAPABILITY:
+    if device.type == "cuda" and not _is_recent(device):
         lowest = ".".join(map(str, MIN_CAPABILITY))
         return f"needs a CUDA device of compute capability {lowest} or later, which {device} is not; use 'eager'."
     return None

@@ -39,10 +39,11 @@ def _hash(rows, rotations, row_stride, HALF: tl.constexpr, COLUMNS: tl.constexpr
         # Rounded as a matrix product in the dtype of the vectors is, so that the same ones are equal.
         projection = tl.dot(left, rotation, input_precision="ieee").to(rows.dtype).to(tl.float32)
         earliness = LAST - tl.where(projection < 0, HALF + column[None, :], column[None, :])
-        if HALF % COLUMNS != 0:
-            earliness = tl.where((column < HALF)[None, :], earliness, 0)
         bits = projection.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-        largest = tl.maximum(largest, tl.max((bits.to(KEY) << SHIFT) | earliness, 1))
+        key = (bits.to(KEY) << SHIFT) | earliness
+        if HALF % COLUMNS != 0:
+            key = tl.where((column < HALF)[None, :], key, 0)
+        largest = tl.maximum(largest, tl.max(key, 1))
     return LAST - (largest & LAST).to(tl.int32)
 
 

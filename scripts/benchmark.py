@@ -26,7 +26,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import quantiles
 
 import matplotlib
 
@@ -40,18 +39,22 @@ from contenders import CONTENDERS, Shape
 from history import History, Refused
 from matplotlib import pyplot as plt
 from report import machine, versions
+from timing import captured, sample, statistics_of
 from transformers.utils import logging
 
 
 DOCS = Path(__file__).parents[1] / "docs"
 CASES = ("attention", "operator", "step", "prefill", "memory")
-PASSES = {case: ("forward", "forward+backward") if case in CASES[:2] else (case,) for case in CASES}
+# Of operators on a GPU also without Python, which can take longer than the kernels: replayed from a CUDA graph.
+REPLAYED = ", replayed"
+OPERATOR_PASSES = ("forward", "forward+backward", f"forward{REPLAYED}", f"forward+backward{REPLAYED}")
+PASSES = {case: OPERATOR_PASSES if case in CASES[:2] else (case,) for case in CASES}
 PASSES["memory"] = ("allocated", "resident")
 PLOTS = {"attention": ["attention"], "operator": ["operator"], "step": ["step", "prefill"], "memory": ["memory"]}
 CPU_LENGTHS = [1024, 4096, 16384, 65536]
 CUDA_LENGTHS = [1024 * 2**power for power in range(11)]
 CUDA_SAMPLE_SECONDS = 0.02  # a sample is as many calls as take this long
-GRAPH_SECONDS = 0.02  # shorter calls of an operator are replayed from a CUDA graph
+LONGEST_REPLAYED_S = 0.02  # in longer calls Python makes no difference
 MIB = 2**20
 STARTED = time.perf_counter()
 
@@ -91,7 +94,7 @@ def make_call(case: str, pass_name: str, name: str, shape: Shape) -> Callable[[]
         output.backward(gradient.to(output.dtype))
         return [output.detach(), *take_gradients(attention), *([entering.grad] if entering.grad is not None else [])]
 
-    return forward if pass_name == "forward" else forward_and_backward
+    return forward if pass_name.removesuffix(REPLAYED) == "forward" else forward_and_backward
 
 
 def take_gradients(module: torch.nn.Module) -> list[torch.Tensor]:
@@ -99,23 +102,6 @@ def take_gradients(module: torch.nn.Module) -> list[torch.Tensor]:
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     module.zero_grad(set_to_none=True)
     return gradients
-
-
-def sample(call: Callable, device: str, calls: int = 1) -> float:
-    """Seconds of a call, as the mean of some."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize()
-        start.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1000 / calls
-    begun = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - begun) / calls
 
 
 def warm_up(call: Callable, shape: Shape, limit: float) -> tuple[float, int]:
@@ -152,6 +138,11 @@ def prepare(case: str, pass_name: str, name: str, shape: Shape, history: History
     try:
         call = make_call(case, pass_name, name, shape)
         seconds, taken = warm_up(call, shape, history.limit)
+        if pass_name.endswith(REPLAYED):
+            if seconds > LONGEST_REPLAYED_S:
+                raise Refused(f"a call takes {seconds:.2g} s, of which Python is little")
+            call = captured(call)
+            seconds = sample(call, shape.device)
     except Refused:
         raise
     except Exception as error:
@@ -181,11 +172,6 @@ def time_pass(case: str, pass_name: str, pairs: list[tuple], shape: Shape, histo
             continue
         if shape.device == "cuda":
             entry["taken_bytes"] = taken
-        if shape.device == "cuda" and case in CASES[:2] and seconds < GRAPH_SECONDS:
-            # One after the other from Python, as others are timed; then without Python, which takes longer than a GPU.
-            entry["from_python_s"] = sample(call, shape.device, max(1, int(CUDA_SAMPLE_SECONDS / seconds)))
-            if (replay := contenders.captured(call)) is not None:
-                call, seconds, entry["graph"] = replay, sample(replay, shape.device), True
         entry["calls_per_run"] = max(1, int(CUDA_SAMPLE_SECONDS / seconds)) if shape.device == "cuda" else 1
         waiting.append((entry, call, []))
         say(f"{describe(entry)}: warmed up, {seconds:.3g} s")
@@ -199,18 +185,6 @@ def time_pass(case: str, pass_name: str, pairs: list[tuple], shape: Shape, histo
                 say(f"{describe(entry)}: {entry['median_s']:.4g} s, median of {len(samples)}")
         waiting = more
     return entries
-
-
-def statistics_of(seconds: list[float]) -> dict:
-    """Median, extremes and spread: the middle half's width, relative to the median."""
-    low, middle, high = quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-    return {
-        "runs": len(seconds),
-        "median_s": middle,
-        "least_s": min(seconds),
-        "most_s": max(seconds),
-        "spread": (high - low) / middle,
-    }
 
 
 def describe(entry: dict) -> str:
@@ -349,7 +323,6 @@ def table(entries: list[dict], *, is_memory: bool) -> str:
             seconds = [entry[name] for name in ("median_s", "least_s", "most_s")]
             middle, least, most = (f"{1000 * s:,.0f}" if s >= 1 else f"{1000 * s:.4g}" for s in seconds)
             text = f"{middle} ({least} to {most}), {entry['runs']}"
-            text += f"; {1000 * entry['from_python_s']:.4g} from Python" if "graph" in entry else ""
         lines.append(f"{start} {text} | {', '.join(words)} |")
     return "\n".join(lines)
 
@@ -533,7 +506,8 @@ def run(arguments: argparse.Namespace, shape: Shape) -> dict:
         for case in CASES[::-1]:
             pairs = competitors(case, arguments.contenders, arguments.rounds) if case in arguments.cases else []
             at_length = replace(shape, length=length)
-            for pass_name in PASSES[case] if pairs else ():
+            passes = [name for name in PASSES[case] if arguments.device == "cuda" or not name.endswith(REPLAYED)]
+            for pass_name in passes if pairs else ():
                 if case == "memory" and (pass_name, arguments.device) != ("resident", "cuda"):
                     figures["entries"] += measure_memory(pass_name, pairs, at_length, history, arguments.threads)
                 elif case != "memory":

@@ -210,10 +210,11 @@ def hash_kernels(shape: tuple[int, int]):
     }
     yield "hash, float32, heads of 128", shape, "hash_kernel", wide, constants, ROW_LAUNCH
     tile = triton_hash_launch.TOKENS_PER_TILE
+    sort = Launch(tile, triton_hash_launch.SORT_WARPS)
     tokens = {**dict.fromkeys(("positions", "sorted_tiles"), INDICES), "sizes": (SIZE,) * 3}
     constants = {"IS_FIRST": False, "BITS": 11, "TILE": tile}
     signature = tokens | {"buckets": INDICES, "key_mask": MASK, "counts": INDICES, "shift": SIZE}
-    yield "sort tiles", shape, "sort_tiles_kernel", signature, constants | {"HAS_MASK": True}, ROW_LAUNCH
+    yield "sort tiles", shape, "sort_tiles_kernel", signature, constants | {"HAS_MASK": True}, sort
     added, fixed = {"counts": INDICES, "totals": INDICES, "tiles": SIZE}, {"BITS": 11, "DIGITS": 64, "TILES": 16}
     yield "add counts", shape, "add_counts_kernel", added, fixed, ROW_LAUNCH
     signature = tokens | dict.fromkeys(("before", "totals", "moved"), INDICES)

@@ -497,21 +497,6 @@ def peer_versions() -> dict[str, str]:
     return found | ({"cuda": torch.version.cuda} if torch.version.cuda else {})
 
 
-def captured(call: Callable) -> Callable | None:
-    """What replays the work of a call on the GPU, as a CUDA graph; None if it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            call(), call()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
-            call()
-    except RuntimeError:  # it waits for the GPU, which a graph cannot
-        torch.cuda.synchronize()
-        return None
-    return graph.replay
-
-
 # Memory
 
 

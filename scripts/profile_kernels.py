@@ -9,7 +9,7 @@ is worth it goes into `modeling/triton_launch.py`.
 
 Times: `GPU` is what the kernels took, `call` the time from one call to the next with many in a row, `Python` how long
 a call keeps the CPU. The floor is counted: the larger of bytes at the bandwidth that a copy reaches on this machine,
-and of operations at the rate of a large matrix product, each for forward and for backward.
+and of operations at the rate of a large matrix product in bfloat16, each for forward and for backward.
 """
 
 import argparse
@@ -134,14 +134,17 @@ def tune(arguments: argparse.Namespace, rounds: int) -> None:
     shape = arguments.chunk_length, arguments.head_size
     found = {"attention_forward_kernel": {}, "attention_backward_kernel": {}}
     blocks = [block for block in (16, 32, 64, 128) if block <= arguments.chunk_length]
-    for launch in map(Launch._make, product(blocks[-2:], (2, 4, 8), (1, 2))):
-        triton_launch.FORWARD_LAUNCHES[shape] = triton_launch.BACKWARD_LAUNCHES[shape] = launch
-        forward, both = make_step(arguments, rounds)
-        for name, call in zip(found, (forward, both), strict=True):
+    launches = triton_launch.FORWARD_LAUNCHES, triton_launch.BACKWARD_LAUNCHES
+    calls = make_step(arguments, rounds)
+    for name, table, call in zip(found, launches, calls, strict=True):
+        before = table[shape]
+        for launch in map(Launch._make, product(blocks[-2:], (2, 4, 8), (1, 2))):
+            table[shape] = launch
             try:
                 found[name][launch] = kernel_times(call)[name][1]
             except Exception as error:
                 print(f"{name}, {launch}: {type(error).__name__}: {str(error).strip()[:80]}", flush=True)
+        table[shape] = before
     for name, times in found.items():
         print(f"\n{name}, chunks of {shape[0]}, heads of {shape[1]}, {arguments.dtype}, rounds {rounds}")
         for launch, microseconds in sorted(times.items(), key=lambda item: item[1]):

@@ -97,6 +97,26 @@ def test_of_equal_projections_the_first_counts():
     assert not buckets[..., 30:].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_buckets", [6, 300, [4, 6]], ids=str)
+def test_infinities_stay_within_the_buckets(num_buckets, dtype):
+    vectors, rotations = make_vectors(40, dtype=dtype), draw(num_buckets)
+    vectors[:, 3, 0, 5], vectors[:, 4, 1, 0] = torch.inf, -torch.inf
+    buckets = hash_vectors(vectors, rotations, num_buckets, "triton")
+    expected = hash_vectors(vectors, rotations, num_buckets, "eager")
+    assert torch.equal(buckets[..., 3:5], expected[..., 3:5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_buckets", [300, 8194])
+def test_in_half_precision_the_first_of_equals_counts(num_buckets, dtype):
+    # Whole numbers, whose sums are exact and often equal; 8,194 buckets leave no room for the column in 32 bits.
+    vectors, rotations = make_vectors(33, heads=1).round().clamp(-2, 2).to(dtype), draw(num_buckets, heads=1, rounds=1)
+    rotations = rotations.round().clamp(-1, 1)
+    buckets = hash_vectors(vectors, rotations, num_buckets, "triton")
+    assert torch.equal(buckets, hash_vectors(vectors, rotations, num_buckets, "eager"))
+
+
 def make_mask(length):
     mask = torch.rand(2, length, device=DEVICE) < 0.7
     mask[1] = True
@@ -116,6 +136,14 @@ def test_the_order_is_that_of_a_stable_sort(length, num_buckets, masked, counted
     assert counted_launches["sort_with_kernels"] == 1
     assert order.dtype == torch.int32
     assert torch.equal(order, sort_by_bucket(buckets, mask))
+    assert counted_launches["sort_with_kernels"] == 1
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all real", "masked"])
+def test_the_largest_digits_of_the_largest_tiles(masked, counted_launches):
+    buckets = torch.randint(2040, 2048, (2, 1, 1, 1100), dtype=torch.int32, device=DEVICE)
+    mask = make_mask(1100) if masked else None
+    assert torch.equal(sort_by_bucket(buckets, mask, 2048, "triton"), sort_by_bucket(buckets, mask))
     assert counted_launches["sort_with_kernels"] == 1
 
 
