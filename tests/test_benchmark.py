@@ -47,12 +47,19 @@ def measured(tmp_path_factory):
 DOCS = benchmark.DOCS
 
 
-@pytest.mark.parametrize("name", ["benchmark.json", "benchmark_memory.json"])
-def test_the_tables_in_the_docs_are_those_of_the_files(name):
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        ("benchmark.json", "performance.md"),
+        ("benchmark_memory.json", "performance.md"),
+        ("benchmark_rounds.json", "benchmark_rounds.md"),
+    ],
+)
+def test_the_tables_in_the_docs_are_those_of_the_files(name, page):
     figures = json.loads((DOCS / name).read_text())
     lines = [line for line in benchmark.tables(figures).splitlines() if line.startswith("|")]
     assert len(lines) > 10
-    missing = set(lines) - set((DOCS / "performance.md").read_text().splitlines())
+    missing = set(lines) - set((DOCS / page).read_text().splitlines())
     assert not missing
 
 
