@@ -9,6 +9,7 @@ Every argument has a default: the recipe's (recipe.py), and for text the standar
 many GPUs see docs/distributed.md.
 """
 
+import atexit
 import os
 import sys
 from dataclasses import dataclass, field
@@ -345,7 +346,22 @@ def main(argv: list[str] | None = None) -> None:
     train(*parse_arguments(sys.argv[1:] if argv is None else argv))
 
 
+def end_process() -> None:
+    """
+    Leave the process group, and with several processes end this one at once.
+
+    Threads of a process group that are alive when the interpreter ends can abort a run that is done, now and then even
+    if the group was destroyed: then the launcher calls all of it failed.
+    """
+    state = PartialState()
+    is_one_of_several = state.num_processes > 1
+    state.destroy_process_group()
+    if is_one_of_several:
+        atexit._run_exitfuncs()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(0)
+
+
 if __name__ == "__main__":
     main()
-    # Threads of a process group that is still there when the interpreter ends may abort it.
-    PartialState().destroy_process_group()
+    end_process()

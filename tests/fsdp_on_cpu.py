@@ -13,3 +13,4 @@ import train
 
 PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
 train.main([*sys.argv[1:], "--accelerator_config", '{"use_configured_state": true}'])
+train.end_process()

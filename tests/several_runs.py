@@ -5,14 +5,13 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 
-from train import main
+from train import end_process, main
 
 
 class OwnRandomNumbers(TrainerCallback):
@@ -26,5 +25,4 @@ if __name__ == "__main__":
     DEFAULT_CALLBACKS.append(OwnRandomNumbers)
     for arguments in json.loads(sys.argv[1]):
         main(arguments)
-    # Threads of a process group that is still there when the interpreter ends may abort it.
-    PartialState().destroy_process_group()
+    end_process()
