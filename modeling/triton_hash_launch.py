@@ -75,29 +75,22 @@ def sort_with_kernels(buckets: torch.Tensor, key_mask: torch.Tensor | None, num_
     tiles, rows = triton.cdiv(length, tile), batch * heads * rounds
     digits = min(2**bits, 64)
     at_once = min(COUNTS_PER_PROGRAM // digits, triton.next_power_of_2(tiles))
-    added = {"BITS": bits, "DIGITS": digits, "TILES": at_once, "num_warps": 4}
+    moving = {"BITS": bits, "TILE": tile, "num_warps": 4}
+    sorting = moving | {"HAS_MASK": has_mask, "num_warps": SORT_WARPS}
+    adding = {"BITS": bits, "DIGITS": digits, "TILES": at_once, "num_warps": 4}
     buckets = buckets.int().contiguous()
     mask = key_mask.contiguous().view(torch.int8) if has_mask else buckets
     totals = torch.empty((rows, 2**bits), dtype=torch.int32, device=buckets.device)
     sizes = (heads * rounds, length, num_buckets)
-    facts = {"BITS": bits, "TILE": tile}
     order = buckets
     with launching_on(buckets) as launch:
         for i in range(passes):
             counts = torch.zeros((rows, tiles, 2**bits), dtype=torch.int32, device=buckets.device)
             sorted_tiles, moved = torch.empty_like(buckets), torch.empty_like(buckets)
             tokens = (buckets, mask, order, sorted_tiles, counts, sizes, i * bits)
-            launch(
-                sort_tiles_kernel,
-                rows * tiles,
-                *tokens,
-                IS_FIRST=i == 0,
-                HAS_MASK=has_mask,
-                **facts,
-                num_warps=SORT_WARPS,
-            )
-            launch(add_counts_kernel, rows * (2**bits // digits), counts, totals, tiles, **added)
+            launch(sort_tiles_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **sorting)
+            launch(add_counts_kernel, rows * (2**bits // digits), counts, totals, tiles, **adding)
             tokens = (sorted_tiles, order, counts, totals, moved, sizes)
-            launch(move_by_digit_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **facts, num_warps=4)
+            launch(move_by_digit_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **moving)
             order = moved
     return order

@@ -9,9 +9,10 @@ Speed and memory of Reformer attention and of training steps, ours beside its pe
 
 Cases: `attention` is an operator on vectors that are there (hashing, sorting, attention), `operator` the same with the
 projections before it, `step` forward and backward of a language model without the optimizer, `prefill` reading a
-prompt without gradients, `memory` the peak of a step, in a process of its own. Contenders take turns. First they are
-checked to compute the same, and nothing is measured if ours do not. Whatever is too slow, too large or fails is named,
-with the reason. Nothing else should run meanwhile.
+prompt without gradients, `memory` the peak of a step, in a process of its own. On a GPU short calls of operators are
+also replayed from a CUDA graph, without Python. Contenders take turns. First they are checked to compute the same, and
+nothing is measured if ours do not. Whatever is too slow, too large or fails is named, with the reason. Nothing else
+should run meanwhile.
 """
 
 import argparse

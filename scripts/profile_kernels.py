@@ -20,6 +20,7 @@ from itertools import product
 
 import torch
 from report import machine, versions
+from timing import sample
 from torch.profiler import ProfilerActivity, profile
 
 from hf_reformer.modeling import triton_launch
@@ -74,15 +75,11 @@ def call_times(call: Callable) -> tuple[float, float]:
     for _ in range(3):
         call()
     torch.cuda.synchronize()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begun = time.perf_counter()
-    start.record()
     for _ in range(CALLS):
         call()
-    end.record()
-    python = time.perf_counter() - begun
-    torch.cuda.synchronize()
-    return 1000 * start.elapsed_time(end) / CALLS, 1e6 * python / CALLS
+    python = (time.perf_counter() - begun) / CALLS
+    return 1e6 * sample(call, "cuda", CALLS), 1e6 * python
 
 
 def measure_ceilings() -> tuple[float, float]:

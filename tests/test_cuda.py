@@ -45,10 +45,6 @@ def fused_calls(monkeypatch):
     return calls
 
 
-def to_cuda(tensors, dtype=None):
-    return [each.cuda() if dtype is None else each.cuda().to(dtype) for each in tensors]
-
-
 def relative_error(actual, expected):
     return ((actual.cpu().double() - expected.double()).norm() / expected.double().norm()).item()
 
@@ -72,7 +68,9 @@ def test_fused_attention_equals_the_oracle(case, mask, dtype, shape, fused_calls
     low = [row.to(dtype) for row in rows]
     theirs = test_lsh_operator.run(lsh_attention_reference, *low, **known, **options)
     known = {name: None if each is None else each.cuda() for name, each in known.items()}
-    actual = test_lsh_operator.run(lsh_attention, *to_cuda(low), **known, **options, implementation="sdpa")
+    actual = test_lsh_operator.run(
+        lsh_attention, *[row.cuda() for row in low], **known, **options, implementation="sdpa"
+    )
     assert set(fused_calls) == {"cuda" if shape == "fused" else None}
     for ours, reference, truth in zip(actual, theirs, expected, strict=True):
         if attention_mask is not None:
