@@ -349,23 +349,29 @@ def test_models_like_the_published_ones(published, length, tmp_path):
         assert relative_error(ours(ids).logits, stock(ids, use_cache=False).logits) < 1e-5
 
 
+NO_SUCH_LAYER = NotImplementedError, "Only attn layer types 'lsh' and 'local' exist"
+
+
 @pytest.mark.parametrize(
-    "switch",
+    ("switch", "error"),
     [
-        {"circular_look_around": False},
-        {"attend_across_buckets": False},
-        {"allow_duplicate_attention": False},
-        {"full_attention_threshold": 64},
-        {"attn_layers": ["full", "local"]},
-        {"axial_pos_shape": [8, 4, 4], "axial_pos_embds_dim": [8, 8, 16]},
+        ({"circular_look_around": False}, NO_SUCH_LAYER),
+        ({"attend_across_buckets": False}, NO_SUCH_LAYER),
+        ({"allow_duplicate_attention": False}, NO_SUCH_LAYER),
+        ({"full_attention_threshold": 64}, NO_SUCH_LAYER),
+        ({"attn_layers": ["full", "local"]}, NO_SUCH_LAYER),
+        (
+            {"axial_pos_shape": [8, 4, 4], "axial_pos_embds_dim": [8, 8, 16]},
+            (ValueError, "too many values to unpack"),
+        ),
     ],
-    ids=lambda switch: next(iter(switch)),
+    ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )
-def test_stock_refuses_what_it_does_not_have(switch, tmp_path):
+def test_stock_refuses_what_it_does_not_have(switch, error, tmp_path):
     """Rather than compute something else from our checkpoint, silently."""
     config = ReformerConfig(**(TINY | {"attn_layers": ["local", "lsh"]} | switch))
     ReformerForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises((NotImplementedError, ValueError)):
+    with pytest.raises(error[0], match=error[1]):
         stock = StockForCausalLM.from_pretrained(tmp_path)
         stock(torch.randint(50, (1, 128)))
     again = ReformerForCausalLM.from_pretrained(tmp_path)
