@@ -36,7 +36,7 @@ setup(
     python_requires=">=3.10",
     package_dir=PACKAGE_DIR,
     packages=list(PACKAGE_DIR),
-    install_requires=["torch>=2.11", "transformers>=5.17", "tokenizers", "safetensors", "huggingface_hub"],
+    install_requires=["torch>=2.11", "transformers>=5.17,<5.25", "tokenizers", "safetensors", "huggingface_hub"],
     extras_require={
         "train": TRAIN,
         "test": [

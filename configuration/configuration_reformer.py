@@ -139,7 +139,7 @@ class ReformerConfig(PreTrainedConfig):
     """
 
     model_type = "reformer"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     base_model_fsdp_plan = {
         "embeddings": "free_full_weight",
         "encoder.layers.*": "free_full_weight",

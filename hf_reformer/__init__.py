@@ -33,10 +33,13 @@ from .modeling.modeling_reformer import (
     ReformerModelWithLMHead,
     ReformerPreTrainedModel,
 )
+from .modeling.self_check import check_installed_releases
 from .tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 
 
 __version__ = "0.1.0"
+
+check_installed_releases()
 
 AutoConfig.register("reformer", ReformerConfig, exist_ok=True)
 AutoTokenizer.register(ReformerConfig, tokenizer_class=ReformerByteTokenizer, exist_ok=True)

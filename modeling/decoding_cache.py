@@ -158,6 +158,8 @@ class RowBuffer:
 class ReformerCacheLayer(CacheLayerMixin):
     """The vectors that one layer keeps; by itself that of a full layer, which keeps all."""
 
+    is_croppable = True
+
     def __init__(self, ring: int | None = None, most: int | None = None):
         super().__init__()
         self.rows = RowBuffer(ring, most)
@@ -277,7 +279,7 @@ class LSHCacheLayer(ReformerCacheLayer):
 
 class ReformerCache(Cache):
     """
-    The cache of a causal Reformer, for `past_key_values`.
+    The cache of a causal Reformer, for the argument `cache` (`past_key_values`).
 
     It holds, per token, `2 * heads * head size` numbers for each LSH and full layer, and for each LSH layer 4 bytes
     per head and 8 bytes per head and round; local layers hold a fixed number of tokens.
@@ -300,7 +302,7 @@ class ReformerCache(Cache):
     >>> model, cache = ReformerForCausalLM(config).eval(), ReformerCache(config)
     >>> with torch.no_grad():
     ...     for piece in torch.randint(320, (1, 300)).split(100, dim=1):
-    ...         logits = model(piece, past_key_values=cache).logits
+    ...         logits = model(piece, cache=cache).logits
     >>> cache.get_seq_length()
     300
     """

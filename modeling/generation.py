@@ -1,5 +1,6 @@
 """What `generate` asks of a model with a cache of its own."""
 
+from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
 from .padding import first_real_token
 
@@ -7,10 +8,14 @@ from .padding import first_real_token
 class CachedGenerationMixin:
     """For a causal model beside `GenerationMixin`, whose default caches do not know buckets."""
 
+    def generate(self, *args, **kwargs):
+        """`GenerationMixin.generate`, which takes a cache by either name."""
+        return super().generate(*args, **with_cache_named(CACHE_NAME, kwargs))
+
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):
-        cache, implementation = model_kwargs.get("past_key_values"), generation_config.cache_implementation
+        cache, implementation = model_kwargs.get(CACHE_NAME), generation_config.cache_implementation
         # Without evaluation mode each pass hashes anew, and maps are those of the whole text.
         if self.training or generation_config.output_attentions:
             generation_config.use_cache = False
@@ -26,7 +31,7 @@ class CachedGenerationMixin:
             check_cache(cache)
             if not uses_cache:
                 raise ValueError(
-                    "`past_key_values` is given, but `use_cache=False`, `output_attentions` or training mode does "
+                    f"`{CACHE_NAME}` is given, but `use_cache=False`, `output_attentions` or training mode does "
                     "without. Leave one of them out."
                 )
             cache._is_user_defined = True
@@ -38,7 +43,7 @@ class CachedGenerationMixin:
                     "`output_attentions` out, or give the prompt as `input_ids`."
                 )
             return
-        model_kwargs["past_key_values"] = ReformerCache(self.config, max_length=max_cache_length)
+        model_kwargs[CACHE_NAME] = ReformerCache(self.config, max_length=max_cache_length)
 
     def _check_generated_length(self, attention_mask, max_cache_length: int):
         longest = self.config.max_sequence_length
@@ -55,29 +60,29 @@ def check_cache(cache):
     """ValueError unless `cache` is one of ours."""
     if not isinstance(cache, ReformerCache):
         raise ValueError(
-            f"`past_key_values` is a {type(cache).__name__}; a Reformer takes a `hf_reformer.ReformerCache`, because "
+            f"`{CACHE_NAME}` is a {type(cache).__name__}; a Reformer takes a `hf_reformer.ReformerCache`, because "
             "its layers need more than keys and values. Give one, or leave it out."
         )
 
 
-def cache_of_call(model, past_key_values, use_cache: bool | None, output_attentions: bool) -> ReformerCache | None:
+def cache_of_call(model, cache, use_cache: bool | None, output_attentions: bool) -> ReformerCache | None:
     """
     The cache for one call of the base model: the one given, or a new one where `use_cache=True` asks for it.
 
     Raises:
         ValueError: A cache where none can be used.
     """
-    if past_key_values is None:
+    if cache is None:
         can_be_used = model.config.is_decoder and not model.training
         return ReformerCache(model.config) if use_cache and can_be_used else None
-    check_cache(past_key_values)
+    check_cache(cache)
     if not model.config.is_decoder:
-        raise ValueError("`past_key_values` needs causal attention: use `ReformerForCausalLM`, or `is_decoder=True`.")
+        raise ValueError(f"`{CACHE_NAME}` needs causal attention: use `ReformerForCausalLM`, or `is_decoder=True`.")
     if model.training:
-        raise ValueError("`past_key_values` is for evaluation: call `model.eval()`, or leave it out.")
-    if output_attentions and past_key_values.get_seq_length():
+        raise ValueError(f"`{CACHE_NAME}` is for evaluation: call `model.eval()`, or leave it out.")
+    if output_attentions and cache.get_seq_length():
         raise ValueError(
-            "Attention maps of a text that is partly in a cache are not available. Leave `past_key_values` out and "
-            "give the whole text."
+            "Attention maps of a text that is partly in a cache are not available. Leave "
+            f"`{CACHE_NAME}` out and give the whole text."
         )
-    return past_key_values
+    return cache

@@ -47,7 +47,7 @@ class LSHSelfAttention(nn.Module):
         if cache is not None and cache.rotations is not None:
             if num_hashes not in (None, cache.rotations.shape[2]):
                 raise ValueError(
-                    f"`num_hashes={num_hashes}`, but `past_key_values` was made with {cache.rotations.shape[2]} "
+                    f"`num_hashes={num_hashes}`, but the cache was made with {cache.rotations.shape[2]} "
                     "hashing rounds. Use the same number for the whole text."
                 )
             return cache.rotations

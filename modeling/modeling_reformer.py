@@ -36,6 +36,7 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 
 from ..configuration.configuration_reformer import ReformerConfig
 from .argument_checks import check_inputs, check_labels, check_num_hashes
+from .cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
 from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
@@ -59,7 +60,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["ReformerLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     # Checkpoints written by transformers v4 name the bias of the LM head a second time.
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
@@ -120,9 +121,9 @@ def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attent
         attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
     return BaseModelOutputWithPast(
         last_hidden_state=shift_rows(last_hidden_state, back),
-        past_key_values=cache,
         hidden_states=all_hidden_states,
         attentions=attentions,
+        **{CACHE_NAME: cache},
     )
 
 
@@ -143,6 +144,7 @@ class ReformerModel(ReformerPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding):
         self.embeddings.word_embeddings = value
 
+    @takes_cache_by_either_name
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -152,18 +154,20 @@ class ReformerModel(ReformerPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         num_hashes: int | None = None,
-        past_key_values: ReformerCache | None = None,
+        cache: ReformerCache | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         r"""
         num_hashes (`int`, *optional*):
             Hashing rounds for this call, instead of `config.num_hashes`.
+        cache (`ReformerCache`, *optional*):
+            What is known of the text so far; the call continues it. Also taken as `past_key_values`.
         use_cache (`bool`, *optional*):
             Make a cache and return it. Not in training, which needs none.
         """
         output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
-        cache = cache_of_call(self, past_key_values, use_cache, output_attentions)
+        cache = cache_of_call(self, cache, use_cache, output_attentions)
         past_length = 0 if cache is None else cache.get_seq_length()
         check_inputs(
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
@@ -204,7 +208,7 @@ class ReformerModel(ReformerPreTrainedModel):
         if "full" not in self.config.attn_layers:
             return None
         create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
-        arguments = {"past_key_values": None} if self.config.is_decoder else {}
+        arguments = {CACHE_NAME: None} if self.config.is_decoder else {}
         config = copy.copy(self.config)
         config._attn_implementation_internal = dense_implementation(self.config, return_weights)
         return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
@@ -259,6 +263,7 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
         # The Trainer looks this name up to know that labels are to be shifted when it smooths them.
         return "ReformerModelWithLMHead"
 
+    @takes_cache_by_either_name
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -269,7 +274,7 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_hashes: int | None = None,
-        past_key_values: ReformerCache | None = None,
+        cache: ReformerCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -277,6 +282,8 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
         r"""
         num_hashes (`int`, *optional*):
             Hashing rounds for this call, instead of `config.num_hashes`.
+        cache (`ReformerCache`, *optional*):
+            What is known of the text so far; the call continues it. Also taken as `past_key_values`.
         use_cache (`bool`, *optional*):
             Make a cache and return it. Not in training, which needs none.
         """
@@ -286,7 +293,7 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -295,9 +302,9 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
 

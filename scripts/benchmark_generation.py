@@ -37,6 +37,7 @@ from transformers.models.reformer.modeling_reformer import ReformerModelWithLMHe
 
 from hf_reformer import ReformerCache, ReformerConfig, ReformerForCausalLM
 from hf_reformer.modeling.allocations import AllocationLedger
+from hf_reformer.modeling.cache_naming import CACHE_NAME
 
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -128,7 +129,7 @@ class Contender(ABC):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Read on with the cache; logits of the last token."""
-        return self.model(ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits
+        return self.model(ids, **{CACHE_NAME: self.cache}, use_cache=True, logits_to_keep=1).logits
 
     @torch.no_grad()
     def step(self) -> torch.Tensor:

@@ -23,6 +23,7 @@ from transformers import DynamicCache
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
 from hf_reformer.modeling import decoding_attention
 from hf_reformer.modeling.allocations import AllocationLedger
+from hf_reformer.modeling.cache_naming import CACHE_NAME, CACHE_NAMES
 from hf_reformer.modeling.chunking import circle_length_of
 from hf_reformer.modeling.decoding_cache import CROP_REACH
 from hf_reformer.modeling.reversible import ReversibleTape
@@ -48,7 +49,7 @@ def cached_logits(model, ids, splits, mask=None, cache=None):
     for piece in ids.split(splits, dim=1):
         start += piece.shape[1]
         seen = None if mask is None else mask[:, :start]
-        outputs.append(model(piece, attention_mask=seen, past_key_values=cache).logits)
+        outputs.append(model(piece, attention_mask=seen, cache=cache).logits)
     assert cache.get_seq_length() == start
     return torch.cat(outputs, dim=1)
 
@@ -420,12 +421,12 @@ def test_rotations_stay_in_the_cache():
     with torch.no_grad():
         expected = model(ids, num_hashes=3).logits
         cache = ReformerCache(model.config)
-        first = model(ids[:, :60], num_hashes=3, past_key_values=cache).logits
+        first = model(ids[:, :60], num_hashes=3, cache=cache).logits
         # The number is that of the cache now.
-        second = model(ids[:, 60:], past_key_values=cache).logits
+        second = model(ids[:, 60:], cache=cache).logits
         close(torch.cat([first, second], dim=1), expected)
         with pytest.raises(ValueError, match=r"`num_hashes=2`, but .* made with 3 hashing rounds"):
-            model(ids[:, :1], num_hashes=2, past_key_values=cache)
+            model(ids[:, :1], num_hashes=2, cache=cache)
 
 
 # Memory.
@@ -456,7 +457,7 @@ def test_a_step_allocates_nothing_of_the_text_s_length(kind):
         cached_logits(model, random_ids(1, length), [length], cache=cache)
         token = random_ids(1, 1)
         with torch.no_grad(), AllocationLedger() as ledger:
-            model(token, past_key_values=cache)
+            model(token, cache=cache)
         largest[length] = ledger.peak
     assert largest[900] == largest[300]
 
@@ -503,7 +504,7 @@ def test_errors_say_what_to_do_and_leave_the_cache_as_it_was():
     }
     for message, inputs in mistakes.items():
         with pytest.raises(ValueError, match=message):
-            model(**inputs, past_key_values=cache)
+            model(**inputs, cache=cache)
     more = random_ids(2, 20)
     with torch.no_grad():
         close(cached_logits(model, more, [20], cache=cache), model(torch.cat([ids, more], dim=1)).logits[:, 1000:])
@@ -513,24 +514,34 @@ def test_where_a_cache_cannot_be_used():
     ids = random_ids(1, 5)
     model = make(**WINDOWS)
     with pytest.raises(ValueError, match=r"is a DynamicCache; a Reformer takes a `hf_reformer\.ReformerCache`"):
-        model(ids, past_key_values=DynamicCache())
+        model(ids, cache=DynamicCache())
     with pytest.raises(ValueError, match=r"call `model\.eval\(\)`"):
-        model.train()(ids, past_key_values=ReformerCache(model.config))
-    assert model(ids, use_cache=True).past_key_values is None
+        model.train()(ids, cache=ReformerCache(model.config))
+    assert model(ids, use_cache=True).get(CACHE_NAME) is None
     bidirectional = make_model(ReformerModel, **LONG)
     with pytest.raises(ValueError, match="needs causal attention"):
-        bidirectional(ids, past_key_values=ReformerCache(bidirectional.config))
-    assert bidirectional(ids, use_cache=True).past_key_values is None
-    assert "past_key_values" not in make_model(ReformerForMaskedLM)(ids, use_cache=True)
+        bidirectional(ids, cache=ReformerCache(bidirectional.config))
+    assert bidirectional(ids, use_cache=True).get(CACHE_NAME) is None
+    assert CACHE_NAME not in make_model(ReformerForMaskedLM)(ids, use_cache=True)
 
 
 def test_a_cache_is_made_where_it_is_asked_for():
     model = make(**WINDOWS)
     ids = random_ids(1, 50)
-    assert model(ids).past_key_values is None
-    cache = model(ids[:, :30], use_cache=True).past_key_values
+    assert model(ids).get(CACHE_NAME) is None
+    cache = model(ids[:, :30], use_cache=True).get(CACHE_NAME)
     assert cache.get_seq_length() == 30
-    close(model(ids[:, 30:], past_key_values=cache).logits, model(ids).logits[:, 30:])
+    close(model(ids[:, 30:], cache=cache).logits, model(ids).logits[:, 30:])
+
+
+def test_a_cache_has_two_names():
+    model = make(**WINDOWS)
+    ids = random_ids(1, 50)
+    caches = [model(ids[:, :30], use_cache=True).get(CACHE_NAME) for _ in range(2)]
+    logits = [model(ids[:, 30:], **{name: cache}).logits for name, cache in zip(CACHE_NAMES, caches, strict=True)]
+    assert torch.equal(*logits)
+    with pytest.raises(ValueError, match="both are given"):
+        model(ids[:, 30:], cache=caches[0], past_key_values=caches[1])
 
 
 def test_the_example_in_the_docstring():

@@ -499,7 +499,7 @@ ERRORS = {
         "Give exactly one of `input_ids` and `inputs_embeds`",
     ),
     "cache": (
-        {"input_ids": torch.ones(1, 9, dtype=torch.long), "past_key_values": DynamicCache()},
+        {"input_ids": torch.ones(1, 9, dtype=torch.long), "cache": DynamicCache()},
         "is a DynamicCache; a Reformer takes a",
     ),
     "rounds": (

@@ -15,6 +15,7 @@ from hf_reformer import (
     ReformerForSequenceClassification,
     ReformerForTokenClassification,
 )
+from hf_reformer.modeling.cache_naming import CACHE_NAME, CACHE_NAMES
 
 
 TEXTS = ["To be, or not to be", "that is the question: Whether 'tis nobler", "Ay, there's the rub"]
@@ -174,16 +175,15 @@ def test_each_step_reads_the_new_token_only():
     assert counts == [20] + [1] * 29
 
 
-def test_a_cache_goes_on_where_a_text_ended():
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_cache_goes_on_where_a_text_ended(name):
     model = make_generator()
     batch = left_pad([random_ids(1, 5), random_ids(1, 20)])
     whole = model.generate(**batch, **GREEDY)
     first = model.generate(**batch, **(GREEDY | {"max_new_tokens": 10}), return_dict_in_generate=True)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, 10), value=1)
-    cache = first.past_key_values
-    second = model.generate(
-        first.sequences, attention_mask=mask, past_key_values=cache, **(GREEDY | {"max_new_tokens": 20})
-    )
+    cache = first[CACHE_NAME]
+    second = model.generate(first.sequences, attention_mask=mask, **{name: cache}, **(GREEDY | {"max_new_tokens": 20}))
     assert torch.equal(second, whole)
     assert cache.get_seq_length() == whole.shape[1] - 1
 
@@ -227,7 +227,7 @@ def test_maps_and_training_mode_do_without_a_cache():
     output = model.generate(ids, **GREEDY, output_attentions=True, return_dict_in_generate=True)
     assert torch.equal(output.sequences, model.generate(ids, **GREEDY))
     assert [step[0].shape[-1] for step in output.attentions] == list(range(20, 50))
-    assert output.past_key_values is None
+    assert output.get(CACHE_NAME) is None
     model.train()
     assert model.generate(ids, **GREEDY).shape == (2, 50)
 
@@ -238,10 +238,10 @@ def test_other_caches_are_refused(implementation):
     with pytest.raises(ValueError, match=f"cache_implementation='{implementation}'` is not possible.*Leave"):
         model.generate(random_ids(1, 5), cache_implementation=implementation, **GREEDY)
     with pytest.raises(ValueError, match="is a DynamicCache; a Reformer takes"):
-        model.generate(random_ids(1, 5), past_key_values=DynamicCache(), **GREEDY)
+        model.generate(random_ids(1, 5), **{CACHE_NAME: DynamicCache()}, **GREEDY)
     assert model.generate(random_ids(1, 5), cache_implementation="dynamic", **GREEDY).shape == (1, 35)
-    with pytest.raises(ValueError, match="`past_key_values` is given, but `use_cache=False`"):
-        model.generate(random_ids(1, 5), past_key_values=ReformerCache(model.config), use_cache=False, **GREEDY)
+    with pytest.raises(ValueError, match=f"`{CACHE_NAME}` is given, but `use_cache=False`"):
+        model.generate(random_ids(1, 5), **{CACHE_NAME: ReformerCache(model.config)}, use_cache=False, **GREEDY)
 
 
 def test_without_a_cache_padding_takes_positions():
