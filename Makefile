@@ -1,9 +1,15 @@
 # On a fresh machine `make demo` and `make test` are all there is to type: each first builds what it needs in .venv.
 # PYTHON= chooses the interpreter that .venv is made with; pip's own variables (PIP_FIND_LINKS, ...) choose where
 # packages come from.
+#
+# The releases are those of constraints.txt. WITH=floor takes the oldest that setup.py allows, WITH=newest what a plain
+# `pip install` brings today (TORCH=torch==2.13.0 but for PyTorch); each has an environment of its own.
 
 PYTHON ?= python3
-VENV := .venv
+TESTS ?= tests
+WITH ?= pins
+VENV := .venv$(if $(filter-out pins,$(WITH)),-$(WITH))
+CONSTRAINTS := $(if $(filter pins,$(WITH)),constraints.txt,$(if $(filter floor,$(WITH)),constraints-floor.txt))
 VENV_PYTHON := $(VENV)/bin/python
 
 .PHONY: help demo test lint format clean
@@ -17,8 +23,8 @@ demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a small model on two CPU cores
 	$(VENV_PYTHON) scripts/demo.py
 
-test: $(VENV)/test.stamp ## run all tests
-	$(VENV_PYTHON) -m pytest --durations=15
+test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
+	$(VENV_PYTHON) -m pytest --durations=15 $(TESTS)
 
 lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check
@@ -35,7 +41,7 @@ clean: ## remove build products and caches, but neither .venv nor what was train
 
 # One stamp for each set of extras in setup.py, so that the demo does not install the test tools. An environment that is
 # already there is kept: pip then finds every requirement satisfied.
-$(VENV)/%.stamp: setup.py constraints.txt
+$(VENV)/%.stamp: setup.py $(CONSTRAINTS)
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --constraint constraints.txt --editable '.[$*]'
+	$(VENV_PYTHON) -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH) --editable '.[$*]'
 	touch $@
