@@ -76,9 +76,9 @@ class ReformerByteTokenizer(TokenizersBackend):
     tokenizer. For a corpus, or text you do not trust, pass `split_special_tokens=True` (here or per call): then the
     name is encoded as the bytes it is made of.
 
-    Decoding joins all bytes before it reads them as UTF-8. `TextStreamer` prints only up to the last space, line end
-    or ideograph, and a `DecodeStream` of the tokenizers library waits for the end of a character, so neither shows
-    half a character as a replacement character.
+    Decoding joins all bytes before it reads them as UTF-8. `TextStreamer` prints words or letters (as the release of
+    transformers has it), and a `DecodeStream` of the tokenizers library waits for the end of a character, so neither
+    shows half a character as a replacement character.
 
     The ids of raw bytes, of a file that is not UTF-8, or of a corpus of many MB (encoding takes about 0.4 seconds and
     200 MB of memory per MB of text) need no tokenizer: `numpy.frombuffer(data, numpy.uint8).astype(numpy.int64) + 2`.
