@@ -14,17 +14,19 @@
 """Configuration of the Reformer (Kitaev, Kaiser, Levskaya, ICLR 2020, arXiv 2001.04451)."""
 
 from difflib import get_close_matches
-from math import prod
+from math import ceil, inf, lcm, log2, prod
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.utils import auto_docstring
+from transformers.utils import auto_docstring, logging
 
+
+logger = logging.get_logger(__name__)
 
 ATTENTION_KINDS = ("lsh", "local", "full")
 
-# Keys that published config files carry and nothing reads any more. They are kept as they are.
+# Keys that published config files carry and nothing reads any more. In a file they are kept as they are.
 LEGACY_KEYS = (
     "attention_probs_dropout_prob",
     "intermediate_size",
@@ -34,6 +36,47 @@ LEGACY_KEYS = (
     "sinusoidal_pos_embds",
     "tie_encoder_decoder",
 )
+
+# What other models call a setting.
+OTHER_NAMES = {
+    "attention_head_size": ("d_kv", "dim_head", "head_dim"),
+    "attn_layers": ("depth", "n_layer", "n_layers", "num_layers"),
+    "feed_forward_size": ("d_ff", "ffn_dim", "intermediate_size", "n_inner"),
+    "hidden_act": ("activation_function", "hidden_activation"),
+    "hidden_dropout_prob": ("dropout", "embd_pdrop", "resid_pdrop"),
+    "hidden_size": ("d_model", "dim", "n_embd"),
+    "is_decoder": ("causal",),
+    "layer_norm_eps": ("layer_norm_epsilon", "norm_eps", "rms_norm_eps"),
+    "local_attention_probs_dropout_prob": ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"),
+    "local_num_chunks_after": ("num_chunks_after",),
+    "local_num_chunks_before": ("num_chunks_before",),
+    "lsh_attn_chunk_length": ("bucket_size",),
+    "max_position_embeddings": ("max_seq_len", "max_seq_length", "n_ctx", "n_positions"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
+    "num_hashes": ("n_hashes",),
+}
+MEANT_BY = {name: ours for ours, names in OTHER_NAMES.items() for name in names}
+
+# Settings of other models that have no counterpart here.
+NOT_IN_A_REFORMER = (
+    "add_cross_attention",
+    "num_key_value_heads",
+    "output_past",
+    "position_embedding_type",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "sinusoidal_pos_embds",
+    "sliding_window",
+    "tie_encoder_decoder",
+    "type_vocab_size",
+)
+
+# `torch.Generator` takes no other seeds.
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
+
+# Padding to so many tokens is cheap, whatever the model.
+SMALL_CIRCLE = 16384
 
 # Before a kind of layer in the files of checkpoints that stock transformers must not load.
 OWN_KIND = "hf_reformer."
@@ -50,7 +93,8 @@ BEYOND_STOCK = {
 
 @auto_docstring(
     custom_intro="Everything that defines a Reformer. A superset of the configuration that transformers ships: a "
-    "`config.json` written for that one means the same here, and every default is the same."
+    "`config.json` written for that one means the same here, and every default is the same but `eos_token_id`, which "
+    "is the byte tokenizer's."
 )
 @strict
 class ReformerConfig(PreTrainedConfig):
@@ -64,10 +108,11 @@ class ReformerConfig(PreTrainedConfig):
         Standard deviation of the initial axial position vectors.
     axial_pos_embds (`bool`, *optional*, defaults to `True`):
         Axial position embeddings (a learned table per axis) instead of one learned vector per position.
-    axial_pos_shape (`list[int]`, *optional*, defaults to `(64, 64)`):
-        Length of each axis. Any number of axes; their product bounds the sequence length.
-    axial_pos_embds_dim (`list[int]`, *optional*, defaults to `(64, 192)`):
-        Vector size of each axis; the sizes add up to `hidden_size`.
+    axial_pos_shape (`list[int]`, *optional*):
+        Length of each axis. Any number of axes; their product bounds the sequence length. `None` takes two axes, as
+        square as powers of two allow, that hold `max_position_embeddings`.
+    axial_pos_embds_dim (`list[int]`, *optional*):
+        Vector size of each axis; the sizes add up to `hidden_size`. `None` splits `hidden_size`, 1 to 3 with two axes.
     chunk_size_lm_head (`int`, *optional*, defaults to 0):
         Tokens per chunk of the language model's loss; 0 computes it in one piece. With labels and a value above 0 the
         `length x vocab_size` logits never exist.
@@ -76,6 +121,8 @@ class ReformerConfig(PreTrainedConfig):
         its cache (4 million activations of the wide layer); a GPU, and what is compiled as a whole, takes all.
     feed_forward_size (`int`, *optional*, defaults to 512):
         Width of the feed-forward layers.
+    eos_token_id (`int` or `list[int]`, *optional*, defaults to 1):
+        The end of a text. A file that does not name it means stock's default, 2.
     hash_seed (`int`, *optional*):
         Seed of the hashing rotations. `None` draws fresh rotations at every training step and uses fixed ones, private
         to each layer, in evaluation.
@@ -95,6 +142,8 @@ class ReformerConfig(PreTrainedConfig):
         Chunks of the sorted order before its own that a chunk of an LSH layer attends to.
     lsh_num_chunks_after (`int`, *optional*, defaults to 0):
         The same after it.
+    max_position_embeddings (`int`, *optional*):
+        Longest input. `None` means all positions that `axial_pos_shape` holds, or 4,096.
     num_buckets (`int` or `list[int]`, *optional*):
         Hash buckets, an even number or a list of even factors. `None` computes it from the length of each input, so
         the result then depends on that length, padding included.
@@ -124,7 +173,8 @@ class ReformerConfig(PreTrainedConfig):
         `circular_look_around=False` and `attend_across_buckets=False`.
 
     A value that cannot work raises `StrictDataclassClassValidationError` or `StrictDataclassFieldValidationError`, a
-    misspelt name a `ValueError`; the message says what was given and what is allowed.
+    misspelt name or another model's name for a setting a `ValueError`; the message says what was given and what is
+    allowed. In a file, or in what `to_dict` wrote, such a name is kept and gets a warning.
 
     Example:
 
@@ -150,10 +200,10 @@ class ReformerConfig(PreTrainedConfig):
     attn_layers: list[str] | tuple[str, ...] = ("local", "lsh", "local", "lsh", "local", "lsh")
     axial_norm_std: float | int = 1.0
     axial_pos_embds: bool = True
-    axial_pos_shape: list[int] | tuple[int, ...] = (64, 64)
-    axial_pos_embds_dim: list[int] | tuple[int, ...] = (64, 192)
+    axial_pos_shape: list[int] | tuple[int, ...] | None = None
+    axial_pos_embds_dim: list[int] | tuple[int, ...] | None = None
     chunk_size_lm_head: int = 0
-    eos_token_id: int | list[int] | None = 2
+    eos_token_id: int | list[int] | None = 1
     feed_forward_size: int = 512
     hash_seed: int | None = None
     hidden_act: str = "relu"
@@ -170,7 +220,7 @@ class ReformerConfig(PreTrainedConfig):
     lsh_attention_probs_dropout_prob: float | int | None = 0.0
     lsh_num_chunks_before: int | None = 1
     lsh_num_chunks_after: int | None = 0
-    max_position_embeddings: int = 4096
+    max_position_embeddings: int | None = None
     num_attention_heads: int = 12
     num_buckets: int | list[int] | tuple[int, ...] | None = None
     num_hashes: int = 1
@@ -188,21 +238,54 @@ class ReformerConfig(PreTrainedConfig):
     full_attention_threshold: int | None = None
     lsh_sliding_window: bool = False
 
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        # What a file means that leaves these out.
+        return super().from_dict({"model_type": cls.model_type, "eos_token_id": 2} | config_dict, **kwargs)
+
     def __post_init__(self, **kwargs):
-        self._reject_misspelt_keys(kwargs)
+        # Nobody types the model's type: what has it comes from a file or from `to_dict`.
+        self._refuse_foreign_keys(kwargs, typed="model_type" not in kwargs)
         self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
-        self.axial_pos_shape = tuple(self.axial_pos_shape)
-        self.axial_pos_embds_dim = tuple(self.axial_pos_embds_dim)
+        self._complete_positions()
         super().__post_init__(**kwargs)
 
-    def _reject_misspelt_keys(self, extra_keys):
-        for key in extra_keys:
-            # Any special token may have its id in a config.
-            if key in LEGACY_KEYS or key.endswith("_token_id") or hasattr(type(self), key):
-                continue
-            close = get_close_matches(key, self.__dataclass_fields__, n=1, cutoff=0.8)
-            if close:
-                raise ValueError(f"`{key}` is not a setting of {type(self).__name__}. Did you mean `{close[0]}`?")
+    def _refuse_foreign_keys(self, extra_keys, typed):
+        if typed and self.tie_word_embeddings:
+            raise ValueError(
+                f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {2 * self.hidden_size} "
+                f"numbers per token, and a word embedding has {self.hidden_size}. Set it to False. Stock Reformer "
+                "ignores it, so a stock checkpoint holds separate weights either way."
+            )
+        for key, value in extra_keys.items():
+            fault = self._fault_of_key(key, value, typed)
+            if fault and typed:
+                raise ValueError(fault)
+            if fault:
+                logger.warning_once(f"{fault} It is kept and changes nothing.")
+
+    def _fault_of_key(self, key, value, typed):
+        # Any special token may have its id in a config.
+        if key.endswith("_token_id") or hasattr(type(self), key) or (key in LEGACY_KEYS and not typed):
+            return None
+        if key in NOT_IN_A_REFORMER:
+            return f"`{key}={value!r}`: a Reformer has no such thing. Leave it out." if value else None
+        close = get_close_matches(key, self.__dataclass_fields__, n=1, cutoff=0.8)
+        meant = MEANT_BY.get(key, *close)
+        return meant and f"`{key}` is not a setting of {type(self).__name__}. Did you mean `{meant}`?"
+
+    def _complete_positions(self):
+        if self.max_position_embeddings is None:
+            given = self.axial_pos_embds and self.axial_pos_shape
+            self.max_position_embeddings = prod(self.axial_pos_shape) if given else 4096
+        shape = self.axial_pos_shape
+        self.axial_pos_shape = tuple(axial_pos_shape(self.max_position_embeddings) if shape is None else shape)
+        sizes = self.axial_pos_embds_dim
+        if sizes is None:
+            others = len(self.axial_pos_shape) - 1
+            size = self.hidden_size // (2 * others + 2)
+            sizes = [size] * others + [self.hidden_size - others * size]
+        self.axial_pos_embds_dim = tuple(sizes)
 
     def validate_attn_layers(self):
         unknown = sorted(set(self.attn_layers) - set(ATTENTION_KINDS))
@@ -269,6 +352,27 @@ class ReformerConfig(PreTrainedConfig):
                 f"they are {self.circular_look_around} and {self.attend_across_buckets}."
             )
 
+    def validate_circle(self):
+        if not self.circular_look_around:
+            return
+        lengths = {"lsh": self.lsh_attn_chunk_length, "local": self.local_attn_chunk_length}
+        in_use = [lengths[kind] for kind in set(self.attn_layers) if kind in lengths]
+        # An input within the shorter chunk is not padded.
+        if lcm(*in_use) > max(SMALL_CIRCLE, min(in_use, default=0)) and lcm(*in_use) > self.max_sequence_length:
+            raise ValueError(
+                f"With `circular_look_around` inputs are padded to a multiple of both `lsh_attn_chunk_length="
+                f"{lengths['lsh']}` and `local_attn_chunk_length={lengths['local']}`: {lcm(*in_use)} tokens, where "
+                f"the longest input has {self.max_sequence_length}. Take shorter chunks, or lengths that divide each "
+                "other."
+            )
+
+    def validate_direction(self):
+        if self.is_encoder_decoder:
+            raise ValueError(
+                "`is_encoder_decoder=True` is not possible: a Reformer is one stack, causal or not. Choose with "
+                "`is_decoder`."
+            )
+
     def validate_dropout(self):
         names = [name for name in self.__dataclass_fields__ if "dropout" in name]
         for name in names:
@@ -287,8 +391,15 @@ class ReformerConfig(PreTrainedConfig):
             "vocab_size",
         )
         for name in names:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, but got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is None or value < 1:
+                raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+        for name in ("axial_norm_std", "initializer_range", "layer_norm_eps"):
+            # Also False for NaN.
+            if not 0 <= getattr(self, name) < inf:
+                raise ValueError(f"`{name}` must be a finite number >= 0, but got {getattr(self, name)}.")
+        if self.hash_seed is not None and not SMALLEST_SEED <= self.hash_seed <= LARGEST_SEED:
+            raise ValueError(f"`hash_seed` must be between -2**63 and 2**64 - 1, but got {self.hash_seed}.")
         if self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, but got {self.hidden_act!r}.")
 
@@ -306,6 +417,15 @@ class ReformerConfig(PreTrainedConfig):
             )
 
     @property
+    def auto_map(self) -> dict:
+        """Where a repository's own code is. Empty without any; TRL reads it of every config."""
+        return self.__dict__.setdefault("auto_map", {})
+
+    @auto_map.setter
+    def auto_map(self, value: dict):
+        self.__dict__["auto_map"] = value
+
+    @property
     def max_sequence_length(self) -> int:
         """Tokens that the position embeddings reach: the longest input the model takes."""
         if not self.axial_pos_embds:
@@ -319,6 +439,15 @@ class ReformerConfig(PreTrainedConfig):
         it raises an error that shows where the checkpoint comes from.
         """
         output = super().to_dict() | {"num_hidden_layers": self.num_hidden_layers}
+        if not self.auto_map:
+            output.pop("auto_map", None)
         if any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items()):
             output["attn_layers"] = [OWN_KIND + kind for kind in output["attn_layers"]]
         return output
+
+
+def axial_pos_shape(length: int) -> list[int]:
+    """Two axes, as square as a power of two allows, whose product is `length` or just above."""
+    length = max(length, 1)
+    rows = 2 ** ceil(log2(length) / 2)
+    return [rows, ceil(length / rows)]

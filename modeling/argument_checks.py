@@ -53,5 +53,5 @@ def check_labels(labels: torch.Tensor, expected: Sequence[int], name: str = "lab
 
 def check_num_hashes(num_hashes: int | None):
     """Raise ValueError unless a call's own number of hashing rounds is possible."""
-    if num_hashes is not None and num_hashes < 1:
-        raise ValueError(f"`num_hashes` must be at least 1, but got {num_hashes}.")
+    if num_hashes is not None and (not isinstance(num_hashes, int) or num_hashes < 1):
+        raise ValueError(f"`num_hashes` must be an integer and at least 1, but got {num_hashes!r}.")

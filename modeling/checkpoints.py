@@ -29,7 +29,8 @@ class CheckpointMixin:
         Same as `PreTrainedModel.from_pretrained`, and more.
 
         - With another `axial_pos_shape` or `max_position_embeddings` than the checkpoint's, as an argument or in
-          `config`, the position table is cropped or extended, with one log line.
+          `config`, the position table is cropped or extended, with one log line. More `max_position_embeddings` than
+          the axes hold make the first axis longer.
         - A damaged file, weights that are not finite, and a config that contradicts the checkpoint's kind of position
           embeddings raise a `ValueError`.
         """
@@ -101,6 +102,10 @@ def _with_saved_table(config_class, path, config, wanted, kwargs):
                 f"The checkpoint has `{name}={getattr(saved, name)}` and not `{name}={changed[name]}`: there are no "
                 "weights for that. Use the checkpoint's value."
             )
+    if saved.axial_pos_embds and "axial_pos_shape" not in changed:
+        rows = -(-changed.get("max_position_embeddings", 0) // prod(saved.axial_pos_shape[1:]))
+        if rows > saved.axial_pos_shape[0]:
+            changed["axial_pos_shape"] = (rows, *saved.axial_pos_shape[1:])
     if isinstance(config, PreTrainedConfig):
         config = copy.deepcopy(config)
         for name in POSITION_TABLE:

@@ -103,13 +103,13 @@ def _with_direction(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
     return config
 
 
-def _refuse_tied_embeddings(config: ReformerConfig):
+def _untie_embeddings(config: ReformerConfig):
     if config.tie_word_embeddings:
-        raise ValueError(
-            f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {2 * config.hidden_size} "
-            f"numbers per token, and a word embedding has {config.hidden_size}. Set it to False. Stock Reformer "
-            "ignores it, so a stock checkpoint holds separate weights either way."
+        logger.warning_once(
+            "`tie_word_embeddings=True` is not possible: the LM head reads both streams and is twice as wide as a "
+            "word embedding. The weights stay separate, as in stock Reformer, which ignores the setting."
         )
+        config.tie_word_embeddings = False
 
 
 def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
@@ -133,7 +133,7 @@ class ReformerModel(ReformerPreTrainedModel):
         super().__init__(config)
         # Settings may have been assigned one by one since the config was made.
         config.validate()
-        _refuse_tied_embeddings(config)
+        _untie_embeddings(config)
         self.embeddings = ReformerEmbeddings(config)
         self.encoder = ReformerEncoder(config)
         self.post_init()

@@ -4,12 +4,12 @@ The defaults of `ReformerConfig` stay those of transformers' own Reformer, so th
 it meant. They do not learn well. What differs here, and what each choice was worth, is in docs/recipe.md.
 """
 
-import math
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from hf_reformer import ReformerConfig
+from hf_reformer.configuration.configuration_reformer import axial_pos_shape
 
 
 # From this many buckets on they are factorised: two short rotations instead of one long one.
@@ -92,8 +92,6 @@ def build_config(
     recipe: ModelRecipe, *, context_length: int, tokenizer: PreTrainedTokenizerBase, causal: bool = True
 ) -> ReformerConfig:
     """The config of a new model for training windows of `context_length` tokens."""
-    axial_shape = axial_pos_shape(context_length)
-    first_axis = recipe.hidden_size // 4
     return ReformerConfig(
         attn_layers=["full"] * len(recipe.attn_layers) if recipe.full_attention else recipe.attn_layers,
         hidden_size=recipe.hidden_size,
@@ -112,9 +110,7 @@ def build_config(
         circular_look_around=False,
         lsh_sliding_window=recipe.lsh_sliding_window,
         attend_across_buckets=not recipe.lsh_sliding_window,
-        axial_pos_shape=axial_shape,
-        axial_pos_embds_dim=[first_axis, recipe.hidden_size - first_axis],
-        max_position_embeddings=math.prod(axial_shape),
+        axial_pos_shape=axial_pos_shape(context_length),
         axial_norm_std=recipe.axial_norm_std,
         initializer_range=recipe.initializer_range,
         hidden_dropout_prob=recipe.dropout,
@@ -127,12 +123,6 @@ def build_config(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-
-
-def axial_pos_shape(context_length: int) -> list[int]:
-    """Two axes, as square as a power of two allows, whose product is the context or just above."""
-    rows = 2 ** math.ceil(math.log2(context_length) / 2)
-    return [rows, math.ceil(context_length / rows)]
 
 
 def num_buckets(context_length: int, chunk_length: int, per_chunk: float = 2) -> int | list[int]:

@@ -274,6 +274,21 @@ def test_fewer_positions_than_the_grid_has(way, tmp_path):
         loaded(random_ids(1, 101))
 
 
+@pytest.mark.parametrize("way", AS_ARGUMENT)
+@pytest.mark.parametrize("settings", [{}, THREE_AXES], ids=["two axes", "three axes"])
+def test_more_positions_than_the_grid_has_make_its_first_axis_longer(settings, way, tmp_path):
+    model = saved(tmp_path, **settings)
+    loaded = AS_ARGUMENT[way](tmp_path, max_position_embeddings=300)
+    first, *others = model.config.axial_pos_shape
+    rows = -(-300 // torch.Size(others).numel())
+    assert loaded.get_position_embeddings().shape == (rows, *others)
+    assert rows > first
+    assert loaded.config.max_sequence_length == 300
+    ids = random_ids(1, 128)
+    torch.testing.assert_close(logits_of(loaded, ids), logits_of(model, ids))
+    assert logits_of(loaded, random_ids(1, 300)).isfinite().all()
+
+
 def test_loading_info_comes_with_another_table(tmp_path):
     saved(tmp_path)
     model, info = ReformerForCausalLM.from_pretrained(tmp_path, axial_pos_shape=(4, 16), output_loading_info=True)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import logging
 
 import pytest
+import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from tiny_models import tiny_config
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
 
-from hf_reformer import ReformerConfig, ReformerModel
+from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM, ReformerModel
+from hf_reformer.configuration.configuration_reformer import MEANT_BY, NOT_IN_A_REFORMER, OTHER_NAMES
 
 
 OWN_FIELDS = {
@@ -31,11 +35,22 @@ BEYOND_STOCK = (
 )
 
 
-def defaults(config_class):
-    return {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(config_class)
-    }
+@pytest.fixture
+def warnings_of(monkeypatch):
+    """A function that calls another one and returns its result and the warnings that both packages log for it."""
+
+    def call(function):
+        messages = []
+        transformers.logging.get_logger().warning_once.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                logging.Logger,
+                "warning",
+                lambda self, message, *args, **kwargs: messages.append(message),
+            )
+            return function(), messages
+
+    return call
 
 
 def settings_of(config):
@@ -43,12 +58,17 @@ def settings_of(config):
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
-def test_has_the_fields_of_stock_with_their_defaults_and_seven_more():
-    stock, ours = defaults(StockConfig), defaults(ReformerConfig)
-    assert {name: ours[name] for name in stock} == stock
-    assert {name: value for name, value in ours.items() if name not in stock} == OWN_FIELDS
+def test_has_the_settings_of_stock_with_their_defaults_and_seven_more():
+    stock, ours = settings_of(StockConfig()), settings_of(ReformerConfig())
+    assert ours == stock | OWN_FIELDS | {"eos_token_id": 1}
     assert ReformerConfig.model_type == StockConfig.model_type == "reformer"
     assert ReformerConfig.attribute_map == StockConfig.attribute_map
+
+
+def test_a_new_model_ends_its_texts_as_the_byte_tokenizer_does(tmp_path):
+    config, tokenizer = ReformerConfig(), ReformerByteTokenizer()
+    assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert ReformerConfig.from_dict({}).eos_token_id == StockConfig.from_dict({}).eos_token_id == 2
 
 
 @pytest.mark.parametrize(
@@ -91,6 +111,103 @@ def test_a_misspelt_keyword_is_told_the_right_one(misspelt, meant):
         ValueError, match=rf"`{misspelt}` is not a setting of ReformerConfig. Did you mean `{meant}`\?"
     ):
         ReformerConfig(**{misspelt: 2})
+
+
+@pytest.mark.parametrize(
+    ("foreign", "meant"),
+    [
+        ("intermediate_size", "feed_forward_size"),
+        ("attention_probs_dropout_prob", "local_attention_probs_dropout_prob"),
+        ("layer_norm_epsilon", "layer_norm_eps"),
+        ("num_layers", "attn_layers"),
+        ("d_model", "hidden_size"),
+    ],
+)
+def test_another_models_name_of_a_setting_is_told_ours(foreign, meant):
+    with pytest.raises(ValueError, match=rf"`{foreign}` is not a setting of .* Did you mean `{meant}`\?"):
+        ReformerConfig(**{foreign: 2})
+
+
+def test_other_names_are_no_settings_and_mean_settings():
+    fields = {field.name for field in dataclasses.fields(ReformerConfig)}
+    assert set(OTHER_NAMES) <= fields
+    assert not fields & {*MEANT_BY, *NOT_IN_A_REFORMER}
+    assert len(MEANT_BY) == sum(map(len, OTHER_NAMES.values()))
+
+
+def test_what_a_reformer_has_not_is_refused():
+    with pytest.raises(ValueError, match=r"`rope_theta=10000.0`: a Reformer has no such thing. Leave it out"):
+        ReformerConfig(rope_theta=10000.0)
+    assert ReformerConfig(add_cross_attention=False, sliding_window=None).hidden_size == 256
+
+
+# What a tool sets on any config, and what older files carry.
+CARRIED = {"layer_norm_epsilon": 1.0, "rope_theta": 1e4, "num_layers": 3}
+
+
+def test_what_a_file_or_a_tool_carries_is_kept_with_a_warning(tmp_path, warnings_of):
+    config = ReformerConfig()
+    for name, value in CARRIED.items():
+        setattr(config, name, value)
+    config.save_pretrained(tmp_path)
+    for load in (
+        lambda: ReformerConfig.from_pretrained(tmp_path),
+        lambda: AutoConfig.from_pretrained(tmp_path),
+        lambda: ReformerConfig(**config.to_dict()),
+        lambda: ReformerConfig(**config.to_diff_dict()),
+        lambda: ReformerConfig.from_dict(CARRIED),
+    ):
+        loaded, messages = warnings_of(load)
+        assert {name: getattr(loaded, name) for name in CARRIED} == CARRIED
+        assert loaded.num_hidden_layers == 6
+        for name in CARRIED:
+            assert [f"`{name}" in message for message in messages].count(True) == 1, (name, messages)
+
+
+def test_tied_embeddings_are_refused_where_they_are_typed(tmp_path, warnings_of):
+    with pytest.raises(ValueError, match=r"`tie_word_embeddings=True` is not possible: .* 512 numbers .* has 256"):
+        ReformerConfig(tie_word_embeddings=True)
+    config = tiny_config()
+    config.tie_word_embeddings = True
+    config.save_pretrained(tmp_path)
+    for load in (lambda: config, lambda: ReformerConfig.from_pretrained(tmp_path)):
+        model, (message,) = warnings_of(lambda load=load: ReformerForCausalLM(load()))
+        assert "The weights stay separate, as in stock Reformer" in message
+        assert not model.config.tie_word_embeddings
+        model.resize_token_embeddings(60)
+        assert model(torch.tensor([[59]])).logits.shape == (1, 1, 60)
+
+
+def test_positions_follow_from_each_other_and_sizes_from_the_width():
+    for settings, shape, sizes, longest in (
+        ({}, (64, 64), (64, 192), 4096),
+        ({"max_position_embeddings": 65536}, (256, 256), (64, 192), 65536),
+        ({"max_position_embeddings": 8192}, (128, 64), (64, 192), 8192),
+        ({"max_position_embeddings": 1000}, (32, 32), (64, 192), 1000),
+        ({"max_position_embeddings": 1}, (1, 1), (64, 192), 1),
+        ({"axial_pos_shape": [128, 512]}, (128, 512), (64, 192), 65536),
+        ({"hidden_size": 512}, (64, 64), (128, 384), 4096),
+        ({"hidden_size": 30}, (64, 64), (7, 23), 4096),
+        ({"axial_pos_shape": [8, 4, 16]}, (8, 4, 16), (42, 42, 172), 512),
+        ({"axial_pos_shape": [512]}, (512,), (256,), 512),
+        ({"axial_pos_shape": [64, 64], "max_position_embeddings": 65536}, (64, 64), (64, 192), 4096),
+    ):
+        config = ReformerConfig(**settings)
+        assert config.axial_pos_shape == shape
+        assert config.axial_pos_embds_dim == sizes
+        assert config.max_sequence_length == longest
+    learned = ReformerConfig(axial_pos_embds=False, axial_pos_shape=[2, 2])
+    assert learned.max_sequence_length == learned.max_position_embeddings == 4096
+
+
+def test_auto_map_is_there_to_be_read_and_saved_when_something_is_in_it():
+    config = ReformerConfig()
+    assert config.auto_map == {}
+    assert "auto_map" not in config.to_dict()
+    # So transformers notes where the code of a repository is.
+    config.auto_map["AutoConfig"] = "configuration_x.Config"
+    assert ReformerConfig(**config.to_dict()).auto_map == {"AutoConfig": "configuration_x.Config"}
+    assert ReformerConfig().auto_map == {}
 
 
 # The file of google/reformer-crime-and-punishment, with the keys that no version reads any more, and what
@@ -197,12 +314,24 @@ INVALID = {
     "lsh after": ({"lsh_num_chunks_after": -2}, "`lsh_num_chunks_after` must be at least 0, but got -2"),
     "head in chunks": ({"chunk_size_lm_head": -1}, "`chunk_size_lm_head` must be at least 0, but got -1"),
     "feed-forward in chunks": ({"chunk_size_feed_forward": -1}, "`chunk_size_feed_forward` must be at least 0"),
-    "hidden dropout": ({"hidden_dropout_prob": 1.5}, "`hidden_dropout_prob` is a probability .* 0 and 1, but got 1.5"),
-    "local dropout": ({"local_attention_probs_dropout_prob": -0.1}, "`local_attention_probs_dropout_prob` is .* -0.1"),
+    "hidden dropout": (
+        {"hidden_dropout_prob": 1.5},
+        "`hidden_dropout_prob` is a probability .* 0 and 1, but got 1.5",
+    ),
+    "local dropout": (
+        {"local_attention_probs_dropout_prob": -0.1},
+        "`local_attention_probs_dropout_prob` is .* -0.1",
+    ),
     "lsh dropout": ({"lsh_attention_probs_dropout_prob": 2}, "`lsh_attention_probs_dropout_prob` is .* got 2"),
     "head's dropout": ({"classifier_dropout": -1}, "`classifier_dropout` is a probability .* got -1"),
-    "no layers": ({"attn_layers": []}, r"at least one layer, each one of \['lsh', 'local', 'full'\], but got \[\]"),
-    "unknown layer": ({"attn_layers": ["lsh", "global"]}, r"\['lsh', 'local', 'full'\], but got \['lsh', 'global'\]"),
+    "no layers": (
+        {"attn_layers": []},
+        r"at least one layer, each one of \['lsh', 'local', 'full'\], but got \[\]",
+    ),
+    "unknown layer": (
+        {"attn_layers": ["lsh", "global"]},
+        r"\['lsh', 'local', 'full'\], but got \['lsh', 'global'\]",
+    ),
     "threshold": (
         {"full_attention_threshold": 15},
         "`full_attention_threshold` must be None or at least `lsh_attn_chunk_length=16`, but got 15",
@@ -215,6 +344,16 @@ INVALID = {
         {"lsh_sliding_window": True, "circular_look_around": False},
         "`lsh_sliding_window=True` needs .* but they are False and True",
     ),
+    "encoder and decoder": (
+        {"is_encoder_decoder": True},
+        "`is_encoder_decoder=True` is not possible: .* one stack",
+    ),
+    "chunk lengths without a small multiple": (
+        {"local_attn_chunk_length": 1009, "lsh_attn_chunk_length": 1013},
+        "`lsh_attn_chunk_length=1013` and `local_attn_chunk_length=1009`: 1022117 tokens, where .* 128",
+    ),
+    "a chunk of gigabytes": ({"local_attn_chunk_length": 2**22}, "multiple of both .*: 4194304 tokens, where"),
+    "seed": ({"hash_seed": 2**70}, r"`hash_seed` must be between .*, but got 1180591620717411303424"),
     "activation": ({"hidden_act": "rely"}, "`hidden_act` must be one of .*'relu'.* but got 'rely'"),
 } | {
     name: ({name: 0}, f"`{name}` must be at least 1, but got 0")
@@ -226,6 +365,11 @@ INVALID = {
         "num_hashes",
         "vocab_size",
     )
+}
+INVALID |= {
+    f"{name}={value}": ({name: value}, f"`{name}` must be a finite number >= 0, but got {value}")
+    for name in ("axial_norm_std", "initializer_range", "layer_norm_eps")
+    for value in (float("nan"), float("inf"), -1.0)
 }
 
 
@@ -242,6 +386,7 @@ def test_what_cannot_work_is_refused(case):
         ("attn_layers", "lsh"),
         ("num_buckets", "8"),
         ("num_hashes", 2.0),
+        ("num_hashes", "2"),
         ("circular_look_around", "no"),
         ("full_attention_threshold", "64"),
         ("reversible", None),
@@ -272,6 +417,12 @@ def test_a_value_of_the_wrong_type_is_refused(name, value):
         {"num_hidden_layers": 2},
         {"full_attention_threshold": 16},
         {"eos_token_id": [1, 2]},
+        {"hash_seed": 2**64 - 1},
+        {"hash_seed": -(2**63)},
+        {"layer_norm_eps": 0.0},
+        {"attn_layers": ("lsh",), "lsh_attn_chunk_length": 2**22},
+        {"local_attn_chunk_length": 2**22, "circular_look_around": False},
+        {"local_attn_chunk_length": 2**14},
     ],
     ids=str,
 )
