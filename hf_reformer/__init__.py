@@ -2,8 +2,11 @@
 The Reformer for Hugging Face Transformers.
 
 Importing this package registers its classes, so `AutoModelForCausalLM.from_pretrained` and the other Auto classes use
-them for every checkpoint of `model_type` "reformer".
+them for every checkpoint of `model_type` "reformer", and so does whoever looks up in `transformers` the class that a
+checkpoint names. `python -m hf_reformer` runs a program that does not import it.
 """
+
+import sys
 
 from transformers import (
     AutoConfig,
@@ -14,6 +17,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTextEncoding,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
@@ -51,6 +55,7 @@ for auto_class, model_class in (
     (AutoModelForPreTraining, ReformerForCausalLM),
     (AutoModelForQuestionAnswering, ReformerForQuestionAnswering),
     (AutoModelForSequenceClassification, ReformerForSequenceClassification),
+    (AutoModelForTextEncoding, ReformerModel),
     (AutoModelForTokenClassification, ReformerForTokenClassification),
 ):
     auto_class.register(ReformerConfig, model_class, exist_ok=True)
@@ -72,3 +77,15 @@ __all__ = [
     "estimate_memory",
     "lsh_attention",
 ]
+
+# TRL, pipelines and `transformers serve` look up here what a checkpoint's `architectures` name. Stock's classes stay
+# in `transformers.models.reformer`. The first import of transformers' processors makes a second module `transformers`,
+# and whoever imported it before keeps the first.
+modules = list(sys.modules.values())
+modules = [sys.modules["transformers"], *(getattr(module, "__dict__", {}).get("transformers") for module in modules)]
+for module in modules:
+    if getattr(module, "__name__", None) == "transformers":
+        for name in __all__:
+            if name.startswith("Reformer"):
+                setattr(module, name, globals()[name])
+del module, modules, name

@@ -19,11 +19,13 @@ from tiny_models import (
     tiny_config,
 )
 from transformers import DynamicCache, set_seed
+from transformers.models.auto import modeling_auto
 from transformers.models.reformer import modeling_reformer as stock
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
 
 import hf_reformer
 from hf_reformer import (
+    ReformerConfig,
     ReformerForCausalLM,
     ReformerForMaskedLM,
     ReformerForMultipleChoice,
@@ -42,6 +44,7 @@ AUTO_CLASSES = {
     "AutoModelForPreTraining": ReformerForCausalLM,
     "AutoModelForQuestionAnswering": ReformerForQuestionAnswering,
     "AutoModelForSequenceClassification": ReformerForSequenceClassification,
+    "AutoModelForTextEncoding": ReformerModel,
     "AutoModelForTokenClassification": ReformerForTokenClassification,
 }
 MODEL_CLASSES = tuple(dict.fromkeys(AUTO_CLASSES.values()))
@@ -69,7 +72,19 @@ def test_public_names():
         assert getattr(hf_reformer, name).__module__.startswith("hf_reformer.")
     assert set(AUTO_CLASSES) - {"AutoModel"} == {
         f"AutoModel{name.removeprefix('Reformer')}" for name in hf_reformer.__all__ if name.startswith("ReformerFor")
-    } | {"AutoModelForPreTraining"}
+    } | {"AutoModelForPreTraining", "AutoModelForTextEncoding"}
+
+
+@pytest.mark.parametrize("name", [name for name in hf_reformer.__all__ if name.startswith("Reformer")])
+def test_transformers_gives_our_class_of_a_name(name):
+    assert getattr(transformers, name) is getattr(hf_reformer, name)
+
+
+def test_no_auto_class_gives_stock_for_our_config():
+    auto_classes = [value for name, value in vars(modeling_auto).items() if name.startswith("AutoModel")]
+    assert len(auto_classes) > 30
+    found = {auto.__name__: getattr(auto._model_mapping, "get", {}.get)(ReformerConfig, None) for auto in auto_classes}
+    assert {name: model_class for name, model_class in found.items() if model_class is not None} == AUTO_CLASSES
 
 
 @pytest.mark.parametrize("name", AUTO_CLASSES)

@@ -13,6 +13,9 @@ from zipfile import ZipFile
 
 import pytest
 
+import hf_reformer.__main__ as main_module
+from hf_reformer.__main__ import main
+
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("configuration", "modeling", "tokenization")
@@ -94,6 +97,90 @@ def test_wheel_imports_on_its_own_and_asks_for_no_optional_package(wheel, tmp_pa
     assert all(Path(file).is_relative_to(tmp_path) for file in files)
     assert "hf_reformer" in asked_for
     assert not {"accelerate", "datasets", "matplotlib", "triton"} & set(asked_for)
+
+
+SCRIPT = """
+import json, pathlib, sys
+import transformers
+print(json.dumps([sys.argv, sys.path[0], __name__, transformers.ReformerModelWithLMHead.__module__]))
+sys.exit(len(sys.argv))
+"""
+
+
+def test_the_launcher_runs_a_script_that_finds_our_classes(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "script.py").write_text(SCRIPT)
+    launched = run_python("-m", "hf_reformer", "scripts/script.py", "--help", "x", cwd=tmp_path)
+    assert (launched.returncode, launched.stderr) == (3, "")
+    assert json.loads(launched.stdout) == [
+        ["scripts/script.py", "--help", "x"],
+        str(tmp_path / "scripts"),
+        "__main__",
+        "hf_reformer.modeling.modeling_reformer",
+    ]
+
+
+TRANSFORMERS_FIRST = """
+import sys
+import transformers
+from transformers import processing_utils
+import hf_reformer
+for module in (transformers, sys.modules["transformers"]):
+    assert module.ReformerForMaskedLM is hf_reformer.ReformerForMaskedLM
+"""
+
+
+def test_whoever_imported_transformers_first_finds_our_classes_too(tmp_path):
+    (tmp_path / "script.py").write_text(TRANSFORMERS_FIRST)
+    probe = run_python("script.py", cwd=tmp_path)
+    assert (probe.returncode, probe.stdout + probe.stderr) == (0, "")
+
+
+@pytest.fixture
+def launch(monkeypatch, capsys, tmp_path):
+    """The launcher in this process: exit code, or message, and what was printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["__main__.py", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().out
+
+    return call
+
+
+def test_the_launcher_runs_modules(launch, tmp_path):
+    (tmp_path / "launched_module.py").write_text(SCRIPT)
+    code, printed = launch("launched_module", "x")
+    assert code == 2
+    assert json.loads(printed) == [
+        [str(tmp_path / "launched_module.py"), "x"],
+        str(tmp_path),
+        "__main__",
+        "hf_reformer.modeling.modeling_reformer",
+    ]
+
+
+def test_the_launcher_runs_installed_commands(launch, tmp_path):
+    metadata = tmp_path / "launched-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: launched\nVersion: 1\n")
+    (metadata / "entry_points.txt").write_text("[console_scripts]\nlaunched-command = launched_command:main\n")
+    (tmp_path / "launched_command.py").write_text("def main():\n    import sys\n    return ' '.join(sys.argv)\n")
+    sys.path.insert(1, str(tmp_path))
+    assert launch("launched-command", "serve") == ("launched-command serve", "")
+    # A command has not the current folder in front, where a script of a package's name might be.
+    assert sys.path[0] == str(tmp_path) != sys.path[1]
+
+
+def test_the_launcher_says_what_it_does_and_what_it_cannot_find(launch):
+    assert launch("--help") == (0, main_module.__doc__.strip() + "\n")
+    assert launch() == (2, main_module.__doc__.strip() + "\n")
+    for program in ("no_such_program", "no.such.module", "no_such.py", "-m"):
+        code, printed = launch(program)
+        assert code.startswith(f"{program!r} is no file, no installed command and no module") and not printed
 
 
 def test_mapped_folders_do_not_import_from_the_checkout():
