@@ -129,9 +129,7 @@ def _plain(setting):
 
 def _check_finite(model, path):
     damaged = [
-        name
-        for name, weight in model.state_dict().items()
-        if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all()
+        name for name, weight in model.state_dict().items() if _holds_numbers(weight) and not weight.isfinite().all()
     ]
     if damaged:
         raise ValueError(
@@ -139,3 +137,9 @@ def _check_finite(model, path):
             f"{' and others' if len(damaged) > 5 else ''}. The training run diverged or the file is damaged; use an "
             "earlier checkpoint."
         )
+
+
+def _holds_numbers(weight):
+    # Quantised weights and those of other devices are subclasses of their own, or not floating-point, or neither.
+    plain = type(weight) is torch.Tensor and weight.is_floating_point() and not weight.is_meta
+    return plain and weight.itemsize > 1

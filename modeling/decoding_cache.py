@@ -353,7 +353,7 @@ class ReformerCache(Cache):
         if len(lengths) != batch:
             raise ValueError(f"The cache holds {len(lengths)} rows, the input has {batch}. They must be the same.")
         steps = torch.arange(count, device=device).expand(batch, -1)
-        has_all = is_real is None or bool(is_real.all())
+        has_all = is_real is None or is_real.is_meta or bool(is_real.all())
         if has_all and self._mask is None and self._length is not None and (self._length > 0 or is_first):
             start, after = self._length, lengths + count
             return CacheStep(

@@ -28,7 +28,7 @@ class ReformerEmbeddings(nn.Module):
         batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
         self.check_length(length)
         if inputs_embeds is None:
-            inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.word_embeddings.num_embeddings)
+            inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.config.vocab_size)
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device)
         position_ids = position_ids.expand(batch, length)

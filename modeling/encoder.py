@@ -10,7 +10,7 @@ from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .reversible import ReversibleLayerCall, ReversibleTape, round_to_grid, run_layer
+from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer
 
 
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
@@ -222,7 +222,7 @@ class ReformerEncoder(nn.Module):
     def _begin_streams(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""
         layers_dtype, exact = self.layer_norm.weight.dtype, self.config.exact_inversion
-        low_precision = layers_dtype.itemsize < 4 or torch.is_autocast_enabled(embeddings.device.type)
+        low_precision = layers_dtype.itemsize < 4 or torch.is_autocast_enabled(autocast_type(embeddings.device))
         # MPS has no float64.
         if exact is None:
             exact = low_precision or (layers_dtype == torch.float32 and embeddings.device.type != "mps")

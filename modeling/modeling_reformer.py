@@ -209,6 +209,9 @@ class ReformerModel(ReformerPreTrainedModel):
             return None
         create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
         arguments = {CACHE_NAME: None} if self.config.is_decoder else {}
+        if hidden_states.is_meta:
+            # transformers looks for something masked, and there is nothing to look at.
+            attention_mask = None
         config = copy.copy(self.config)
         config._attn_implementation_internal = dense_implementation(self.config, return_weights)
         return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)

@@ -11,8 +11,19 @@ class AxialTables(nn.ParameterList):
     The tables of `AxialPositionEmbeddings`.
 
     A class of its own, because transformers initialises modules of packages outside it only where parameters are
-    direct members.
+    direct members. And called like one, because a hook that loads parameters from elsewhere runs at the module's call.
     """
+
+    # A ParameterList refuses to be called.
+    __call__ = nn.Module.__call__
+
+    def forward(self, coordinates: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Each axis's `[B, L]` to the vectors at these coordinates side by side, `[B, L, hidden_size]`."""
+        vectors = [
+            nn.functional.embedding(coordinate, table.flatten(0, -2))
+            for coordinate, table in zip(coordinates, self, strict=True)
+        ]
+        return torch.cat(vectors, dim=-1)
 
 
 class AxialPositionEmbeddings(nn.Module):
@@ -47,11 +58,7 @@ class AxialPositionEmbeddings(nn.Module):
             rest = (rest - coordinates[-1]).div(size, rounding_mode="floor")
         # What is left for the first axis is too large for it when the position is beyond the grid, and fails there.
         coordinates.append(rest)
-        vectors = [
-            nn.functional.embedding(coordinate, table.flatten(0, -2))
-            for coordinate, table in zip(reversed(coordinates), self.weights, strict=True)
-        ]
-        embeddings = torch.cat(vectors, dim=-1)
+        embeddings = self.weights(coordinates[::-1])
         if self.training and self.dropout > 0:
             # Whole columns of the grid are dropped, as in stock Reformer.
             columns = embeddings.new_ones(len(position_ids), shape[-1])
@@ -86,7 +93,7 @@ class PositionEmbeddings(nn.Module):
     @property
     def shape(self) -> int:
         """Number of positions."""
-        return self.embedding.num_embeddings
+        return len(self.embedding.weight)
 
     def resize(self, length: int):
         """Crop or extend the table; see `resized_table`."""

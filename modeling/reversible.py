@@ -335,12 +335,18 @@ def _sum(first, second):
     return first + second
 
 
+def autocast_type(device: torch.device) -> str:
+    """The type by which `torch.autocast` knows `device`; a device without autocast, such as meta, is like the CPU."""
+    return device.type if torch.amp.is_autocast_available(device.type) else "cpu"
+
+
 def _autocast_state(device: torch.device) -> dict:
+    device_type = autocast_type(device)
     # A cast made without gradients must not serve the recomputation, hence no cache.
     return {
-        "device_type": device.type,
-        "enabled": torch.is_autocast_enabled(device.type),
-        "dtype": torch.get_autocast_dtype(device.type),
+        "device_type": device_type,
+        "enabled": torch.is_autocast_enabled(device_type),
+        "dtype": torch.get_autocast_dtype(device_type),
         "cache_enabled": False,
     }
 
