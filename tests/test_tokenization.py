@@ -129,6 +129,26 @@ def test_decode_takes_ids_in_any_form():
     assert TOKENIZER.decode(torch.tensor([ids, ids])) == ["ж🙂", "ж🙂"]
 
 
+@pytest.mark.parametrize("errors", ["replace", "ignore", "strict", "surrogateescape"])
+def test_an_id_that_no_token_has_becomes_one_replacement_character(errors):
+    tokenizer = ReformerByteTokenizer(errors=errors)
+    for ids in ([99, 258, 10**12, 100], torch.tensor([99, 258, 319, 100]).numpy()):
+        assert tokenizer.decode(ids) == f"a{REPLACEMENT}{REPLACEMENT}b"
+    assert tokenizer.decode(300) == tokenizer.convert_tokens_to_string(tokenizer.convert_ids_to_tokens([300]))
+    assert "".join(stream(tokenizer, [99, 300, 100])) == f"a{REPLACEMENT}b"
+
+
+def test_tokens_may_be_joined_or_decoded():
+    tokenizer = ReformerByteTokenizer(mask_token="<é>")
+    tokens = tokenizer.convert_ids_to_tokens(byte_ids("ж 🙂!"))
+    for pieces in (tokens, ["".join(tokens)], ["".join(tokens[:3]), "".join(tokens[3:])]):
+        assert tokenizer.convert_tokens_to_string(pieces) == "ж 🙂!"
+    for text in ("ж 🙂!", "a b", "plain", "Köln", "漢字", "<é>", "</s>"):
+        assert tokenizer.convert_tokens_to_string([text]) == text
+    broken = tokenizer.decode(byte_ids("ж")[:1], errors="surrogateescape")
+    assert tokenizer.convert_tokens_to_string([broken]) == REPLACEMENT
+
+
 # special tokens
 
 
@@ -139,8 +159,9 @@ def test_special_tokens_are_appended_beyond_257():
     assert tokenizer.add_special_tokens({**named, "extra_special_tokens": ["<doc>"]}) == 5
     assert tokenizer.convert_tokens_to_ids([*named.values(), "<doc>"]) == [259, 260, 261, 262, 263]
     assert tokenizer.add_tokens(["gattaca"]) == 1
-    assert tokenizer("<cls>a<mask>gattaca<doc>").input_ids == [259, 99, 258, 264, 263]
-    assert tokenizer("plain").input_ids == byte_ids("plain")
+    ids = tokenizer("<cls>a<mask>gattaca<doc>", add_special_tokens=False).input_ids
+    assert ids == [259, 99, 258, 264, 263]
+    assert tokenizer("plain", add_special_tokens=False).input_ids == byte_ids("plain")
 
 
 @pytest.mark.parametrize("name", ["<mask>", "<маска>", "<é>", "é!", "[a b]", "Ġx", "🙂"])
@@ -339,7 +360,7 @@ def test_everything_survives_saving_and_loading(extended, loader, tmp_path):
     for name in ("errors", "padding_side", "truncation_side", "model_max_length"):
         assert getattr(loaded, name) == getattr(extended, name)
     text = "ж <é>a<mask><doc>gattaca[PAD]"
-    assert loaded(text).input_ids == extended(text).input_ids == [*byte_ids("ж"), 259, 99, 258, 260, 261, 0, 1]
+    assert loaded(text).input_ids == extended(text).input_ids == [259, *byte_ids("ж"), 259, 99, 258, 260, 261, 0, 1]
     assert loaded.decode(extended(text).input_ids) == extended.decode(extended(text).input_ids)
 
 
@@ -362,7 +383,7 @@ def test_pad_may_become_end_of_text_and_is_saved(tmp_path):
 def test_the_saved_file_works_with_the_tokenizers_library_alone(extended, tmp_path):
     extended.save_pretrained(tmp_path)
     backend = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert backend.encode("ж🙂<mask>").ids == [*byte_ids("ж🙂"), 258, 1]
+    assert backend.encode("ж🙂<mask>").ids == [259, *byte_ids("ж🙂"), 258, 1]
     assert backend.decode(byte_ids("ж🙂")) == "ж🙂"
 
 
@@ -445,15 +466,10 @@ def test_the_example_in_the_docstring_runs():
 # errors
 
 
-@pytest.mark.parametrize("token_id", [258, -1, -100, 10**12, 1.5, None])
-def test_ids_out_of_range_are_refused(token_id):
-    with pytest.raises(ValueError, match=rf"Cannot decode {token_id}: this tokenizer has the ids 0 to 257"):
+@pytest.mark.parametrize("token_id", [-1, -100, 1.5, None])
+def test_what_is_no_id_is_refused(token_id):
+    with pytest.raises(ValueError, match=rf"Cannot decode {token_id}: an id is an integer from 0 on"):
         TOKENIZER.decode([99, token_id])
-
-
-def test_tokens_it_does_not_have_are_refused():
-    with pytest.raises(ValueError, match="Cannot decode None"):
-        TOKENIZER.convert_tokens_to_string(["a", "gattaca"])
 
 
 def test_a_vocabulary_size_is_refused():

@@ -1,15 +1,19 @@
 """The byte tokenizer of the enwik8-style Reformers: the id of a byte is its value plus two."""
 
 import codecs
+import json
 from collections.abc import Iterable
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import AddedToken, AutoTokenizer, BatchEncoding, TokenizersBackend
+from tokenizers.processors import TemplateProcessing
+from transformers import AddedToken, AutoConfig, AutoTokenizer, BatchEncoding, TokenizersBackend
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils.hub import cached_file
 
 
@@ -17,6 +21,9 @@ PAD_ID = 0
 EOS_ID = 1
 FIRST_BYTE_ID = 2
 BASE_VOCAB_SIZE = 258
+HEAD_TOKENS = MappingProxyType({"mask_token": "<mask>", "cls_token": "<cls>", "sep_token": "<sep>"})
+# what an id decodes to that no token has
+REPLACEMENT = "\ufffd".encode()
 
 # the id of each byte, under the printable character that the tokenizers library writes for that byte
 BYTE_IDS = MappingProxyType({symbol: byte + FIRST_BYTE_ID for byte, symbol in bytes_to_unicode().items()})
@@ -42,16 +49,58 @@ def _check_vocab(vocab: Any) -> None:
         )
 
 
+def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {key: kwargs.get(key) for key in ("cache_dir", "revision", "subfolder", "token") if kwargs.get(key)}
+
+
+def _longest_input(path: str, **kwargs: Any) -> int | None:
+    """Return how many tokens the model in the folder or repository `path` takes, if there is a config that says so."""
+    local_files_only = kwargs.get("local_files_only", False)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only, **_hub_arguments(kwargs))
+    except (OSError, ValueError):
+        return None
+    return getattr(config, "max_sequence_length", None)
+
+
 def _is_sentencepiece_checkpoint(path: str, **kwargs: Any) -> bool:
     """Tell whether the folder or repository `path` has a sentencepiece vocabulary and names no tokenizer class."""
     if get_tokenizer_config(path, **kwargs).get("tokenizer_class"):
         return False
-    where = {key: kwargs.get(key) for key in ("cache_dir", "revision", "subfolder", "token")}
+    where = _hub_arguments(kwargs)
     local_files_only = kwargs.get("local_files_only", False)
     vocab_file = cached_file(
         path, "spiece.model", local_files_only=local_files_only, _raise_exceptions_for_missing_entries=False, **where
     )
     return vocab_file is not None
+
+
+def _names_in(post_processor: Any) -> set[str]:
+    """Return what a saved post-processor calls the tokens that it puts around a text."""
+    state = {} if post_processor is None else json.loads(post_processor.__getstate__())
+    return {piece["SpecialToken"]["id"] for piece in state.get("single", []) if "SpecialToken" in piece}
+
+
+def _bytes_of(token: str | None, named: set[str]) -> bytes:
+    """Return the bytes of a byte's name, of several in one string, of a token in `named`, or of text."""
+    if token is None:
+        # what convert_ids_to_tokens gives for an id that no token has
+        return REPLACEMENT
+    if token not in named and BYTE_IDS.keys() >= set(token):
+        data = bytes(BYTE_IDS[symbol] - FIRST_BYTE_ID for symbol in token)
+        # letters such as "ö" name bytes as well, but a text of them is hardly ever the names of a character's bytes
+        if len(token) == 1 or data.decode(errors="ignore").encode() == data:
+            return data
+    return token.encode("utf-8", "surrogateescape")
+
+
+class _Pieces(dict):
+    """The bytes of each id; of an id that no token has, a replacement character."""
+
+    def __missing__(self, token_id: Any) -> bytes:
+        if isinstance(token_id, Integral) and token_id >= 0:
+            return REPLACEMENT
+        raise KeyError(token_id)
 
 
 class ReformerByteTokenizer(TokenizersBackend):
@@ -66,10 +115,13 @@ class ReformerByteTokenizer(TokenizersBackend):
     | 258 ...   | what was asked for: mask, cls, sep, bos, unk, any added token             |
 
     These are the ids google/reformer-enwik8 was trained on (the `encode` and `decode` functions of its model card).
-    After adding a token, call `model.resize_token_embeddings(len(tokenizer))`.
+    After adding a token, call `model.resize_token_embeddings(len(tokenizer))`. `add_head_tokens()` names mask, cls and
+    sep for the heads that need them.
 
-    No end of text is appended to an input unless `add_eos_token=True`. Truncation counts bytes, so it may cut a
-    character in two. Offsets count characters: the bytes of one character share its span. With
+    A text begins with cls and ends with sep where these have a name, and a pair is `cls A sep B sep` then, with
+    `return_token_type_ids=True` 0 up to the first sep and 1 behind it; a Reformer has no use for these. No end of text
+    is appended to an input unless `add_eos_token=True`. Truncation counts bytes, so it may cut a character in two.
+    Offsets count characters: the bytes of one character share its span. With
     `is_split_into_words=True` nothing is put between the words; keep the spaces in them.
 
     A special token's name inside a text, such as a typed "<pad>", becomes that token's id, as in every Hugging Face
@@ -78,7 +130,11 @@ class ReformerByteTokenizer(TokenizersBackend):
 
     Decoding joins all bytes before it reads them as UTF-8. `TextStreamer` prints words or letters (as the release of
     transformers has it), and a `DecodeStream` of the tokenizers library waits for the end of a character, so neither
-    shows half a character as a replacement character.
+    shows half a character as a replacement character. An id that no token has, which a model with a larger embedding
+    table may generate, is decoded to one replacement character.
+
+    Loaded from a folder or repository with a Reformer's `config.json`, a tokenizer that was saved without
+    `model_max_length` has the model's longest input as that.
 
     The ids of raw bytes, of a file that is not UTF-8, or of a corpus of many MB (encoding takes about 0.4 seconds and
     200 MB of memory per MB of text) need no tokenizer: `numpy.frombuffer(data, numpy.uint8).astype(numpy.int64) + 2`.
@@ -165,7 +221,12 @@ class ReformerByteTokenizer(TokenizersBackend):
         self._tokenizer = Tokenizer(BPE(vocab=vocab, merges=[]))
         self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._tokenizer.decoder = decoders.ByteLevel()
+        # a saved tokenizer says there whether it adds bos and eos, and nowhere else
+        saved = _names_in(kwargs.get("post_processor"))
+        for role, name in (("bos", kwargs.get("bos_token")), ("eos", eos_token)):
+            kwargs.setdefault(f"add_{role}_token", bool(saved & {role, str(name)}))
         super().__init__(errors=errors, pad_token=pad_token, eos_token=eos_token, **kwargs)
+        self.update_post_processor()
         # a tokenizer_object among the keywords, as train_new_from_iterator passes it, replaces what was built here
         _check_vocab(self._tokenizer.get_vocab(with_added_tokens=False))
 
@@ -182,16 +243,48 @@ class ReformerByteTokenizer(TokenizersBackend):
             return AutoTokenizer.from_pretrained(
                 pretrained_model_name_or_path, *init_inputs, **{**kwargs, "tokenizer_type": "reformer"}
             )
-        return super().from_pretrained(pretrained_model_name_or_path, *init_inputs, **kwargs)
+        tokenizer = super().from_pretrained(pretrained_model_name_or_path, *init_inputs, **kwargs)
+        if tokenizer.model_max_length > LARGE_INTEGER:
+            longest = _longest_input(pretrained_model_name_or_path, **kwargs)
+            tokenizer.model_max_length = longest or tokenizer.model_max_length
+        return tokenizer
+
+    def add_head_tokens(self) -> int:
+        """
+        Name mask, cls and sep, those that have no name yet: `"<mask>"`, `"<cls>"` and `"<sep>"`.
+
+        Returns:
+            `int`: How many tokens are new. Call `model.resize_token_embeddings(len(tokenizer))` if there are any.
+        """
+        unnamed = {role: name for role, name in HEAD_TOKENS.items() if getattr(self, role) is None}
+        return self.add_special_tokens(unnamed)
+
+    def update_post_processor(self) -> None:
+        """Put around a text and a pair of texts the tokens that have a name, bos and eos only if asked for."""
+        wanted = {"bos": self.add_bos_token, "cls": True, "sep": True, "eos": self.add_eos_token}
+        tokens = []
+        for role, is_wanted in wanted.items():
+            name = self._special_tokens_map.get(f"{role}_token")
+            token_id = None if name is None else self._tokenizer.token_to_id(str(name))
+            if is_wanted and token_id is not None:
+                tokens.append({"id": role, "ids": [token_id], "tokens": [str(name)]})
+        pieces = {"$A", "$B", *(token["id"] for token in tokens)}
+        single = [f"{piece}:0" for piece in ("bos", "cls", "$A", "sep", "eos") if piece in pieces]
+        second = [f"{piece}:1" for piece in ("bos", "$B", "sep", "eos") if piece in pieces]
+        self._tokenizer.post_processor = TemplateProcessing(single=single, pair=single + second, special_tokens=tokens)
 
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self.SPECIAL_TOKENS_ATTRIBUTES and value is not None:
             _check_names([value])
         super().__setattr__(key, value)
+        if key.removesuffix("_id") in self.SPECIAL_TOKENS_ATTRIBUTES:
+            self.update_post_processor()
 
     def _add_tokens(self, new_tokens: list[str | AddedToken], special_tokens: bool = False) -> int:
         _check_names(new_tokens)
-        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        added = super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        self.update_post_processor()
+        return added
 
     def _encode_plus(self, *args: Any, **kwargs: Any) -> BatchEncoding:
         try:
@@ -207,15 +300,14 @@ class ReformerByteTokenizer(TokenizersBackend):
         Decode tokens, as `convert_ids_to_tokens` gives them, to text.
 
         Args:
-            tokens (`list[str]`): Names of bytes and of added tokens.
+            tokens (`list[str]`): Names of bytes and of added tokens, several in one string, or text that was decoded
+                before, as the pipeline for token classification passes it.
 
         Returns:
             `str`: The text; `errors` of the constructor says what becomes of bytes that are not UTF-8.
-
-        Raises:
-            ValueError: a token that this tokenizer does not have.
         """
-        return self._decode(self.convert_tokens_to_ids(tokens))
+        named = {self._tokenizer.id_to_token(PAD_ID), self._tokenizer.id_to_token(EOS_ID), *self.added_tokens_encoder}
+        return b"".join([_bytes_of(token, named) for token in tokens]).decode("utf-8", errors=self.errors)
 
     def _decode(
         self,
@@ -227,7 +319,7 @@ class ReformerByteTokenizer(TokenizersBackend):
     ) -> str:
         # the library's decoder always replaces, drops ids it does not know, and garbles added tokens such as "<é>";
         # and no space is cleaned up here, because each one is a byte of the text
-        pieces = {byte_id: bytes([byte_id - FIRST_BYTE_ID]) for byte_id in BYTE_IDS.values()}
+        pieces = _Pieces({byte_id: bytes([byte_id - FIRST_BYTE_ID]) for byte_id in BYTE_IDS.values()})
         for token_id in (PAD_ID, EOS_ID):
             pieces[token_id] = self._tokenizer.id_to_token(token_id).encode()
         for token_id, token in self.added_tokens_decoder.items():
@@ -238,8 +330,8 @@ class ReformerByteTokenizer(TokenizersBackend):
             data = b"".join([pieces[token_id] for token_id in token_ids])
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"Cannot decode {error}: this tokenizer has the ids 0 to {len(self) - 1}. Replace the label -100 by "
-                "tokenizer.pad_token_id, and do not sample rows of an embedding table that no token uses."
+                f"Cannot decode {error}: an id is an integer from 0 on. Replace the label -100 by "
+                "tokenizer.pad_token_id."
             ) from error
         return data.decode("utf-8", errors=errors or self.errors)
 
