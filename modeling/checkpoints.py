@@ -1,10 +1,12 @@
-"""What a checkpoint needs beyond the base class's loading: another position table, and weights that can be trusted."""
+"""What a checkpoint needs beyond the base class: another position table, weights that can be trusted, its card."""
 
 import copy
 from collections.abc import Sequence
 from math import prod
+from pathlib import Path
 
 import torch
+from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -17,6 +19,22 @@ logger = logging.get_logger(__name__)
 # Settings of the position table that can change when loading, and those that its weights settle.
 POSITION_TABLE = ("axial_pos_shape", "max_position_embeddings")
 POSITION_KIND = ("axial_pos_embds", "axial_pos_embds_dim")
+# What the card of a pushed model begins with.
+HOW_TO_LOAD = """
+# {repo_id}
+
+A Reformer of the package `hf_reformer`, which has to be imported to load it:
+
+```python
+from hf_reformer import {model_class}
+
+model = {model_class}.from_pretrained("{repo_id}")
+```
+
+`import hf_reformer` is enough for `AutoModel` classes and pipelines; `python -m hf_reformer` runs a program that does
+not import it.
+
+"""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -82,6 +100,15 @@ class CheckpointMixin:
             f"The position table was resized from {old} to {positions.shape}. Beyond its old end it repeats itself "
             f"from its start, so fine-tune before relying on added positions.{moved}"
         )
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        # Where `push_to_hub` and `save_pretrained(push_to_hub=True)` have written the card, and before it is sent.
+        path = Path(working_dir) / "README.md"
+        card = ModelCard.load(path)
+        if "hf_reformer" not in card.text:
+            card.text = HOW_TO_LOAD.format(repo_id=repo_id, model_class=type(self).__name__) + card.text.lstrip()
+            card.save(path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_position_embeddings(self) -> torch.nn.Module:
         """The position embeddings of the base model."""

@@ -2,10 +2,12 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 import transformers
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from tiny_models import TINY, assert_equal_tensors, make_model, random_ids, tiny_config
 
@@ -422,3 +424,52 @@ def test_settings_in_the_file_are_checked(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_buckets": 5}))
     with pytest.raises(Exception, match="`num_buckets` must be an even number"):
         ReformerForCausalLM.from_pretrained(tmp_path)
+
+
+# --- on the Hub ---
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hub without repositories; the files that it is sent."""
+    sent = {}
+
+    def create_commit(self, repo_id, operations, **kwargs):
+        for operation in operations:
+            with operation.as_file() as file:
+                sent[operation.path_in_repo] = file.read()
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **kwargs: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    return sent
+
+
+PUSH = {
+    "push_to_hub": lambda model, folder: model.push_to_hub("me/mine"),
+    "save_pretrained": lambda model, folder: model.save_pretrained(folder, push_to_hub=True, repo_id="me/mine"),
+}
+
+
+@pytest.mark.parametrize("way", PUSH)
+def test_the_card_of_a_pushed_model_says_how_to_load_it(way, hub, tmp_path, monkeypatch):
+    model = make_model(ReformerForCausalLM)
+    PUSH[way](model, tmp_path / "pushed")
+    card = ModelCard(hub["README.md"].decode())
+    assert card.data.library_name == "transformers"
+    code = card.text.split("```python")[1].split("```")[0]
+    repository = tmp_path / "me" / "mine"
+    repository.mkdir(parents=True)
+    for name, content in hub.items():
+        (repository / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code, names)
+    assert_equal_tensors(names["model"].state_dict(), model.state_dict())
+
+
+def test_a_card_that_names_the_package_stays_as_it_is(hub, tmp_path, monkeypatch):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nLoaded with hf_reformer.\n")
+    card = ModelCard.load(tmp_path / "README.md")
+    monkeypatch.setattr(ModelCard, "load", classmethod(lambda cls, path, **kwargs: card))
+    make_model(ReformerForCausalLM).push_to_hub("me/mine")
+    assert hub["README.md"].decode().endswith("---\nLoaded with hf_reformer.\n")
