@@ -140,7 +140,6 @@ class ReformerLayer(GradientCheckpointingLayer):
             attention_module=self.attention,
             feed_forward=self.feed_forward,
             on_grid=on_grid,
-            replays_random_numbers=reversible and self._has_dropout(),
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
@@ -148,12 +147,6 @@ class ReformerLayer(GradientCheckpointingLayer):
         streams = run_layer(call, x1, x2, reversible)
         tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
         return *streams, attention.weights
-
-    def _has_dropout(self) -> bool:
-        # Modules that others put into the layer, such as adapters, may bring a dropout of their own.
-        active = (module for module in self.modules() if module.training)
-        inside = (getattr(module, "p", getattr(module, "dropout", 0.0)) for module in active)
-        return any(isinstance(p, (int, float)) and p > 0 for p in inside)
 
 
 class ReformerEncoder(nn.Module):
