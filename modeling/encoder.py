@@ -6,11 +6,12 @@ from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .decoding_cache import CacheStep, ReformerCache, ReformerCacheLayer
+from .differentiation import is_inside_transform
 from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .reversible import ReversibleLayerCall, ReversibleTape, round_to_grid, run_layer
+from .reversible import ReversibleLayerCall, ReversibleTape, round_to_grid, run_layer, show_stream
 
 
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
@@ -21,11 +22,11 @@ class ReformerSelfOutput(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(self.dense(hidden_states), p=self.dropout, training=self.training)
+        return self.dropout(self.dense(hidden_states))
 
 
 class ReformerAttention(nn.Module):
@@ -69,10 +70,7 @@ class _RecordedAttention:
         output, weights, buckets = self.attention(
             hidden_states, rotations=self.rotations, buckets=self.buckets, **self.kwargs
         )
-        # A repetition computes the map, too: without it, it might round or draw random numbers in another way.
-        if self.weights is None and weights is not None:
-            self.weights = weights.detach() if self.attention.self_attention.config.reversible else weights
-        self.buckets, self.rotations = buckets, None
+        self.weights, self.buckets, self.rotations = weights, buckets, None
         return output
 
 
@@ -133,8 +131,8 @@ class ReformerLayer(GradientCheckpointingLayer):
             step=step,
             **kwargs,
         )
-        # A cache takes in each token once; nothing may be computed again.
-        reversible = self.config.reversible and cache is None and torch.is_grad_enabled()
+        # A cache takes in each token once; nothing may be computed again. A map has a gradient only where its graph is.
+        reversible = self.config.reversible and cache is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,
             attention_module=self.attention,
@@ -155,7 +153,7 @@ class ReformerEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
 
@@ -165,6 +163,7 @@ class ReformerEncoder(nn.Module):
         hidden_states: torch.Tensor,
         return_hidden_states: bool = False,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: ReformerCache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
@@ -172,7 +171,9 @@ class ReformerEncoder(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
             return_hidden_states: Also return the streams between layers, which are kept in memory for it.
-            return_weights: Also return each layer's attention map.
+            return_weights: Also return each layer's attention map, for which layers are not run reversibly.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; hidden states and maps are those of the
+                caller's.
             cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
@@ -182,12 +183,15 @@ class ReformerEncoder(nn.Module):
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         hidden_states, on_grid = self._begin_streams(hidden_states)
+        all_hidden_states, all_attentions = [], []
+        if return_hidden_states:
+            shown, hidden_states = show_stream(hidden_states, result_dtype, shift)
+            all_hidden_states.append(shown)
         attn_output = hidden_states
-        all_hidden_states, all_attentions = [hidden_states], []
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
             is_last = layer.layer_idx == len(self.layers) - 1
-            if torch.is_grad_enabled() and not hidden_states.requires_grad and _is_trained(layer):
+            if self._lacks_gradient(hidden_states) and _is_trained(layer):
                 # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
             attn_output, hidden_states, weights = layer(
@@ -197,20 +201,27 @@ class ReformerEncoder(nn.Module):
                 stores_output=is_last or return_hidden_states,
                 on_grid=on_grid,
                 return_weights=return_weights,
+                shift=shift,
                 cache=None if cache is None else cache.layers[layer.layer_idx],
                 **kwargs,
             )
             all_attentions.append(weights)
             if return_hidden_states:
-                all_hidden_states.append(hidden_states)
+                shown, hidden_states = show_stream(hidden_states, result_dtype, shift)
+                all_hidden_states.append(shown)
         streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
         output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
-        output = nn.functional.dropout(output, p=self.dropout, training=self.training)
+        output = self.dropout(output)
         return (
             output,
-            tuple(state.to(result_dtype) for state in all_hidden_states) if return_hidden_states else None,
+            tuple(all_hidden_states) if return_hidden_states else None,
             tuple(all_attentions) if return_weights else None,
         )
+
+    def _lacks_gradient(self, hidden_states: torch.Tensor) -> bool:
+        # Transforms make no leaves, and reversible layers refuse them.
+        is_wanted = self.config.reversible and torch.is_grad_enabled() and not is_inside_transform()
+        return is_wanted and not hidden_states.requires_grad
 
     def _begin_streams(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""

@@ -6,6 +6,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .decoding_attention import in_pieces
 from .decoding_cache import CacheStep, ReformerCacheLayer
+from .differentiation import is_inside_transform
+from .padding import attend_by_map
 
 
 class FullSelfAttention(nn.Module):
@@ -19,7 +21,7 @@ class FullSelfAttention(nn.Module):
         self.head_size = config.attention_head_size
         self.is_causal = config.is_decoder
         self.num_key_value_groups = 1
-        self.dropout = config.local_attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.local_attention_probs_dropout_prob)
         self.query = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
@@ -29,6 +31,7 @@ class FullSelfAttention(nn.Module):
         hidden_states: torch.Tensor,
         full_attention_mask: torch.Tensor | None = None,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: ReformerCacheLayer | None = None,
         step: CacheStep | None = None,
         **kwargs,
@@ -37,6 +40,7 @@ class FullSelfAttention(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`.
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
@@ -51,7 +55,10 @@ class FullSelfAttention(nn.Module):
             if not step.is_first:
                 return self._attend_to_cache(query, cache, step).flatten(2), None, None
         output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
-        return output.flatten(2), weights if return_weights else None, None
+        if not return_weights:
+            return output.flatten(2), None, None
+        output, weights = attend_by_map(weights, value, shift)
+        return output.flatten(2), weights, None
 
     def _attend(self, query, key, value, mask, return_weights=False):
         implementation = dense_implementation(self.config, return_weights)
@@ -66,7 +73,7 @@ class FullSelfAttention(nn.Module):
             *(vectors.transpose(1, 2) for vectors in (query, key, value)),
             mask,
             scaling=self.head_size**-0.5,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=self.dropout.p if self.dropout.training else 0.0,
             output_attentions=return_weights,
         )
 
@@ -91,7 +98,8 @@ def dense_implementation(config, return_weights: bool = False) -> str:
     """The entry of transformers' attention interface for layers of full attention."""
     name = config._attn_implementation
     if name is None:
-        return "eager" if return_weights else "sdpa"
+        # Fused kernels know neither forward-mode derivatives nor batches of calls.
+        return "eager" if return_weights or is_inside_transform() else "sdpa"
     # PyTorch's own kernels are the fastest for dense attention on a GPU, too.
     return "sdpa" if name == "triton" else name
 
@@ -104,27 +112,21 @@ def dense_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    output_attentions: bool = False,
     **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The "eager" entry of the attention interface: written out where the map is wanted, else PyTorch's own function.
+    The "eager" entry of the attention interface: plain operations, which have all derivatives.
 
     Args:
         query, key, value: `[B, H, L, D]`.
         attention_mask: Additive, broadcastable to `[B, H, L, L]`, or None.
 
     Returns:
-        Output `[B, L, H, D]`, and with `output_attentions` probabilities `[B, H, L, L]`.
+        Output `[B, L, H, D]` and probabilities `[B, H, L, L]`.
     """
     if attention_mask is not None:
         # Under autocast the projections have a narrower dtype than the streams that the mask was made for.
         attention_mask = attention_mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
-    if not output_attentions:
-        output = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
-        return output.transpose(1, 2), None
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

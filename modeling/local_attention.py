@@ -7,6 +7,7 @@ from .chunking import MASKED_SCORE, padded_to_multiple
 from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 from .local_operator import local_attention
+from .padding import attend_by_map
 
 
 class LocalSelfAttention(nn.Module):
@@ -18,7 +19,7 @@ class LocalSelfAttention(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.head_size = config.attention_head_size
-        self.dropout = config.local_attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.local_attention_probs_dropout_prob)
         self.query = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
@@ -29,6 +30,7 @@ class LocalSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: LocalCacheLayer | None = None,
         step: CacheStep | None = None,
         **kwargs,
@@ -38,6 +40,7 @@ class LocalSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
@@ -69,10 +72,12 @@ class LocalSelfAttention(nn.Module):
             num_chunks_after=around[1],
             causal=config.is_decoder,
             circular_look_around=config.circular_look_around,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.dropout.p if self.dropout.training else 0.0,
             return_weights=return_weights,
             implementation=config._attn_implementation,
         )
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, shift)
         return output.flatten(2), weights, None
 
     def _attend_to_cache(self, query, key, value, cache, step, circle_length):

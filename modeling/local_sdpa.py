@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from .chunking import look_adjacent, sum_windows
+from .differentiation import OnceDifferentiable, once_differentiable
 from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct, weakest_score
 from .implementations import AttentionCall
 from .local_options import LocalOptions
@@ -49,7 +50,7 @@ def local_attention_sdpa(
     return _LocalAttention.apply(query, key, value, key_mask, options), None
 
 
-class _LocalAttention(torch.autograd.Function):
+class _LocalAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query, key, value, key_mask, options):
@@ -75,7 +76,7 @@ class _LocalAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     @torch.compiler.disable
     def backward(ctx, gradient):
         query, key, value, key_mask, output, log_sum_exp = ctx.saved_tensors

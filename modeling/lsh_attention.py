@@ -9,7 +9,7 @@ from .decoding_cache import CacheStep, LSHCacheLayer
 from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
-from .padding import last_real_token
+from .padding import attend_by_map, last_real_token
 
 
 class LSHSelfAttention(nn.Module):
@@ -28,7 +28,7 @@ class LSHSelfAttention(nn.Module):
         self.chunk_length = config.lsh_attn_chunk_length
         threshold = config.full_attention_threshold
         self.full_attention_threshold = self.chunk_length if threshold is None else threshold
-        self.dropout = config.lsh_attention_probs_dropout_prob or 0.0
+        self.dropout = nn.Dropout(config.lsh_attention_probs_dropout_prob or 0.0)
         self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
 
@@ -69,6 +69,7 @@ class LSHSelfAttention(nn.Module):
         rotations: torch.Tensor | None = None,
         buckets: torch.Tensor | None = None,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: LSHCacheLayer | None = None,
         step: CacheStep | None = None,
         **kwargs,
@@ -80,6 +81,7 @@ class LSHSelfAttention(nn.Module):
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations: From `draw_rotations`; not needed with `buckets`.
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
@@ -96,6 +98,8 @@ class LSHSelfAttention(nn.Module):
                 return self._attend_to_cache(query_key, cache, step, circle_length).flatten(2), None, None
         if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
+            if weights is not None:
+                output, weights = attend_by_map(weights, value, shift)
             return output.flatten(2), weights, None
 
         num_buckets = self._num_buckets(length, circle_length, cache)
@@ -115,6 +119,8 @@ class LSHSelfAttention(nn.Module):
         )
         if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
             output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, shift)
         return output.flatten(2), weights, buckets
 
     def _hash(self, vectors, rotations, num_buckets):
@@ -185,7 +191,7 @@ class LSHSelfAttention(nn.Module):
     def _common_arguments(self, return_weights: bool) -> dict:
         return {
             "causal": self.config.is_decoder,
-            "dropout_p": self.dropout if self.training else 0.0,
+            "dropout_p": self.dropout.p if self.dropout.training else 0.0,
             "return_weights": return_weights,
             "implementation": self.config._attn_implementation,
         }

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from .chunking import key_scale, sum_windows, window_views
+from .differentiation import OnceDifferentiable, once_differentiable
 from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct, weakest_score
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
@@ -63,7 +64,7 @@ def lsh_attention_sdpa(
     return _LSHAttention.apply(query_key, value, buckets, order, key_mask, options), None
 
 
-class _LSHAttention(torch.autograd.Function):
+class _LSHAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query_key, value, buckets, order, key_mask, options):
@@ -84,7 +85,7 @@ class _LSHAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     @torch.compiler.disable
     def backward(ctx, gradient):
         query_key, value, buckets, order, key_mask, output, log_sum_exp = ctx.saved_tensors

@@ -112,21 +112,6 @@ def _refuse_tied_embeddings(config: ReformerConfig):
         )
 
 
-def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
-    """The output, with rows where they were before they were shifted by `shift`."""
-    back = None if shift is None else -shift
-    if all_hidden_states is not None:
-        all_hidden_states = tuple(shift_rows(hidden_state, back) for hidden_state in all_hidden_states)
-    if attentions is not None:
-        attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
-    return BaseModelOutputWithPast(
-        last_hidden_state=shift_rows(last_hidden_state, back),
-        hidden_states=all_hidden_states,
-        attentions=attentions,
-        **{CACHE_NAME: cache},
-    )
-
-
 @auto_docstring(custom_intro="The Reformer without a head: both residual streams of the last layer, normalised.")
 class ReformerModel(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
@@ -192,6 +177,7 @@ class ReformerModel(ReformerPreTrainedModel):
             hidden_states,
             return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
             return_weights=output_attentions,
+            shift=shift,
             attention_mask=attention_mask,
             full_attention_mask=full_attention_mask,
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
@@ -201,7 +187,12 @@ class ReformerModel(ReformerPreTrainedModel):
         )
         if cache is not None:
             cache.end(step)
-        return _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions)
+        return BaseModelOutputWithPast(
+            last_hidden_state=shift_rows(last_hidden_state, None if shift is None else -shift),
+            hidden_states=all_hidden_states,
+            attentions=attentions,
+            **{CACHE_NAME: cache},
+        )
 
     def _full_attention_mask(self, hidden_states, attention_mask, return_weights=False):
         # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.

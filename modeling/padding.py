@@ -35,6 +35,26 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int
     return tensor.gather(dim, source.view(view).expand(tensor.shape))
 
 
+def attend_by_map(
+    weights: torch.Tensor, value: torch.Tensor, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
+
+    Args:
+        weights: The map of rows that were shifted by `shift`, `[B, H, L, L]`.
+        value: `[B, L, H, D]`.
+        shift: See `shift_rows`.
+
+    Returns:
+        Output `[B, L, H, D]` of the shifted rows, and the map of the rows before.
+    """
+    back = None if shift is None else -shift
+    shown = shift_rows(shift_rows(weights, back, dim=2), back, dim=3)
+    weights = shift_rows(shift_rows(shown, shift, dim=2), shift, dim=3)
+    return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
+
+
 def pool(
     hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, config
 ) -> torch.Tensor:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
+from .padding import shift_rows
 from .replay import Recording
 
 
@@ -26,16 +28,25 @@ ADDED_AT_ONCE = 2**20
 
 
 class RoundToGrid(torch.autograd.Function):
-    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; the gradient passes unrounded."""
+    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; derivatives pass unrounded."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        ctx.dtype = numbers.dtype
+    def forward(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return _on_grid(numbers, dtype)
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.dtype], output: torch.Tensor):
+        ctx.dtypes = inputs[0].dtype, output.dtype
+
+    @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient.to(ctx.dtype), None
+        return gradient.to(ctx.dtypes[0]), None
+
+    @staticmethod
+    def jvp(ctx, tangent: torch.Tensor, _) -> torch.Tensor:
+        return tangent.to(ctx.dtypes[1])
 
 
 def round_to_grid(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -66,6 +77,42 @@ class _PassCast(torch.autograd.Function):
         return None, gradient
 
 
+class _Follow(torch.autograd.Function):
+    """The numbers of a stream; their derivatives are those of what is shown of it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(stream: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        return stream.view_as(stream)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor):
+        ctx.dtypes = tuple(tensor.dtype for tensor in inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, gradient.to(ctx.dtypes[1])
+
+    @staticmethod
+    def jvp(ctx, _, tangent: torch.Tensor) -> torch.Tensor:
+        return tangent.to(ctx.dtypes[0])
+
+
+def show_stream(
+    stream: torch.Tensor, dtype: torch.dtype, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What a caller, whose rows were shifted by `shift`, gets to see of a stream, and the stream, which follows from it.
+
+    So what the caller sees has a gradient.
+    """
+    shown = shift_rows(stream.to(dtype), None if shift is None else -shift)
+    if shown is stream or not torch.is_grad_enabled():
+        return shown, stream
+    return shown, _Follow.apply(stream, shift_rows(shown, shift))
+
+
 class ReversibleTape:
     """
     Hands the streams of one forward pass from layer to layer, up in forward and down in backward.
@@ -88,6 +135,9 @@ class ReversibleTape:
     @torch.compiler.disable
     def put_out(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
         """Note a layer's output, and whether its backward can do without the layer above to recover it."""
+        # What transforms wrap has no storage to compare, and needs none: reversible layers refuse transforms.
+        if is_inside_transform():
+            return
         # Gradient checkpointing runs layers again; the forward pass is over by then.
         if self._last_put_out is None or self._last_put_out < layer_idx:
             self._last_put_out = layer_idx
@@ -188,12 +238,14 @@ def run_layer(
 # random numbers and rounded differently. Attention and feed-forward that are compiled by themselves stay so in both.
 @torch.compiler.disable
 def _run_reversibly(call, x1, x2):
+    if is_inside_transform():
+        refuse_derivatives("inside of `torch.func`")
     call.recordings = Recording(call.attention_module), Recording(call.feed_forward)
     parameters = (parameter for recording in call.recordings for parameter in recording.parameters)
     return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
 
 
-class ReversibleLayerFunction(torch.autograd.Function):
+class ReversibleLayerFunction(OnceDifferentiable):
     """`run_layer` with a backward that recomputes F and G once each, inverting the layer on the way."""
 
     @staticmethod
@@ -214,12 +266,8 @@ class ReversibleLayerFunction(torch.autograd.Function):
         return y1, y2
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, y1_grad, y2_grad):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "Reversible layers cannot be differentiated twice (`create_graph=True`). Set "
-                "`config.reversible=False` for that."
-            )
         call = ctx.call
         y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.take(call.layer_idx)
         of_attention, of_feed_forward = call.recordings
@@ -321,7 +369,12 @@ def _recompute(call, function, recording, stream, output_grad):
 
 def _state_of(streams):
     # Wrappers of modules may pass views on; they share memory and version with what they show.
-    return [(id(stream.untyped_storage()), stream.storage_offset(), stream._version) for stream in streams]
+    return [(id(stream.untyped_storage()), stream.storage_offset(), _version_of(stream)) for stream in streams]
+
+
+def _version_of(stream):
+    # Nothing counts changes of tensors made in inference mode, where nothing is recovered either.
+    return None if stream.is_inference() else stream._version
 
 
 def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:
