@@ -1,5 +1,7 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch._dynamo.decorators import skip
@@ -145,6 +147,11 @@ class ReformerLayer(GradientCheckpointingLayer):
         streams = run_layer(call, x1, x2, reversible)
         tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
         return *streams, attention.weights
+
+
+def run_without_checkpoint(function: Callable, *args):
+    """In place of `torch.utils.checkpoint.checkpoint`, for layers that store nothing that it could save."""
+    return function(*args)
 
 
 class ReformerEncoder(nn.Module):

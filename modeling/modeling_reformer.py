@@ -41,7 +41,7 @@ from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
-from .encoder import ReformerEncoder
+from .encoder import ReformerEncoder, run_without_checkpoint
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
@@ -86,9 +86,9 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
         # user's choice.
         if enable and self.config.reversible:
             logger.warning_once(
-                "Reversible layers already recompute their activations: gradient checkpointing is off."
+                "Reversible layers already recompute their activations: gradient checkpointing changes nothing."
             )
-            return
+            gradient_checkpointing_func = run_without_checkpoint
         super()._set_gradient_checkpointing(
             enable=enable, gradient_checkpointing_func=gradient_checkpointing_func, **kwargs
         )

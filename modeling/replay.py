@@ -12,6 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
+
+
+def version_of(tensor: torch.Tensor) -> int | None:
+    """PyTorch's count of a tensor's changes in place; nobody counts them where it was made in inference mode."""
+    return None if tensor.is_inference() else tensor._version
 
 
 @dataclass
@@ -22,22 +28,22 @@ class _Held:
     Attributes:
         place: The module's dictionary of parameters or of buffers.
         name: In it.
-        version: PyTorch counts changes in place.
+        version: See `version_of`.
         before: The numbers, where the module itself changes them.
     """
 
     place: dict[str, torch.Tensor | None]
     name: str
     tensor: torch.Tensor
-    version: int
+    version: int | None
     before: torch.Tensor | None = None
 
     def is_changed(self) -> bool:
-        return self.tensor._version != self.version
+        return version_of(self.tensor) != self.version
 
-    def to_run_with(self) -> torch.Tensor:
+    def to_replay(self) -> torch.Tensor:
         if self.before is not None:
-            return self.before.clone()
+            return self.before
         if self.is_changed():
             raise RuntimeError(
                 f"`{self.name}` of a reversible layer was changed in place between forward and backward, which needs "
@@ -57,8 +63,14 @@ class Recording:
 
     def __init__(self, module: nn.Module):
         self.modules = tuple(module.modules())
+        # CODEPATH: a parametrisation is what a user adds to a weight.
+        if parametrize._cache_enabled and any(map(parametrize.is_parametrized, self.modules)):
+            raise ValueError(
+                "Reversible layers compute parametrised weights again in backward, and `parametrize.cached()` would "
+                "give them those of forward, which have no graph. Leave it out, or set `config.reversible=False`."
+            )
         self._parameters = [
-            _Held(each._parameters, name, tensor, tensor._version)
+            _Held(each._parameters, name, tensor, version_of(tensor))
             for each in self.modules
             for name, tensor in each._parameters.items()
             if tensor is not None
@@ -71,7 +83,7 @@ class Recording:
         """For the first run, which draws its random numbers on `device` or on the CPU."""
         self._training = [module.training for module in self.modules]
         self._buffers = [
-            _Held(module._buffers, name, tensor, tensor._version, tensor.clone())
+            _Held(module._buffers, name, tensor, version_of(tensor), tensor.clone())
             for module in self.modules
             for name, tensor in module._buffers.items()
             if tensor is not None
@@ -89,8 +101,10 @@ class Recording:
         training = [module.training for module in self.modules]
         held_now = []
         try:
-            for held in (*self._parameters, *self._buffers):
-                tensor = held.to_run_with()
+            # Buffers are copied, because the run may change them again.
+            again = [(held, held.to_replay()) for held in self._parameters]
+            again += [(held, held.to_replay().clone()) for held in self._buffers]
+            for held, tensor in again:
                 if held.place.get(held.name) is not tensor:
                     held_now.append((held.place, held.name, held.place.get(held.name)))
                     held.place[held.name] = tensor

@@ -16,7 +16,7 @@ from torch import nn
 
 from .differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
 from .padding import shift_rows
-from .replay import Recording
+from .replay import Recording, version_of
 
 
 # In exact mode streams are multiples of these, by dtype. Sums of such numbers are exact below 1024 in float32 and
@@ -369,12 +369,7 @@ def _recompute(call, function, recording, stream, output_grad):
 
 def _state_of(streams):
     # Wrappers of modules may pass views on; they share memory and version with what they show.
-    return [(id(stream.untyped_storage()), stream.storage_offset(), _version_of(stream)) for stream in streams]
-
-
-def _version_of(stream):
-    # Nothing counts changes of tensors made in inference mode, where nothing is recovered either.
-    return None if stream.is_inference() else stream._version
+    return [(id(stream.untyped_storage()), stream.storage_offset(), version_of(stream)) for stream in streams]
 
 
 def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:
