@@ -133,7 +133,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             step=step,
             **kwargs,
         )
-        # A cache takes in each token once; nothing may be computed again. A map has a gradient only where its graph is.
+        # A cache takes in each token once; nothing may be computed again. A map has a gradient where it has a graph.
         reversible = self.config.reversible and cache is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,

@@ -6,7 +6,7 @@ again: PyTorch's default random generators, what is in training and what in eval
 of other kinds (Python's, NumPy's, those somebody has made) and other attributes of modules are not.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -69,12 +69,8 @@ class Recording:
                 "Reversible layers compute parametrised weights again in backward, and `parametrize.cached()` would "
                 "give them those of forward, which have no graph. Leave it out, or set `config.reversible=False`."
             )
-        self._parameters = [
-            _Held(each._parameters, name, tensor, version_of(tensor))
-            for each in self.modules
-            for name, tensor in each._parameters.items()
-            if tensor is not None
-        ]
+        parameters = _entries(each._parameters for each in self.modules)
+        self._parameters = [_Held(*entry, version_of(entry[-1])) for entry in parameters]
         self.parameters = list(dict.fromkeys(held.tensor for held in self._parameters))
         self._buffers, self._training, self._random_states = [], [], []
 
@@ -82,12 +78,9 @@ class Recording:
     def recorded(self, device: torch.device) -> Iterator[None]:
         """For the first run, which draws its random numbers on `device` or on the CPU."""
         self._training = [module.training for module in self.modules]
-        self._buffers = [
-            _Held(module._buffers, name, tensor, version_of(tensor), tensor.clone())
-            for module in self.modules
-            for name, tensor in module._buffers.items()
-            if tensor is not None
-        ]
+        buffers = _entries(module._buffers for module in self.modules)
+        copies = {tensor: tensor.clone() for *_, tensor in buffers}
+        self._buffers = [_Held(*entry, version_of(entry[-1]), copies[entry[-1]]) for entry in buffers]
         self._device, self._random_states = device, _random_states(device)
         yield
         for held in self._buffers:
@@ -101,12 +94,13 @@ class Recording:
         training = [module.training for module in self.modules]
         held_now = []
         try:
-            # Buffers are copied, because the run may change them again.
-            again = [(held, held.to_replay()) for held in self._parameters]
-            again += [(held, held.to_replay().clone()) for held in self._buffers]
-            for held, tensor in again:
-                if held.place.get(held.name) is not tensor:
-                    held_now.append((held.place, held.name, held.place.get(held.name)))
+            again = {held.tensor: held.to_replay() for held in (*self._parameters, *self._buffers)}
+            # The run may change them again.
+            again |= {held.tensor: again[held.tensor].clone() for held in self._buffers}
+            for held in (*self._parameters, *self._buffers):
+                now, tensor = held.place.get(held.name), again[held.tensor]
+                if now is not tensor:
+                    held_now.append((held.place, held.name, now))
                     held.place[held.name] = tensor
             self._switch(self._training)
             _set_random_states(self._device, self._random_states)
@@ -121,6 +115,10 @@ class Recording:
         for module, is_training in zip(self.modules, training, strict=True):
             if module.training != is_training:
                 module.training = is_training
+
+
+def _entries(places: Iterable[dict]) -> list[tuple[dict, str, torch.Tensor]]:
+    return [(place, name, tensor) for place in places for name, tensor in place.items() if tensor is not None]
 
 
 def _random_states(device: torch.device) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Derivatives of every kind with `reversible=False`, advice that works elsewhere, and gradients of what models show."""
+"""Derivatives of every kind without `reversible`, advice that works elsewhere, and gradients of what models show."""
 
 import pytest
 import torch

@@ -66,7 +66,8 @@ def test_every_head(model_class, training):
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_generate(use_cache, reversible):
     model = make_model(ReformerForCausalLM, reversible=reversible, **MIXED)
-    inputs, settings = make_inputs(ReformerForCausalLM), {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    inputs = make_inputs(ReformerForCausalLM)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
     expected = model.generate(**inputs, use_cache=use_cache, **settings)
     with torch.inference_mode():
         assert torch.equal(model.generate(**inputs, use_cache=use_cache, **settings), expected)

@@ -1,7 +1,5 @@
 """Backward of reversible layers runs them again in the state of forward, whatever is in them, and leaves no trace."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from peft import LoHaConfig, LoKrConfig, get_peft_model
@@ -38,7 +36,6 @@ def train(reversible, prepare, between=lambda model: None, forwards=1, **config)
 def assert_trains_like_ordinary_autograd(prepare, *args, **kwargs):
     expected, actual = (train(reversible, prepare, *args, **kwargs) for reversible in (False, True))
     assert_close(actual, expected)
-    return expected
 
 
 # Random numbers of whatever draws them.
@@ -83,14 +80,18 @@ def drop_in_a_hook(model):
         layer.feed_forward.dense.register_forward_hook(lambda module, args, output: nn.functional.dropout(output, 0.5))
 
 
-@pytest.mark.parametrize(
-    "prepare",
-    [put_into_layers(Noise), put_into_layers(DropPath), add_adapter(LoHaConfig), add_adapter(LoKrConfig), drop_in_a_hook],
-    ids=["noise", "DropPath", "LoHa", "LoKr", "functional dropout"],
-)
+DRAWING = {
+    "noise": put_into_layers(Noise),
+    "DropPath": put_into_layers(DropPath),
+    "LoHa": add_adapter(LoHaConfig),
+    "LoKr": add_adapter(LoKrConfig),
+    "functional dropout": drop_in_a_hook,
+}
+
+
+@pytest.mark.parametrize("prepare", DRAWING.values(), ids=DRAWING)
 def test_random_numbers_are_replayed_whoever_draws_them(prepare):
-    first = assert_trains_like_ordinary_autograd(prepare)
-    assert len(first) > 10
+    assert_trains_like_ordinary_autograd(prepare)
 
 
 # Training and evaluation.
@@ -109,7 +110,7 @@ def switch_one_dropout(model):
     ],
     ids=["to evaluation", "to training", "one dropout"],
 )
-def test_a_switch_between_forward_and_backward_changes_nothing(before: Callable, between: Callable):
+def test_a_switch_between_forward_and_backward_changes_nothing(before, between):
     assert_trains_like_ordinary_autograd(lambda model: before(model) and None, between, **DROPOUT)
 
 
