@@ -198,7 +198,7 @@ class ReformerEncoder(nn.Module):
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
             is_last = layer.layer_idx == len(self.layers) - 1
-            if self._lacks_gradient(hidden_states) and _is_trained(layer):
+            if _lacks_gradient(hidden_states) and _is_trained(layer):
                 # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
             attn_output, hidden_states, weights = layer(
@@ -225,11 +225,6 @@ class ReformerEncoder(nn.Module):
             tuple(all_attentions) if return_weights else None,
         )
 
-    def _lacks_gradient(self, hidden_states: torch.Tensor) -> bool:
-        # Transforms make no leaves, and reversible layers refuse them.
-        is_wanted = self.config.reversible and torch.is_grad_enabled() and not is_inside_transform()
-        return is_wanted and not hidden_states.requires_grad
-
     def _begin_streams(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""
         layers_dtype, exact = self.layer_norm.weight.dtype, self.config.exact_inversion
@@ -240,6 +235,11 @@ class ReformerEncoder(nn.Module):
         if exact:
             return round_to_grid(embeddings, torch.float32 if low_precision else torch.float64), True
         return embeddings.float() if low_precision else embeddings, False
+
+
+def _lacks_gradient(hidden_states: torch.Tensor) -> bool:
+    # `torch.func` has other means, and no leaves can be made inside of it.
+    return torch.is_grad_enabled() and not hidden_states.requires_grad and not is_inside_transform()
 
 
 def _is_trained(module: nn.Module) -> bool:

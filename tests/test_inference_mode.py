@@ -13,6 +13,7 @@ from hf_reformer import (
     ReformerForTokenClassification,
     ReformerModel,
 )
+from hf_reformer.modeling.cache_naming import CACHE_NAME
 
 
 MIXED = {"attn_layers": STACKS["mixed"]}
@@ -81,5 +82,5 @@ def test_a_text_in_a_cache_can_be_continued():
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             output = model(ids[:, :30], use_cache=True)
-            logits.append(model(ids[:, 30:], past_key_values=output.past_key_values).logits)
+            logits.append(model(ids[:, 30:], **{CACHE_NAME: output[CACHE_NAME]}).logits)
     assert torch.equal(*logits)
