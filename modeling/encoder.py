@@ -13,6 +13,7 @@ from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
+from .padding import shift_back
 from .reversible import ReversibleLayerCall, ReversibleTape, round_to_grid, run_layer, show_stream
 
 
@@ -179,8 +180,7 @@ class ReformerEncoder(nn.Module):
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
             return_hidden_states: Also return the streams between layers, which are kept in memory for it.
             return_weights: Also return each layer's attention map, for which layers are not run reversibly.
-            shift: By how much the caller's rows were shifted, `[B]`, or None; hidden states and maps are those of the
-                caller's.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; what is returned is of the caller's.
             cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
@@ -218,9 +218,8 @@ class ReformerEncoder(nn.Module):
                 all_hidden_states.append(shown)
         streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
         output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
-        output = self.dropout(output)
         return (
-            output,
+            shift_back(self.dropout(output), shift),
             tuple(all_hidden_states) if return_hidden_states else None,
             tuple(all_attentions) if return_weights else None,
         )

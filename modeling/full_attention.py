@@ -55,9 +55,7 @@ class FullSelfAttention(nn.Module):
             if not step.is_first:
                 return self._attend_to_cache(query, cache, step).flatten(2), None, None
         output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
-        if not return_weights:
-            return output.flatten(2), None, None
-        output, weights = attend_by_map(weights, value, shift)
+        output, weights = attend_by_map(output, weights if return_weights else None, value, shift)
         return output.flatten(2), weights, None
 
     def _attend(self, query, key, value, mask, return_weights=False):

@@ -76,8 +76,7 @@ class LocalSelfAttention(nn.Module):
             return_weights=return_weights,
             implementation=config._attn_implementation,
         )
-        if weights is not None:
-            output, weights = attend_by_map(weights, value, shift)
+        output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, None
 
     def _attend_to_cache(self, query, key, value, cache, step, circle_length):

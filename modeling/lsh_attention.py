@@ -98,8 +98,7 @@ class LSHSelfAttention(nn.Module):
                 return self._attend_to_cache(query_key, cache, step, circle_length).flatten(2), None, None
         if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
-            if weights is not None:
-                output, weights = attend_by_map(weights, value, shift)
+            output, weights = attend_by_map(output, weights, value, shift)
             return output.flatten(2), weights, None
 
         num_buckets = self._num_buckets(length, circle_length, cache)
@@ -119,8 +118,7 @@ class LSHSelfAttention(nn.Module):
         )
         if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
             output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
-        if weights is not None:
-            output, weights = attend_by_map(weights, value, shift)
+        output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, buckets
 
     def _hash(self, vectors, rotations, num_buckets):

@@ -188,10 +188,7 @@ class ReformerModel(ReformerPreTrainedModel):
         if cache is not None:
             cache.end(step)
         return BaseModelOutputWithPast(
-            last_hidden_state=shift_rows(last_hidden_state, None if shift is None else -shift),
-            hidden_states=all_hidden_states,
-            attentions=attentions,
-            **{CACHE_NAME: cache},
+            last_hidden_state, hidden_states=all_hidden_states, attentions=attentions, **{CACHE_NAME: cache}
         )
 
     def _full_attention_mask(self, hidden_states, attention_mask, return_weights=False):

@@ -35,22 +35,27 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int
     return tensor.gather(dim, source.view(view).expand(tensor.shape))
 
 
+def shift_back(tensor: torch.Tensor, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor:
+    """The reverse of `shift_rows`."""
+    return shift_rows(tensor, None if shift is None else -shift, dim)
+
+
 def attend_by_map(
-    weights: torch.Tensor, value: torch.Tensor, shift: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+    output: torch.Tensor, weights: torch.Tensor | None, value: torch.Tensor, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
 
     Args:
-        weights: The map of rows that were shifted by `shift`, `[B, H, L, L]`.
-        value: `[B, L, H, D]`.
-        shift: See `shift_rows`.
+        output, value: `[B, L, H, D]`, of rows that were shifted by `shift` (see `shift_rows`).
+        weights: Their map `[B, H, L, L]`, or None.
 
     Returns:
-        Output `[B, L, H, D]` of the shifted rows, and the map of the rows before.
+        The output of the shifted rows, and the map of the rows before; without a map, what was given.
     """
-    back = None if shift is None else -shift
-    shown = shift_rows(shift_rows(weights, back, dim=2), back, dim=3)
+    if weights is None:
+        return output, None
+    shown = shift_back(shift_back(weights, shift, dim=2), shift, dim=3)
     weights = shift_rows(shift_rows(shown, shift, dim=2), shift, dim=3)
     return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
-from .padding import shift_rows
+from .padding import shift_back, shift_rows
 from .replay import Recording, version_of
 
 
@@ -107,7 +107,7 @@ def show_stream(
 
     So what the caller sees has a gradient.
     """
-    shown = shift_rows(stream.to(dtype), None if shift is None else -shift)
+    shown = shift_back(stream.to(dtype), shift)
     if shown is stream or not torch.is_grad_enabled():
         return shown, stream
     return shown, _Follow.apply(stream, shift_rows(shown, shift))
