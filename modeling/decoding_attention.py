@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from .bucket_order import bucket_of, position_of
-from .chunking import MASKED_SCORE, SELF_SCORE, circular_offset
+from .chunking import circular_offset, masked_score, self_score
 from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
 from .lsh_options import LSHOptions
 
@@ -96,8 +96,8 @@ def attend_exactly(query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, r
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
     keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
     scores = (query.transpose(1, 2).to(keys.dtype) @ keys.transpose(-1, -2)) * scales[:, :, None]
-    scores = scores.masked_fill(~step.sees(key_positions), MASKED_SCORE)
-    scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], SELF_SCORE)
+    scores = scores.masked_fill(~step.sees(key_positions), masked_score(scores.dtype))
+    scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], self_score(scores.dtype))
     return (scores.softmax(dim=-1).to(values.dtype) @ values).transpose(1, 2).to(query.dtype)
 
 
@@ -137,7 +137,8 @@ def attend_in_buckets(
         def mask(scores):
             if not options.allow_duplicate_attention:
                 scores = scores - _count_equal(positions.masked_fill(~is_met, -1)).to(scores.dtype).log()
-            return scores.masked_fill(~visible, MASKED_SCORE).masked_fill(is_self, SELF_SCORE)
+            scores = scores.masked_fill(~visible, masked_score(scores.dtype))
+            return scores.masked_fill(is_self, self_score(scores.dtype))
 
         return attend_to_rows(query, cache.rows, positions, mask, cache.scales)
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .chunking import MASKED_SCORE, padded_to_multiple
+from .chunking import masked_score, padded_to_multiple
 from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 from .local_operator import local_attention
@@ -92,7 +92,8 @@ class LocalSelfAttention(nn.Module):
             hidden = ~(exists & step.sees(positions))
 
             def mask(scores):
-                return scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(hidden, MASKED_SCORE)
+                scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                return scores.masked_fill(hidden, masked_score(scores.dtype))
 
             positions = positions.expand(-1, self.num_heads, -1, -1)
             return attend_to_rows(query, cache.rows, positions, mask, self.head_size**-0.5)

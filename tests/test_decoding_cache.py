@@ -226,6 +226,17 @@ def test_float32_and_bfloat16(stack, num_hashes):
             assert (cached - exact).norm() <= 1.5 * (uncached - exact).norm()
 
 
+def test_masks_count_less_than_scores_of_any_size():
+    """Also where a token sees only keys that it scores far below zero, exactly and by buckets."""
+    model = make(attn_layers=STACKS["mixed"], num_hashes=4, full_attention_threshold=30, **WINDOWS)
+    for name, weight in model.named_parameters():
+        if "query" in name:
+            weight.data *= 1e12
+    ids = random_ids(2, 60)
+    with torch.no_grad():
+        close(cached_logits(model, ids, [1, 19, *[1] * 40]), model(ids).logits)
+
+
 @pytest.mark.parametrize("settings_", [WINDOWS, {"circular_look_around": False}], ids=["windows", "chunks"])
 def test_masked_tokens_inside_a_text_stay_unseen(settings_):
     """Their ids do not matter, and the others get what the whole masked text gives."""
