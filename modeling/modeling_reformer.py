@@ -112,12 +112,14 @@ def _refuse_tied_embeddings(config: ReformerConfig):
         )
 
 
-def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
-    """The output, with rows where they were before they were shifted by `shift`."""
+def _in_place_of_rows(shift, step, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
+    """The output, with rows where they were before they were shifted by `shift`, and maps over the batch's columns."""
     back = None if shift is None else -shift
     if all_hidden_states is not None:
         all_hidden_states = tuple(shift_rows(hidden_state, back) for hidden_state in all_hidden_states)
-    if attentions is not None:
+    if attentions is not None and step is not None and not step.is_first:
+        attentions = tuple(step.in_columns(weights) for weights in attentions)
+    elif attentions is not None:
         attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
     return BaseModelOutputWithPast(
         last_hidden_state=shift_rows(last_hidden_state, back),
@@ -201,7 +203,7 @@ class ReformerModel(ReformerPreTrainedModel):
         )
         if cache is not None:
             cache.end(step)
-        return _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions)
+        return _in_place_of_rows(shift, step, cache, last_hidden_state, all_hidden_states, attentions)
 
     def _full_attention_mask(self, hidden_states, attention_mask, return_weights=False):
         # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.
