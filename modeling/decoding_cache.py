@@ -87,7 +87,6 @@ class CacheStep:
         index = key_positions.clamp(0, self.longest - 1).expand(len(self.mask), *visible.shape[1:])
         return visible & self.mask[:, None, None].expand(*visible.shape[:3], -1).gather(3, index)
 
-
     def in_columns(self, weights: torch.Tensor) -> torch.Tensor:
         """An attention map over positions, `[B, H, M, longest]`, to one over columns, `[B, H, M, num_columns]`."""
         weights = torch.nn.functional.pad(weights, (0, self.num_columns - self.longest))

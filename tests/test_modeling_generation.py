@@ -249,11 +249,11 @@ def test_each_step_has_maps_of_its_tokens_over_the_text_so_far(options, stack):
 def test_maps_need_an_implementation_that_keeps_them():
     """With a cache as without one."""
     model, ids = make_generator(attn_implementation="sdpa"), random_ids(1, 20)
-    with pytest.raises(ValueError, match="'sdpa' .* no attention probabilities to return; use .*'eager'"):
+    with pytest.raises(ValueError, match=r"'sdpa' .* no attention probabilities to return; use .*'eager'"):
         model.generate(ids, **GREEDY, output_attentions=True, return_dict_in_generate=True)
     cache = ReformerCache(model.config)
     model(ids, cache=cache)
-    with pytest.raises(ValueError, match="'sdpa' .* no attention probabilities to return; use .*'eager'"):
+    with pytest.raises(ValueError, match=r"'sdpa' .* no attention probabilities to return; use .*'eager'"):
         model(ids, cache=cache, output_attentions=True)
 
 
