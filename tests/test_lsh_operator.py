@@ -186,14 +186,12 @@ def test_low_precision_is_as_good_as_the_oracle_in_it(dtype, implementation):
 
 
 # Between them, rounding alone decides which of several keys is the nearest.
-NORMS = (1e-30, 1e-6, 1.0, 1e5, 1e15)
+NORMS = (1e-30, 1e-6, 1e5, 1e15)
 
 
 @pytest.mark.parametrize("rounds", [1, 4])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(
-    "options", [{"causal": True}, {"attend_across_buckets": False}, {"allow_duplicate_attention": False}], ids=str
-)
+@pytest.mark.parametrize("options", [{"causal": True}, {"allow_duplicate_attention": False}], ids=str)
 def test_vectors_of_any_length(options, norm, rounds):
     query_key, value, gradient, buckets, mask = make_inputs(37, rounds, "left", torch.float32)
     query_key *= norm / 6**0.5

@@ -221,14 +221,13 @@ def test_stock_settings_generate(changes):
         assert torch.equal(model.generate(ids, **GREEDY)[:, 40], first)
 
 
-@pytest.mark.parametrize("stack", STACKS)
 @pytest.mark.parametrize(
     "options",
     [{}, {"num_beams": 3}, {"prefill_chunk_size": 7}, {"prompt_lookup_num_tokens": 4}, {"assistant": "itself"}],
     ids=str,
 )
-def test_each_step_has_maps_of_its_tokens_over_the_text_so_far(options, stack):
-    model = make_generator(stack)
+def test_each_step_has_maps_of_its_tokens_over_the_text_so_far(options):
+    model = make_generator()
     ids, options = random_ids(1 if "num_beams" not in options else 2, 20), dict(options)
     if options.pop("assistant", None):
         options["assistant_model"] = copy.deepcopy(model)
@@ -238,7 +237,7 @@ def test_each_step_has_maps_of_its_tokens_over_the_text_so_far(options, stack):
     first = 20 % 7 if "prefill_chunk_size" in options else 20
     counts = [first] + [1] * (output.sequences.shape[1] - 21)
     for i, (maps, count) in enumerate(zip(output.attentions, counts, strict=True)):
-        assert [weights.shape for weights in maps] == [(rows, heads, count, 20 + i)] * len(STACKS[stack])
+        assert [weights.shape for weights in maps] == [(rows, heads, count, 20 + i)] * 3
     if rows == 1:
         with torch.no_grad():
             whole = model(output.sequences[:, :-1], output_attentions=True).attentions
