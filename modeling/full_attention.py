@@ -7,6 +7,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .decoding_attention import in_pieces
 from .decoding_cache import CacheStep, ReformerCacheLayer
 from .differentiation import is_inside_transform
+from .implementations import check_keeps_weights
 from .padding import attend_by_map
 
 
@@ -44,7 +45,8 @@ class FullSelfAttention(nn.Module):
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
+            `[B, H, L, step.longest]`, or None; and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query, key, value = (
@@ -53,20 +55,18 @@ class FullSelfAttention(nn.Module):
         if cache is not None:
             cache.update(key, value, step)
             if not step.is_first:
-                return self._attend_to_cache(query, cache, step).flatten(2), None, None
+                output, weights = self._attend_to_cache(query, cache, step, return_weights)
+                return output.flatten(2), weights, None
         output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
-        output, weights = attend_by_map(output, weights if return_weights else None, value, shift)
+        output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, None
 
-    def _attend(self, query, key, value, mask, return_weights=False):
+    def _attend(self, query, key, value, mask, return_weights):
         implementation = dense_implementation(self.config, return_weights)
-        if return_weights and implementation != "eager":
-            raise ValueError(
-                f"The {implementation!r} implementation of attention keeps no attention probabilities to return; use "
-                "`attn_implementation='eager'` for attention maps, or leave it out."
-            )
+        if return_weights:
+            check_keeps_weights(implementation)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, dense_attention)
-        return attend(
+        output, weights = attend(
             self,
             *(vectors.transpose(1, 2) for vectors in (query, key, value)),
             mask,
@@ -74,9 +74,10 @@ class FullSelfAttention(nn.Module):
             dropout=self.dropout.p if self.dropout.training else 0.0,
             output_attentions=return_weights,
         )
+        return output, weights if return_weights else None
 
-    def _attend_to_cache(self, query, cache, step):
-        """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
+    def _attend_to_cache(self, query, cache, step, return_weights):
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
         key, value = cache.rows.keys[:, : step.longest], cache.rows.values[:, : step.longest]
         positions = torch.arange(step.longest, device=query.device).view(1, 1, 1, -1)
 
@@ -86,10 +87,10 @@ class FullSelfAttention(nn.Module):
             if step.start is None or step.start + 1 < step.longest:
                 hidden = ~step.sees(positions)
                 mask = query.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(query.dtype).min)
-            return self._attend(query, key, value, mask)[0]
+            return self._attend(query, key, value, mask, return_weights)
 
-        output = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
-        return output.to(query.dtype)
+        output, weights = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
+        return output.to(query.dtype), weights
 
 
 def dense_implementation(config, return_weights: bool = False) -> str:

@@ -97,6 +97,15 @@ def check_requested(name: str | None):
         )
 
 
+def check_keeps_weights(name: str | None):
+    """ValueError for an `attn_implementation` that has no attention maps to return, wherever they are computed."""
+    if name not in (None, "eager"):
+        raise ValueError(
+            f"The {name!r} implementation of attention keeps no attention probabilities to return; use "
+            "`attn_implementation='eager'` for attention maps, or leave it out."
+        )
+
+
 def choose_implementation(implementations: dict[str, Implementation], requested: str | None, call: AttentionCall):
     """
     The function that serves a call.

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from .chunking import MASKED_SCORE, padded_to_multiple
-from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks
+from .chunking import masked_score, padded_to_multiple
+from .decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 from .local_operator import local_attention
 from .padding import attend_by_map
@@ -44,14 +44,16 @@ class LocalSelfAttention(nn.Module):
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
+            `[B, H, L, step.longest]`, or None; and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query = self.query(hidden_states).unflatten(-1, heads)
         key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.key, self.value))
         if cache is not None:
             if not step.is_first:
-                return self._attend_to_cache(query, key, value, cache, step, circle_length).flatten(2), None, None
+                output, weights = self._attend_to_cache(query, key, value, cache, step, circle_length, return_weights)
+                return output.flatten(2), weights, None
             cache.update(key, value, step)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query.shape[1]
@@ -79,8 +81,8 @@ class LocalSelfAttention(nn.Module):
         output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, None
 
-    def _attend_to_cache(self, query, key, value, cache, step, circle_length):
-        """New tokens' `[B, M, H, D]` to what the cache holds and to each other; `[B, M, H, D]`."""
+    def _attend_to_cache(self, query, key, value, cache, step, circle_length, return_weights):
+        """New tokens' `[B, M, H, D]` to what the cache holds and to each other; output and map."""
         config, circular = self.config, self.config.circular_look_around
         length = config.local_attn_chunk_length
         around = (config.local_num_chunks_before, config.local_num_chunks_after)
@@ -96,17 +98,19 @@ class LocalSelfAttention(nn.Module):
             hidden = ~(exists & step.sees(positions))
 
             def mask(scores):
-                return scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(hidden, MASKED_SCORE)
+                scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                return scores.masked_fill(hidden, masked_score(scores.dtype))
 
             positions = positions.expand(-1, self.num_heads, -1, -1)
-            return attend_to_rows(query, cache.rows, positions, mask, self.head_size**-0.5)
+            map_length = step.longest if return_weights else None
+            return attend_to_rows(query, cache.rows, positions, mask, self.head_size**-0.5, map_length)
 
         numbers_per_token = length * (sum(around) + 1) * self.num_heads * self.head_size
-        outputs = []
+        pieces = []
         # A ring holds no more new tokens at a time than it keeps beyond a window.
         for first in range(0, query.shape[1], CROP_REACH):
             where = slice(first, first + CROP_REACH)
             piece = step.piece(first, first + CROP_REACH)
             cache.update(key[:, where], value[:, where], piece)
-            outputs.append(in_pieces(attend, query[:, where], piece, numbers_per_token))
-        return torch.cat(outputs, dim=1)
+            pieces.append(in_pieces(attend, query[:, where], piece, numbers_per_token))
+        return join_pieces(pieces)

@@ -85,7 +85,8 @@ class LSHSelfAttention(nn.Module):
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and the buckets or None.
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
+            `[B, H, L, step.longest]`, or None; and the buckets or None.
         """
         heads = (-1, self.head_size)
         query_key = self.query_key(hidden_states).unflatten(-1, heads)
@@ -95,7 +96,8 @@ class LSHSelfAttention(nn.Module):
         if cache is not None:
             cache.update(query_key, value, step)
             if not step.is_first:
-                return self._attend_to_cache(query_key, cache, step, circle_length).flatten(2), None, None
+                output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
+                return output.flatten(2), weights, None
         if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
             output, weights = attend_by_map(output, weights, value, shift)
@@ -124,12 +126,12 @@ class LSHSelfAttention(nn.Module):
     def _hash(self, vectors, rotations, num_buckets):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
 
-    def _attend_to_cache(self, query_key, cache, step, circle_length):
-        """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
+    def _attend_to_cache(self, query_key, cache, step, circle_length, return_weights):
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
         if self._is_exact(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
-            return attend_exactly(query_key, cache, step, step.longest)
+            return attend_exactly(query_key, cache, step, step.longest, return_weights)
         if cache.order is None:
             # Up to now attention was exact.
             all_keys = cache.rows.keys[:, : step.longest]
@@ -141,14 +143,18 @@ class LSHSelfAttention(nn.Module):
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.chunk_length)
         options = LSHOptions(causal=True, **self._options())
-        output = attend_in_buckets(query_key, cache, step, codes, options, padded_length)
+        output, weights = attend_in_buckets(query_key, cache, step, codes, options, padded_length, return_weights)
         if step.start is not None and not self._begins_exactly(step.start):
-            return output
+            return output, weights
         is_exact = self._exact_queries(step.positions, step.real_lengths)
         if is_exact is not None:
-            exact = attend_exactly(query_key, cache, step, self.full_attention_threshold)
+            exact, exact_weights = attend_exactly(
+                query_key, cache, step, self.full_attention_threshold, return_weights
+            )
             output = torch.where(is_exact[:, :, None, None], exact, output)
-        return output
+            if return_weights:
+                weights = torch.where(is_exact[:, None, :, None], exact_weights, weights)
+        return output, weights
 
     def _exact_queries(self, positions, lengths):
         """`[B, L]` or `[B, 1]`, bool: queries that get exact attention while others are hashed; None for none."""

@@ -187,6 +187,8 @@ class ReformerModel(ReformerPreTrainedModel):
         )
         if cache is not None:
             cache.end(step)
+            if attentions is not None and not step.is_first:
+                attentions = tuple(step.in_columns(weights) for weights in attentions)
         return BaseModelOutputWithPast(
             last_hidden_state, hidden_states=all_hidden_states, attentions=attentions, **{CACHE_NAME: cache}
         )
