@@ -10,10 +10,20 @@ import torch
 from torch import nn
 
 
-# "Itself" is masked more weakly than "not at all": a token attends to itself when nothing else is left, and to nothing
-# masked even then. Both values are those of stock Reformer.
-MASKED_SCORE = -1e9
-SELF_SCORE = -1e5
+def self_score(dtype: torch.dtype) -> float:
+    """
+    The score of a token for itself, or what is added to it: to count only where nothing else does.
+
+    Stock Reformer's is -1e5, and there are queries with scores below that. None have scores below this, as their
+    square is a number of the dtype; and in base 2 it is still a number, and so is `masked_score`. Half precision ends
+    at 65,504, so there scores must be above -16,376.
+    """
+    return -32752.0 if dtype == torch.float16 else -(2.0**125)
+
+
+def masked_score(dtype: torch.dtype) -> float:
+    """The same for a key that must not count: less than nothing, so that beside it a token counts for itself."""
+    return 2 * self_score(dtype)
 
 
 def padded_to_multiple(length: int, multiple: int) -> int:

@@ -7,9 +7,10 @@ Shapes: B batch, M new tokens, H heads, D head size, R hashing rounds, K keys th
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from .bucket_order import bucket_of, position_of
-from .chunking import MASKED_SCORE, SELF_SCORE, circular_offset
+from .chunking import circular_offset, masked_score, self_score
 from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
 from .lsh_options import LSHOptions
 
@@ -18,20 +19,34 @@ from .lsh_options import LSHOptions
 MOST_NUMBERS = 2**22
 
 
+# Attention's output, `[B, M, H, D]`, and its map over the positions of each row's text, `[B, H, M, step.longest]`, or
+# None where it is not wanted.
+Attended = tuple[torch.Tensor, torch.Tensor | None]
+
+
 def in_pieces(
-    attend: Callable[[torch.Tensor, CacheStep, slice], torch.Tensor],
+    attend: Callable[[torch.Tensor, CacheStep, slice], Attended],
     query: torch.Tensor,
     step: CacheStep,
     numbers_per_token: int,
-) -> torch.Tensor:
+) -> Attended:
     """`attend(query, step, where)` for as many of the tokens `[B, M, H, D]` at a time as memory allows."""
     count = query.shape[1]
     length = max(1, MOST_NUMBERS // (len(query) * numbers_per_token))
-    outputs = [
-        attend(query[:, first : first + length], step.piece(first, first + length), slice(first, first + length))
-        for first in range(0, count, length)
-    ]
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    return join_pieces(
+        [
+            attend(query[:, first : first + length], step.piece(first, first + length), slice(first, first + length))
+            for first in range(0, count, length)
+        ]
+    )
+
+
+def join_pieces(pieces: list[Attended]) -> Attended:
+    """What some tokens got after another, side by side."""
+    if len(pieces) == 1:
+        return pieces[0]
+    outputs, weights = zip(*pieces, strict=True)
+    return torch.cat(outputs, dim=1), None if weights[0] is None else torch.cat(weights, dim=2)
 
 
 def neighbour_chunks(
@@ -60,7 +75,8 @@ def attend_to_rows(
     positions: torch.Tensor,
     mask: Callable[[torch.Tensor], torch.Tensor],
     scales: torch.Tensor | float,
-) -> torch.Tensor:
+    map_length: int | None,
+) -> Attended:
     """
     Softmax attention of each query to keys of its own.
 
@@ -69,9 +85,7 @@ def attend_to_rows(
         positions: `[B, H, M, K]`, of the keys and values.
         mask: Masks scores `[B, H, M, K]`.
         scales: What dot products with a key are multiplied with: `[B, capacity, H]`, or one number for all.
-
-    Returns:
-        `[B, M, H, D]`.
+        map_length: Positions of the attention map; None for no map.
     """
     batch, capacity, heads, size = rows.keys.shape
     # The cache may have been made under autocast and this call not.
@@ -86,19 +100,28 @@ def attend_to_rows(
     scores = (query[..., None, :] @ keys.transpose(-1, -2)).squeeze(-2)
     if isinstance(scales, torch.Tensor):
         scales = scales.view(-1).index_select(0, index).view(positions.shape)
-    probabilities = mask(scores * scales).softmax(dim=-1).to(values.dtype)
-    return (probabilities[..., None, :] @ values).squeeze(-2).transpose(1, 2).to(dtype)
+    probabilities = mask(scores * scales).softmax(dim=-1)
+    output = (probabilities.to(values.dtype)[..., None, :] @ values).squeeze(-2).transpose(1, 2).to(dtype)
+    if map_length is None:
+        return output, None
+    weights = probabilities.new_zeros(*positions.shape[:3], map_length)
+    # What is beyond the text has no probability; any place will do.
+    return output, weights.scatter_add_(3, positions.clamp(0, map_length - 1), probabilities)
 
 
-def attend_exactly(query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int) -> torch.Tensor:
+def attend_exactly(
+    query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int, return_weights: bool
+) -> Attended:
     """Shared-query/key attention of `[B, M, H, D]` to all of the first `reach` positions up to their own."""
     count = min(step.longest, reach)
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
     keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
     scores = (query.transpose(1, 2).to(keys.dtype) @ keys.transpose(-1, -2)) * scales[:, :, None]
-    scores = scores.masked_fill(~step.sees(key_positions), MASKED_SCORE)
-    scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], SELF_SCORE)
-    return (scores.softmax(dim=-1).to(values.dtype) @ values).transpose(1, 2).to(query.dtype)
+    scores = scores.masked_fill(~step.sees(key_positions), masked_score(scores.dtype))
+    scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], self_score(scores.dtype))
+    probabilities = scores.softmax(dim=-1)
+    output = (probabilities.to(values.dtype) @ values).transpose(1, 2).to(query.dtype)
+    return output, nn.functional.pad(probabilities, (0, step.longest - count)) if return_weights else None
 
 
 def attend_in_buckets(
@@ -108,7 +131,8 @@ def attend_in_buckets(
     codes: torch.Tensor,
     options: LSHOptions,
     padded_length: int,
-) -> torch.Tensor:
+    return_weights: bool,
+) -> Attended:
     """
     LSH attention of new tokens, which the cache already holds, as `lsh_attention` over the whole text computes it.
 
@@ -118,10 +142,8 @@ def attend_in_buckets(
         query: `[B, M, H, D]`.
         codes: `[B, H, R, M]`, of the new tokens.
         padded_length: Places that a round takes.
-
-    Returns:
-        `[B, M, H, D]`.
     """
+    map_length = step.longest if return_weights else None
 
     def attend(query, step, where):
         piece = codes[..., where]
@@ -137,9 +159,10 @@ def attend_in_buckets(
         def mask(scores):
             if not options.allow_duplicate_attention:
                 scores = scores - _count_equal(positions.masked_fill(~is_met, -1)).to(scores.dtype).log()
-            return scores.masked_fill(~visible, MASKED_SCORE).masked_fill(is_self, SELF_SCORE)
+            scores = scores.masked_fill(~visible, masked_score(scores.dtype))
+            return scores.masked_fill(is_self, self_score(scores.dtype))
 
-        return attend_to_rows(query, cache.rows, positions, mask, cache.scales)
+        return attend_to_rows(query, cache.rows, positions, mask, cache.scales, map_length)
 
     keys_per_head = options.chunk_length * (sum(options.around) + 1) * codes.shape[2]
     return in_pieces(attend, query, step, keys_per_head * query.shape[2] * query.shape[3])

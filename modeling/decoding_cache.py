@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from .bucket_order import NO_TOKEN, BucketOrder, encode
 from .chunking import circle_length_of, key_scale
 from .lsh_hashing import bucket_factors, num_buckets_of
+from .padding import shift_rows
 
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.
@@ -85,6 +86,12 @@ class CacheStep:
             return visible
         index = key_positions.clamp(0, self.longest - 1).expand(len(self.mask), *visible.shape[1:])
         return visible & self.mask[:, None, None].expand(*visible.shape[:3], -1).gather(3, index)
+
+    def in_columns(self, weights: torch.Tensor) -> torch.Tensor:
+        """An attention map over positions, `[B, H, M, longest]`, to one over columns, `[B, H, M, num_columns]`."""
+        weights = torch.nn.functional.pad(weights, (0, self.num_columns - self.longest))
+        # What has no position stands before a row's text, and behind it nothing is attended to.
+        return shift_rows(weights, (self.lengths - self.num_columns).to(weights.device), dim=3)
 
 
 class RowBuffer:

@@ -12,7 +12,7 @@ class ReformerEmbeddings(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         # CODEPATH: every published checkpoint is axial; learned vectors are a user's choice.
         kind = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
@@ -33,7 +33,7 @@ class ReformerEmbeddings(nn.Module):
             position_ids = torch.arange(length, device=inputs_embeds.device)
         position_ids = position_ids.expand(batch, length)
         positions = _look_up(self.position_embeddings, position_ids, "position_ids", self.config.max_sequence_length)
-        return nn.functional.dropout(inputs_embeds, p=self.dropout, training=self.training) + positions
+        return self.dropout(inputs_embeds) + positions
 
     def check_length(self, length: int):
         """ValueError unless there are positions for `length` tokens."""

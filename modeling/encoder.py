@@ -1,16 +1,20 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .decoding_cache import CacheStep, ReformerCache, ReformerCacheLayer
+from .differentiation import is_inside_transform
 from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer
+from .padding import shift_back
+from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer, show_stream
 
 
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
@@ -21,11 +25,11 @@ class ReformerSelfOutput(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(self.dense(hidden_states), p=self.dropout, training=self.training)
+        return self.dropout(self.dense(hidden_states))
 
 
 class ReformerAttention(nn.Module):
@@ -69,10 +73,7 @@ class _RecordedAttention:
         output, weights, buckets = self.attention(
             hidden_states, rotations=self.rotations, buckets=self.buckets, **self.kwargs
         )
-        # A repetition computes the map, too: without it, it might round or draw random numbers in another way.
-        if self.weights is None and weights is not None:
-            self.weights = weights.detach() if self.attention.self_attention.config.reversible else weights
-        self.buckets, self.rotations = buckets, None
+        self.weights, self.buckets, self.rotations = weights, buckets, None
         return output
 
 
@@ -133,14 +134,13 @@ class ReformerLayer(GradientCheckpointingLayer):
             step=step,
             **kwargs,
         )
-        # A cache takes in each token once; nothing may be computed again.
-        reversible = self.config.reversible and cache is None and torch.is_grad_enabled()
+        # A cache takes in each token once; nothing may be computed again. A map has a gradient where it has a graph.
+        reversible = self.config.reversible and cache is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,
             attention_module=self.attention,
             feed_forward=self.feed_forward,
             on_grid=on_grid,
-            replays_random_numbers=reversible and self._has_dropout(),
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
@@ -149,11 +149,10 @@ class ReformerLayer(GradientCheckpointingLayer):
         tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
         return *streams, attention.weights
 
-    def _has_dropout(self) -> bool:
-        # Modules that others put into the layer, such as adapters, may bring a dropout of their own.
-        active = (module for module in self.modules() if module.training)
-        inside = (getattr(module, "p", getattr(module, "dropout", 0.0)) for module in active)
-        return any(isinstance(p, (int, float)) and p > 0 for p in inside)
+
+def run_without_checkpoint(function: Callable, *args):
+    """In place of `torch.utils.checkpoint.checkpoint`, for layers that store nothing that it could save."""
+    return function(*args)
 
 
 class ReformerEncoder(nn.Module):
@@ -162,7 +161,7 @@ class ReformerEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
 
@@ -172,6 +171,7 @@ class ReformerEncoder(nn.Module):
         hidden_states: torch.Tensor,
         return_hidden_states: bool = False,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: ReformerCache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
@@ -179,7 +179,8 @@ class ReformerEncoder(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
             return_hidden_states: Also return the streams between layers, which are kept in memory for it.
-            return_weights: Also return each layer's attention map.
+            return_weights: Also return each layer's attention map, for which layers are not run reversibly.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; what is returned is of the caller's.
             cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
@@ -189,12 +190,15 @@ class ReformerEncoder(nn.Module):
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         hidden_states, on_grid = self._begin_streams(hidden_states)
+        all_hidden_states, all_attentions = [], []
+        if return_hidden_states:
+            shown, hidden_states = show_stream(hidden_states, result_dtype, shift)
+            all_hidden_states.append(shown)
         attn_output = hidden_states
-        all_hidden_states, all_attentions = [hidden_states], []
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
             is_last = layer.layer_idx == len(self.layers) - 1
-            if torch.is_grad_enabled() and not hidden_states.requires_grad and _is_trained(layer):
+            if _lacks_gradient(hidden_states) and _is_trained(layer):
                 # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
             attn_output, hidden_states, weights = layer(
@@ -204,18 +208,19 @@ class ReformerEncoder(nn.Module):
                 stores_output=is_last or return_hidden_states,
                 on_grid=on_grid,
                 return_weights=return_weights,
+                shift=shift,
                 cache=None if cache is None else cache.layers[layer.layer_idx],
                 **kwargs,
             )
             all_attentions.append(weights)
             if return_hidden_states:
-                all_hidden_states.append(hidden_states)
+                shown, hidden_states = show_stream(hidden_states, result_dtype, shift)
+                all_hidden_states.append(shown)
         streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
         output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
-        output = nn.functional.dropout(output, p=self.dropout, training=self.training)
         return (
-            output,
-            tuple(state.to(result_dtype) for state in all_hidden_states) if return_hidden_states else None,
+            shift_back(self.dropout(output), shift),
+            tuple(all_hidden_states) if return_hidden_states else None,
             tuple(all_attentions) if return_weights else None,
         )
 
@@ -229,6 +234,11 @@ class ReformerEncoder(nn.Module):
         if exact:
             return round_to_grid(embeddings, torch.float32 if low_precision else torch.float64), True
         return embeddings.float() if low_precision else embeddings, False
+
+
+def _lacks_gradient(hidden_states: torch.Tensor) -> bool:
+    # `torch.func` has other means, and no leaves can be made inside of it.
+    return torch.is_grad_enabled() and not hidden_states.requires_grad and not is_inside_transform()
 
 
 def _is_trained(module: nn.Module) -> bool:

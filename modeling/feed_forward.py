@@ -17,13 +17,12 @@ class ReformerFeedForwardDense(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.act_fn = ACT2FN[config.hidden_act]
         self.dense = nn.Linear(config.hidden_size, config.feed_forward_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.dense(hidden_states)
-        return self.act_fn(nn.functional.dropout(hidden_states, p=self.dropout, training=self.training))
+        return self.act_fn(self.dropout(self.dense(hidden_states)))
 
 
 class ReformerFeedForwardOutput(nn.Module):
@@ -31,11 +30,11 @@ class ReformerFeedForwardOutput(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.dense = nn.Linear(config.feed_forward_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return nn.functional.dropout(self.dense(hidden_states), p=self.dropout, training=self.training)
+        return self.dropout(self.dense(hidden_states))
 
 
 class ChunkReformerFeedForward(nn.Module):

@@ -6,6 +6,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .decoding_attention import in_pieces
 from .decoding_cache import CacheStep, ReformerCacheLayer
+from .differentiation import is_inside_transform
+from .implementations import check_keeps_weights
+from .padding import attend_by_map
 
 
 class FullSelfAttention(nn.Module):
@@ -19,7 +22,7 @@ class FullSelfAttention(nn.Module):
         self.head_size = config.attention_head_size
         self.is_causal = config.is_decoder
         self.num_key_value_groups = 1
-        self.dropout = config.local_attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.local_attention_probs_dropout_prob)
         self.query = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
@@ -29,6 +32,7 @@ class FullSelfAttention(nn.Module):
         hidden_states: torch.Tensor,
         full_attention_mask: torch.Tensor | None = None,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: ReformerCacheLayer | None = None,
         step: CacheStep | None = None,
         **kwargs,
@@ -37,10 +41,12 @@ class FullSelfAttention(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`.
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
+            `[B, H, L, step.longest]`, or None; and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query, key, value = (
@@ -49,29 +55,29 @@ class FullSelfAttention(nn.Module):
         if cache is not None:
             cache.update(key, value, step)
             if not step.is_first:
-                return self._attend_to_cache(query, cache, step).flatten(2), None, None
+                output, weights = self._attend_to_cache(query, cache, step, return_weights)
+                return output.flatten(2), weights, None
         output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
-        return output.flatten(2), weights if return_weights else None, None
+        output, weights = attend_by_map(output, weights, value, shift)
+        return output.flatten(2), weights, None
 
-    def _attend(self, query, key, value, mask, return_weights=False):
+    def _attend(self, query, key, value, mask, return_weights):
         implementation = dense_implementation(self.config, return_weights)
-        if return_weights and implementation != "eager":
-            raise ValueError(
-                f"The {implementation!r} implementation of attention keeps no attention probabilities to return; use "
-                "`attn_implementation='eager'` for attention maps, or leave it out."
-            )
+        if return_weights:
+            check_keeps_weights(implementation)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, dense_attention)
-        return attend(
+        output, weights = attend(
             self,
             *(vectors.transpose(1, 2) for vectors in (query, key, value)),
             mask,
             scaling=self.head_size**-0.5,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=self.dropout.p if self.dropout.training else 0.0,
             output_attentions=return_weights,
         )
+        return output, weights if return_weights else None
 
-    def _attend_to_cache(self, query, cache, step):
-        """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
+    def _attend_to_cache(self, query, cache, step, return_weights):
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
         key, value = cache.rows.keys[:, : step.longest], cache.rows.values[:, : step.longest]
         positions = torch.arange(step.longest, device=query.device).view(1, 1, 1, -1)
 
@@ -81,17 +87,18 @@ class FullSelfAttention(nn.Module):
             if step.start is None or step.start + 1 < step.longest:
                 hidden = ~step.sees(positions)
                 mask = query.new_zeros(hidden.shape).masked_fill(hidden, torch.finfo(query.dtype).min)
-            return self._attend(query, key, value, mask)[0]
+            return self._attend(query, key, value, mask, return_weights)
 
-        output = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
-        return output.to(query.dtype)
+        output, weights = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
+        return output.to(query.dtype), weights
 
 
 def dense_implementation(config, return_weights: bool = False) -> str:
     """The entry of transformers' attention interface for layers of full attention."""
     name = config._attn_implementation
     if name is None:
-        return "eager" if return_weights else "sdpa"
+        # Fused kernels know neither forward-mode derivatives nor batches of calls.
+        return "eager" if return_weights or is_inside_transform() else "sdpa"
     # PyTorch's own kernels are the fastest for dense attention on a GPU, too.
     return "sdpa" if name == "triton" else name
 
@@ -104,27 +111,21 @@ def dense_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    output_attentions: bool = False,
     **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The "eager" entry of the attention interface: written out where the map is wanted, else PyTorch's own function.
+    The "eager" entry of the attention interface: plain operations, which have all derivatives.
 
     Args:
         query, key, value: `[B, H, L, D]`.
         attention_mask: Additive, broadcastable to `[B, H, L, L]`, or None.
 
     Returns:
-        Output `[B, L, H, D]`, and with `output_attentions` probabilities `[B, H, L, L]`.
+        Output `[B, L, H, D]` and probabilities `[B, H, L, L]`.
     """
     if attention_mask is not None:
         # Under autocast the projections have a narrower dtype than the streams that the mask was made for.
         attention_mask = attention_mask.clamp(min=torch.finfo(query.dtype).min).to(query.dtype)
-    if not output_attentions:
-        output = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
-        return output.transpose(1, 2), None
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

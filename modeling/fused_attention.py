@@ -23,15 +23,6 @@ def additive_mask_dtype(query: torch.Tensor) -> torch.dtype:
     return query.dtype if query.device.type == "cuda" else torch.promote_types(query.dtype, torch.float32)
 
 
-def weakest_score(mask_dtype: torch.dtype) -> float:
-    """
-    What is added to a score that is to count only where nothing else does, and twice to one that must not count.
-
-    Half precision holds nothing beyond 65,504.
-    """
-    return -2e4 if mask_dtype == torch.float16 else -1e5
-
-
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -58,7 +49,7 @@ def attend(
         )
         return output, log_sum_exp
     scores = _scores(query, key, mask, scale)
-    # Each softmax is divided by its own sum: near -1e5 a log-sum-exp has lost its last digits.
+    # Each softmax is divided by its own sum: a log-sum-exp near the score of a mask has lost its digits.
     return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
 
 

@@ -2,6 +2,7 @@
 
 from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
+from .implementations import check_keeps_weights
 from .padding import first_real_token
 
 
@@ -16,8 +17,8 @@ class CachedGenerationMixin:
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):
         cache, implementation = model_kwargs.get(CACHE_NAME), generation_config.cache_implementation
-        # Without evaluation mode each pass hashes anew, and maps are those of the whole text.
-        if self.training or generation_config.output_attentions:
+        # Without evaluation mode each pass hashes anew.
+        if self.training:
             generation_config.use_cache = False
         uses_cache = generation_config.use_cache is not False
         # Without a cache, padding takes positions, too.
@@ -31,8 +32,8 @@ class CachedGenerationMixin:
             check_cache(cache)
             if not uses_cache:
                 raise ValueError(
-                    f"`{CACHE_NAME}` is given, but `use_cache=False`, `output_attentions` or training mode does "
-                    "without. Leave one of them out."
+                    f"`{CACHE_NAME}` is given, but `use_cache=False` or training mode does without. Leave one of them "
+                    "out."
                 )
             cache._is_user_defined = True
             return
@@ -40,7 +41,7 @@ class CachedGenerationMixin:
             if model_kwargs.get("inputs_embeds") is not None:
                 raise ValueError(
                     "`generate` cannot continue `inputs_embeds` without a cache. Call `model.eval()` and leave "
-                    "`output_attentions` out, or give the prompt as `input_ids`."
+                    "`use_cache` out, or give the prompt as `input_ids`."
                 )
             return
         model_kwargs[CACHE_NAME] = ReformerCache(self.config, max_length=max_cache_length)
@@ -80,9 +81,6 @@ def cache_of_call(model, cache, use_cache: bool | None, output_attentions: bool)
         raise ValueError(f"`{CACHE_NAME}` needs causal attention: use `ReformerForCausalLM`, or `is_decoder=True`.")
     if model.training:
         raise ValueError(f"`{CACHE_NAME}` is for evaluation: call `model.eval()`, or leave it out.")
-    if output_attentions and cache.get_seq_length():
-        raise ValueError(
-            "Attention maps of a text that is partly in a cache are not available. Leave "
-            f"`{CACHE_NAME}` out and give the whole text."
-        )
+    if output_attentions:
+        check_keeps_weights(model.config._attn_implementation)
     return cache

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .differentiation import is_inside_transform, refuse_derivatives
+
 
 NAMES = ("eager", "sdpa", "triton")
 
@@ -95,6 +97,15 @@ def check_requested(name: str | None):
         )
 
 
+def check_keeps_weights(name: str | None):
+    """ValueError for an `attn_implementation` that has no attention maps to return, wherever they are computed."""
+    if name not in (None, "eager"):
+        raise ValueError(
+            f"The {name!r} implementation of attention keeps no attention probabilities to return; use "
+            "`attn_implementation='eager'` for attention maps, or leave it out."
+        )
+
+
 def choose_implementation(implementations: dict[str, Implementation], requested: str | None, call: AttentionCall):
     """
     The function that serves a call.
@@ -106,9 +117,11 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
     Raises:
         ValueError: There is no such name, or that implementation cannot do what is asked of it.
     """
+    # A compiler makes one kernel of plain operations and cannot look into ours.
+    is_compiling = torch.compiler.is_compiling()
+    is_transformed = not is_compiling and is_inside_transform()
     if requested is None:
-        # A compiler makes one kernel of plain operations and cannot look into ours.
-        if torch.compiler.is_compiling():
+        if is_compiling or is_transformed:
             return implementations["eager"].attend
         return next(one for one in implementations.values() if _is_default_for(one, call)).attend
     if requested not in implementations:
@@ -116,6 +129,8 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
             f"There is no implementation {requested!r} of this attention; choose one of {sorted(implementations)}, or "
             "None for the fastest that can do what is asked. A model takes it as `attn_implementation`."
         )
+    if is_transformed and requested != "eager":
+        refuse_derivatives("inside of `torch.func`")
     reason = implementations[requested].why_not(call)
     if reason is not None:
         raise ValueError(f"The {requested!r} implementation of this attention {reason}")

@@ -3,10 +3,11 @@
 import torch
 from torch import nn
 
-from .chunking import MASKED_SCORE, padded_to_multiple
-from .decoding_attention import attend_to_rows, in_pieces, neighbour_chunks
+from .chunking import masked_score, padded_to_multiple
+from .decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 from .local_operator import local_attention
+from .padding import attend_by_map
 
 
 class LocalSelfAttention(nn.Module):
@@ -18,7 +19,7 @@ class LocalSelfAttention(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.head_size = config.attention_head_size
-        self.dropout = config.local_attention_probs_dropout_prob
+        self.dropout = nn.Dropout(config.local_attention_probs_dropout_prob)
         self.query = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
@@ -29,6 +30,7 @@ class LocalSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: LocalCacheLayer | None = None,
         step: CacheStep | None = None,
         **kwargs,
@@ -38,17 +40,20 @@ class LocalSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and None (nothing is hashed).
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
+            `[B, H, L, step.longest]`, or None; and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query = self.query(hidden_states).unflatten(-1, heads)
         key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.key, self.value))
         if cache is not None:
             if not step.is_first:
-                return self._attend_to_cache(query, key, value, cache, step, circle_length).flatten(2), None, None
+                output, weights = self._attend_to_cache(query, key, value, cache, step, circle_length, return_weights)
+                return output.flatten(2), weights, None
             cache.update(key, value, step)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query.shape[1]
@@ -69,14 +74,15 @@ class LocalSelfAttention(nn.Module):
             num_chunks_after=around[1],
             causal=config.is_decoder,
             circular_look_around=config.circular_look_around,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=self.dropout.p if self.dropout.training else 0.0,
             return_weights=return_weights,
             implementation=config._attn_implementation,
         )
+        output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, None
 
-    def _attend_to_cache(self, query, key, value, cache, step, circle_length):
-        """New tokens' `[B, M, H, D]` to what the cache holds and to each other; `[B, M, H, D]`."""
+    def _attend_to_cache(self, query, key, value, cache, step, circle_length, return_weights):
+        """New tokens' `[B, M, H, D]` to what the cache holds and to each other; output and map."""
         config, circular = self.config, self.config.circular_look_around
         length = config.local_attn_chunk_length
         around = (config.local_num_chunks_before, config.local_num_chunks_after)
@@ -92,17 +98,19 @@ class LocalSelfAttention(nn.Module):
             hidden = ~(exists & step.sees(positions))
 
             def mask(scores):
-                return scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(hidden, MASKED_SCORE)
+                scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+                return scores.masked_fill(hidden, masked_score(scores.dtype))
 
             positions = positions.expand(-1, self.num_heads, -1, -1)
-            return attend_to_rows(query, cache.rows, positions, mask, self.head_size**-0.5)
+            map_length = step.longest if return_weights else None
+            return attend_to_rows(query, cache.rows, positions, mask, self.head_size**-0.5, map_length)
 
         numbers_per_token = length * (sum(around) + 1) * self.num_heads * self.head_size
-        outputs = []
+        pieces = []
         # A ring holds no more new tokens at a time than it keeps beyond a window.
         for first in range(0, query.shape[1], CROP_REACH):
             where = slice(first, first + CROP_REACH)
             piece = step.piece(first, first + CROP_REACH)
             cache.update(key[:, where], value[:, where], piece)
-            outputs.append(in_pieces(attend, query[:, where], piece, numbers_per_token))
-        return torch.cat(outputs, dim=1)
+            pieces.append(in_pieces(attend, query[:, where], piece, numbers_per_token))
+        return join_pieces(pieces)

@@ -7,7 +7,7 @@ Shapes: B batch, L length, H heads, D head size, P padded length, C chunk length
 import torch
 from torch import nn
 
-from .chunking import MASKED_SCORE, look_adjacent, pad_rows, scatter_to_map
+from .chunking import look_adjacent, masked_score, pad_rows, scatter_to_map
 from .local_options import LocalOptions
 from .visibility import visible_local_keys
 
@@ -42,7 +42,7 @@ def local_attention_eager(
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if visible is not None:
-        scores = scores.masked_fill(~visible[:, None], MASKED_SCORE)
+        scores = scores.masked_fill(~visible[:, None], masked_score(scores.dtype))
     probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=options.dropout_p)
     output = (probabilities.to(value.dtype) @ value).flatten(2, 3)[:, :, :length].transpose(1, 2)
     if not return_weights:

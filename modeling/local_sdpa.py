@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 import torch
 
-from .chunking import look_adjacent, sum_windows
-from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct, weakest_score
+from .chunking import look_adjacent, masked_score, sum_windows
+from .differentiation import OnceDifferentiable, once_differentiable
+from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct
 from .implementations import AttentionCall
 from .local_options import LocalOptions
 from .visibility import visible_local_keys
@@ -49,7 +50,7 @@ def local_attention_sdpa(
     return _LocalAttention.apply(query, key, value, key_mask, options), None
 
 
-class _LocalAttention(torch.autograd.Function):
+class _LocalAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query, key, value, key_mask, options):
@@ -70,12 +71,14 @@ class _LocalAttention(torch.autograd.Function):
             windows.put(output[row], chunks, piece_output)
             # Not beside the next one.
             del piece_output
+        # What sees nothing then has no gradient, where a difference of two scores of masks could be any number.
+        log_sum_exp.masked_fill_(log_sum_exp < masked_score(windows.mask_dtype) / 2, 0)
         ctx.save_for_backward(query, key, value, key_mask, output, log_sum_exp)
         ctx.options = options
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     @torch.compiler.disable
     def backward(ctx, gradient):
         query, key, value, key_mask, output, log_sum_exp = ctx.saved_tensors
@@ -182,5 +185,5 @@ class _Windows:
         shape = (chunks.stop - chunks.start, *self.positions.shape[1:], *self.key_positions.shape[1:])
         mask = torch.zeros(shape, dtype=self.mask_dtype, device=self.positions.device)
         if visible is not None:
-            mask.masked_fill_(~visible[0], 2 * weakest_score(self.mask_dtype))
+            mask.masked_fill_(~visible[0], masked_score(self.mask_dtype))
         return mask[:, None]

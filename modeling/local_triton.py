@@ -6,8 +6,8 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
+from .differentiation import OnceDifferentiable, once_differentiable
 from .local_options import LocalOptions
 from .lsh_triton import kernel_chunk_length, with_contiguous_rows
 
@@ -51,7 +51,7 @@ def local_attention_triton(
     return _LocalAttention.apply(query, key, value, mask, padded_length, kind), None
 
 
-class _LocalAttention(torch.autograd.Function):
+class _LocalAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query, key, value, key_mask, padded_length, kind):

@@ -9,7 +9,7 @@ from .decoding_cache import CacheStep, LSHCacheLayer
 from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
-from .padding import last_real_token
+from .padding import attend_by_map, last_real_token
 
 
 class LSHSelfAttention(nn.Module):
@@ -28,7 +28,7 @@ class LSHSelfAttention(nn.Module):
         self.chunk_length = config.lsh_attn_chunk_length
         threshold = config.full_attention_threshold
         self.full_attention_threshold = self.chunk_length if threshold is None else threshold
-        self.dropout = config.lsh_attention_probs_dropout_prob or 0.0
+        self.dropout = nn.Dropout(config.lsh_attention_probs_dropout_prob or 0.0)
         self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
 
@@ -69,6 +69,7 @@ class LSHSelfAttention(nn.Module):
         rotations: torch.Tensor | None = None,
         buckets: torch.Tensor | None = None,
         return_weights: bool = False,
+        shift: torch.Tensor | None = None,
         cache: LSHCacheLayer | None = None,
         step: CacheStep | None = None,
         **kwargs,
@@ -80,10 +81,12 @@ class LSHSelfAttention(nn.Module):
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations: From `draw_rotations`; not needed with `buckets`.
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
+            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or None, and the buckets or None.
+            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
+            `[B, H, L, step.longest]`, or None; and the buckets or None.
         """
         heads = (-1, self.head_size)
         query_key = self.query_key(hidden_states).unflatten(-1, heads)
@@ -93,9 +96,11 @@ class LSHSelfAttention(nn.Module):
         if cache is not None:
             cache.update(query_key, value, step)
             if not step.is_first:
-                return self._attend_to_cache(query_key, cache, step, circle_length).flatten(2), None, None
+                output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
+                return output.flatten(2), weights, None
         if self._is_exact(length, circle_length):
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
+            output, weights = attend_by_map(output, weights, value, shift)
             return output.flatten(2), weights, None
 
         num_buckets = self._num_buckets(length, circle_length, cache)
@@ -115,17 +120,18 @@ class LSHSelfAttention(nn.Module):
         )
         if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
             output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
+        output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, buckets
 
     def _hash(self, vectors, rotations, num_buckets):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
 
-    def _attend_to_cache(self, query_key, cache, step, circle_length):
-        """New tokens' `[B, M, H, D]` to what the cache holds, them included; `[B, M, H, D]`."""
+    def _attend_to_cache(self, query_key, cache, step, circle_length, return_weights):
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
         if self._is_exact(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
-            return attend_exactly(query_key, cache, step, step.longest)
+            return attend_exactly(query_key, cache, step, step.longest, return_weights)
         if cache.order is None:
             # Up to now attention was exact.
             all_keys = cache.rows.keys[:, : step.longest]
@@ -137,14 +143,18 @@ class LSHSelfAttention(nn.Module):
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.chunk_length)
         options = LSHOptions(causal=True, **self._options())
-        output = attend_in_buckets(query_key, cache, step, codes, options, padded_length)
+        output, weights = attend_in_buckets(query_key, cache, step, codes, options, padded_length, return_weights)
         if step.start is not None and not self._begins_exactly(step.start):
-            return output
+            return output, weights
         is_exact = self._exact_queries(step.positions, step.real_lengths)
         if is_exact is not None:
-            exact = attend_exactly(query_key, cache, step, self.full_attention_threshold)
+            exact, exact_weights = attend_exactly(
+                query_key, cache, step, self.full_attention_threshold, return_weights
+            )
             output = torch.where(is_exact[:, :, None, None], exact, output)
-        return output
+            if return_weights:
+                weights = torch.where(is_exact[:, None, :, None], exact_weights, weights)
+        return output, weights
 
     def _exact_queries(self, positions, lengths):
         """`[B, L]` or `[B, 1]`, bool: queries that get exact attention while others are hashed; None for none."""
@@ -185,7 +195,7 @@ class LSHSelfAttention(nn.Module):
     def _common_arguments(self, return_weights: bool) -> dict:
         return {
             "causal": self.config.is_decoder,
-            "dropout_p": self.dropout if self.training else 0.0,
+            "dropout_p": self.dropout.p if self.dropout.training else 0.0,
             "return_weights": return_weights,
             "implementation": self.config._attn_implementation,
         }

@@ -8,7 +8,7 @@ length. Positions are indices into the unsorted, padded sequence.
 import torch
 from torch import nn
 
-from .chunking import MASKED_SCORE, SELF_SCORE, gather_rows, look_adjacent, pad_rows, scatter_to_map, unit_keys
+from .chunking import gather_rows, look_adjacent, masked_score, pad_rows, scatter_to_map, self_score, unit_keys
 from .lsh_options import LSHOptions
 from .visibility import LSHVisibility, place_in_all_rounds
 
@@ -66,9 +66,9 @@ def _scores(query, key, visibility):
         scores = scores - visibility.count_meetings().to(scores.dtype).log()
     visible = visibility.visible_keys()
     if visible is not None:
-        scores = scores.masked_fill(~visible, MASKED_SCORE)
+        scores = scores.masked_fill(~visible, masked_score(scores.dtype))
     is_self = visibility.positions[..., :, None] == visibility.key_positions[..., None, :]
-    return scores.masked_fill(is_self, SELF_SCORE)
+    return scores.masked_fill(is_self, self_score(scores.dtype))
 
 
 def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,10 +82,14 @@ def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[to
     probabilities = scores.softmax(dim=-1)
     if rank.shape[2] == 1:
         return probabilities, torch.ones_like(rank, dtype=scores.dtype)
-    # The largest probability is exp(largest score - log-sum-exp). Dividing by the weights' own sum keeps tokens that
-    # see only themselves exact, where a log-sum-exp near -1e5 has lost its last digits.
-    log_sum_exp = scores.amax(-1) - probabilities.amax(-1).log()
-    return probabilities, log_sum_exp.flatten(2).view(rank.shape).gather(3, rank).softmax(dim=2)
+    # A probability is exp(score - log-sum-exp). Score and probability are those of one key: of several that are equal,
+    # gradients that each is given a share of would not cancel.
+    largest, best = scores.max(-1, keepdim=True)
+    largest, best = (
+        numbers.flatten(2).view(rank.shape).gather(3, rank) for numbers in (largest, probabilities.gather(-1, best))
+    )
+    # Large scores are subtracted first: beside them a logarithm has no digits.
+    return probabilities, (largest - largest.amax(2, keepdim=True).detach() - best.log()).softmax(dim=2)
 
 
 def _combine_rounds(output: torch.Tensor, round_weights: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:

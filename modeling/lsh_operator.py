@@ -56,6 +56,11 @@ def lsh_attention(
     its neighbours. Keys are the queries at unit length, scores are their dot products, and a token attends to itself
     only when it has nothing else. The rounds are combined as one softmax over everything they found.
 
+    Vectors may have any length that the square of is a number of float32. As every float32 score is rounded, so are
+    probabilities, in proportion to the query's length; fused kernels round once more, as they keep a log-sum-exp only.
+    Where keys are equally near to queries longer than 1e5, their gradients need "eager". In float16 on a GPU, "sdpa"
+    takes queries shorter than 16,000.
+
     Args:
         query_key, value: `[B, L, H, D]`, one floating dtype.
         buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`.

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 
 import torch
 
-from .chunking import key_scale, sum_windows, window_views
-from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct, weakest_score
+from .chunking import key_scale, masked_score, self_score, sum_windows, window_views
+from .differentiation import OnceDifferentiable, once_differentiable
+from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
 from .visibility import LSHVisibility
@@ -63,37 +64,41 @@ def lsh_attention_sdpa(
     return _LSHAttention.apply(query_key, value, buckets, order, key_mask, options), None
 
 
-class _LSHAttention(torch.autograd.Function):
+class _LSHAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query_key, value, buckets, order, key_mask, options):
         batch, _, num_heads, _ = query_key.shape
         output = torch.empty_like(query_key, memory_format=torch.contiguous_format)
         dtype = torch.promote_types(query_key.dtype, torch.float32)
-        log_sum_exp = torch.empty(batch, num_heads, order.shape[3], dtype=dtype, device=query_key.device)
+        # Two numbers for each token, as a sum of both would lose the smaller one's digits.
+        log_sums = torch.empty(2, batch, num_heads, order.shape[3], dtype=dtype, device=query_key.device)
         scratch = _Scratch(query_key)
         for heads in distinct(_groups(order), query_key):
             group = _Group(query_key, value, buckets, order, key_mask, options, heads, scratch)
-            group_output, group_log_sum_exp = group.attend()
+            group_output, *of_group = group.attend()
             group.put(group_output, output)
-            log_sum_exp[heads] = group_log_sum_exp.unflatten(0, (-1, group.heads))
+            for whole, part in zip(log_sums, of_group, strict=True):
+                whole[heads] = part.unflatten(0, (-1, group.heads))
             # Not beside the next one.
-            del group, group_output, group_log_sum_exp
-        ctx.save_for_backward(query_key, value, buckets, order, key_mask, output, log_sum_exp)
+            del group, group_output, of_group, part
+        ctx.save_for_backward(query_key, value, buckets, order, key_mask, output, log_sums)
         ctx.options = options
         return output
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     @torch.compiler.disable
     def backward(ctx, gradient):
-        query_key, value, buckets, order, key_mask, output, log_sum_exp = ctx.saved_tensors
+        query_key, value, buckets, order, key_mask, output, log_sums = ctx.saved_tensors
         gradients = [torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in (query_key, value)]
         scratch = _Scratch(query_key)
         for heads in distinct(_groups(order), query_key):
             group = _Group(query_key, value, buckets, order, key_mask, ctx.options, heads, scratch)
             of_group = group.attend_backward(
-                group.take(gradient, "gradient"), group.take(output, "output"), log_sum_exp[heads].flatten(0, 1)
+                group.take(gradient, "gradient"),
+                group.take(output, "output"),
+                *(numbers[heads].flatten(0, 1) for numbers in log_sums),
             )
             for whole, part in zip(gradients, of_group, strict=True):
                 group.put(part, whole)
@@ -234,7 +239,7 @@ class _Group:
 
     def mask(self, chunks: slice) -> torch.Tensor:
         """`[G, n, C, W]`, added to the scores of a piece."""
-        visibility, weakest = self.visibility, weakest_score(self.mask_dtype)
+        visibility, weakest = self.visibility, self_score(self.mask_dtype)
         mask = self.query_positions[:, chunks, :, None] - self.key_positions[:, chunks, None, :]
         if self.options.causal:
             # An earlier key adds nothing, the query itself once, a later one twice.
@@ -243,13 +248,19 @@ class _Group:
             mask.eq_(0).mul_(weakest)
         by_head = mask.unflatten(0, (-1, self.heads))
         for condition in visibility.conditions(chunks):
-            by_head.masked_fill_(~condition, 2 * weakest)
+            by_head.masked_fill_(~condition, masked_score(self.mask_dtype))
         if not self.options.allow_duplicate_attention:
             by_head.sub_(visibility.count_meetings(chunks).to(mask.dtype).log_())
         return mask.to(self.mask_dtype)
 
-    def attend(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Output `[G, P, D]` and log-sum-exp `[G, P]` of all rounds, in original positions."""
+    def attend(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        All rounds, in original positions.
+
+        Returns:
+            Output `[G, P, D]`, and of the rounds' log-sum-exps, `[G, P]`, the largest and the sum of all exponentials
+            relative to it.
+        """
         output = largest = total = None
         for round_index in range(self.rounds):
             round_output, round_log_sum_exp = self._attend_in_round(round_index)
@@ -266,8 +277,7 @@ class _Group:
             largest, total = new_largest, total.mul_(old).add_(new)
         if self.rounds > 1:
             output /= total[..., None]
-            largest = largest + total.log_()
-        return torch.where(self._is_alone(largest)[..., None], self.value, output, out=output), largest
+        return torch.where(self._is_alone(largest)[..., None], self.value, output, out=output), largest, total
 
     def _attend_in_round(self, round_index):
         sorted_output = self._scratch_for_rows("sorted output")
@@ -296,15 +306,15 @@ class _Group:
 
     def _is_alone(self, log_sum_exp: torch.Tensor) -> torch.Tensor:
         """Which tokens have nothing but themselves to attend to. Their output is exactly their value."""
-        return log_sum_exp < weakest_score(self.mask_dtype) / 2
+        return log_sum_exp < self_score(self.mask_dtype) / 2
 
     def attend_backward(
-        self, gradient: torch.Tensor, output: torch.Tensor, log_sum_exp: torch.Tensor
+        self, gradient: torch.Tensor, output: torch.Tensor, log_sum_exp: torch.Tensor, total: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             gradient, output: `[G, P, D]`, of all rounds; the gradient is overwritten.
-            log_sum_exp: `[G, P]`, of all rounds.
+            log_sum_exp, total: `[G, P]`, as `attend` returns them.
 
         Returns:
             Gradients of `query` and `value`, `[G, P, D]`, float32 at least.
@@ -316,6 +326,11 @@ class _Group:
         )
         value_grad.copy_(gradient).masked_fill_(~is_alone, 0)
         gradient.masked_fill_(is_alone, 0)
+        # Nothing then has a probability, where a difference of two scores of masks could be any number.
+        log_sum_exp = log_sum_exp.masked_fill(is_alone.squeeze(-1), 0)
+        if self.rounds > 1:
+            # Probabilities come out as those of the round with the largest log-sum-exp.
+            gradient /= total[..., None]
         query_grad.zero_(), key_grad.zero_()
         pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
         for chunks, _ in distinct(pieces, self.query):

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
+from .differentiation import OnceDifferentiable, once_differentiable
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
 
@@ -59,7 +59,7 @@ def lsh_attention_triton(
     ), None
 
 
-class _LSHAttention(torch.autograd.Function):
+class _LSHAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query_key, value, order, buckets, key_mask, chunk_length, options):

@@ -41,7 +41,7 @@ from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
-from .encoder import ReformerEncoder
+from .encoder import ReformerEncoder, run_without_checkpoint
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
@@ -86,9 +86,9 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
         # user's choice.
         if enable and self.config.reversible:
             logger.warning_once(
-                "Reversible layers already recompute their activations: gradient checkpointing is off."
+                "Reversible layers already recompute their activations: gradient checkpointing changes nothing."
             )
-            return
+            gradient_checkpointing_func = run_without_checkpoint
         super()._set_gradient_checkpointing(
             enable=enable, gradient_checkpointing_func=gradient_checkpointing_func, **kwargs
         )
@@ -110,21 +110,6 @@ def _untie_embeddings(config: ReformerConfig):
             "word embedding. The weights stay separate, as in stock Reformer, which ignores the setting."
         )
         config.tie_word_embeddings = False
-
-
-def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
-    """The output, with rows where they were before they were shifted by `shift`."""
-    back = None if shift is None else -shift
-    if all_hidden_states is not None:
-        all_hidden_states = tuple(shift_rows(hidden_state, back) for hidden_state in all_hidden_states)
-    if attentions is not None:
-        attentions = tuple(shift_rows(shift_rows(w, back, dim=2), back, dim=3) for w in attentions)
-    return BaseModelOutputWithPast(
-        last_hidden_state=shift_rows(last_hidden_state, back),
-        hidden_states=all_hidden_states,
-        attentions=attentions,
-        **{CACHE_NAME: cache},
-    )
 
 
 @auto_docstring(custom_intro="The Reformer without a head: both residual streams of the last layer, normalised.")
@@ -192,6 +177,7 @@ class ReformerModel(ReformerPreTrainedModel):
             hidden_states,
             return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
             return_weights=output_attentions,
+            shift=shift,
             attention_mask=attention_mask,
             full_attention_mask=full_attention_mask,
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
@@ -201,7 +187,11 @@ class ReformerModel(ReformerPreTrainedModel):
         )
         if cache is not None:
             cache.end(step)
-        return _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions)
+            if attentions is not None and not step.is_first:
+                attentions = tuple(step.in_columns(weights) for weights in attentions)
+        return BaseModelOutputWithPast(
+            last_hidden_state, hidden_states=all_hidden_states, attentions=attentions, **{CACHE_NAME: cache}
+        )
 
     def _full_attention_mask(self, hidden_states, attention_mask, return_weights=False):
         # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.

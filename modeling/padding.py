@@ -35,6 +35,31 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int
     return tensor.gather(dim, source.view(view).expand(tensor.shape))
 
 
+def shift_back(tensor: torch.Tensor, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor:
+    """The reverse of `shift_rows`."""
+    return shift_rows(tensor, None if shift is None else -shift, dim)
+
+
+def attend_by_map(
+    output: torch.Tensor, weights: torch.Tensor | None, value: torch.Tensor, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
+
+    Args:
+        output, value: `[B, L, H, D]`, of rows that were shifted by `shift` (see `shift_rows`).
+        weights: Their map `[B, H, L, L]`, or None.
+
+    Returns:
+        The output of the shifted rows, and the map of the rows before; without a map, what was given.
+    """
+    if weights is None:
+        return output, None
+    shown = shift_back(shift_back(weights, shift, dim=2), shift, dim=3)
+    weights = shift_rows(shift_rows(shown, shift, dim=2), shift, dim=3)
+    return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
+
+
 def pool(
     hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, config
 ) -> torch.Tensor:

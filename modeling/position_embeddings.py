@@ -36,7 +36,7 @@ class AxialPositionEmbeddings(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.weights = AxialTables()
         shape = tuple(config.axial_pos_shape)
         for axis, size in enumerate(config.axial_pos_embds_dim):
@@ -59,10 +59,9 @@ class AxialPositionEmbeddings(nn.Module):
         # What is left for the first axis is too large for it when the position is beyond the grid, and fails there.
         coordinates.append(rest)
         embeddings = self.weights(coordinates[::-1])
-        if self.training and self.dropout > 0:
+        if self.dropout.training and self.dropout.p > 0:
             # Whole columns of the grid are dropped, as in stock Reformer.
-            columns = embeddings.new_ones(len(position_ids), shape[-1])
-            kept = nn.functional.dropout(columns, p=self.dropout)
+            kept = self.dropout(embeddings.new_ones(len(position_ids), shape[-1]))
             embeddings = embeddings * kept.gather(1, position_ids % shape[-1])[..., None]
         return embeddings
 
@@ -83,12 +82,12 @@ class PositionEmbeddings(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
 
     def forward(self, position_ids: torch.Tensor) -> torch.Tensor:
         """`[B, L]`, values in `[0, max_position_embeddings)`, to `[B, L, hidden_size]`."""
-        return nn.functional.dropout(self.embedding(position_ids), p=self.dropout, training=self.training)
+        return self.dropout(self.embedding(position_ids))
 
     @property
     def shape(self) -> int:

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from .differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
+from .padding import shift_back, shift_rows
+from .replay import Recording, version_of
+
 
 # In exact mode streams are multiples of these, by dtype. Sums of such numbers are exact below 1024 in float32 and
 # below 131,072 in float64, and so is the inversion of a layer. Beyond, it is right to within a unit in the last place.
@@ -24,16 +28,25 @@ ADDED_AT_ONCE = 2**20
 
 
 class RoundToGrid(torch.autograd.Function):
-    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; the gradient passes unrounded."""
+    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; derivatives pass unrounded."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        ctx.dtype = numbers.dtype
+    def forward(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return _on_grid(numbers, dtype)
 
     @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.dtype], output: torch.Tensor):
+        ctx.dtypes = inputs[0].dtype, output.dtype
+
+    @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient.to(ctx.dtype), None
+        return gradient.to(ctx.dtypes[0]), None
+
+    @staticmethod
+    def jvp(ctx, tangent: torch.Tensor, _) -> torch.Tensor:
+        return tangent.to(ctx.dtypes[1])
 
 
 def round_to_grid(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -64,6 +77,42 @@ class _PassCast(torch.autograd.Function):
         return None, gradient
 
 
+class _Follow(torch.autograd.Function):
+    """The numbers of a stream; their derivatives are those of what is shown of it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(stream: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
+        return stream.view_as(stream)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor):
+        ctx.dtypes = tuple(tensor.dtype for tensor in inputs)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, gradient.to(ctx.dtypes[1])
+
+    @staticmethod
+    def jvp(ctx, _, tangent: torch.Tensor) -> torch.Tensor:
+        return tangent.to(ctx.dtypes[0])
+
+
+def show_stream(
+    stream: torch.Tensor, dtype: torch.dtype, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What a caller, whose rows were shifted by `shift`, gets to see of a stream, and the stream, which follows from it.
+
+    So what the caller sees has a gradient.
+    """
+    shown = shift_back(stream.to(dtype), shift)
+    if shown is stream or not torch.is_grad_enabled():
+        return shown, stream
+    return shown, _Follow.apply(stream, shift_rows(shown, shift))
+
+
 class ReversibleTape:
     """
     Hands the streams of one forward pass from layer to layer, up in forward and down in backward.
@@ -86,6 +135,9 @@ class ReversibleTape:
     @torch.compiler.disable
     def put_out(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
         """Note a layer's output, and whether its backward can do without the layer above to recover it."""
+        # What transforms wrap has no storage to compare, and needs none: reversible layers refuse transforms.
+        if is_inside_transform():
+            return
         # Gradient checkpointing runs layers again; the forward pass is over by then.
         if self._last_put_out is None or self._last_put_out < layer_idx:
             self._last_put_out = layer_idx
@@ -138,21 +190,21 @@ class ReversibleLayerCall:
         attention_module, feed_forward: The modules whose parameters F and G use. Each begins with a `layer_norm`.
             `feed_forward` works on pieces of the sequence, one at a time; `split` makes them.
         on_grid: Exact mode: round updates to the grid on which the inversion is exact.
-        replays_random_numbers: Whether F or G draw random numbers.
         tape: Shared by the layers of one forward pass.
         layer_idx: Place of the layer in the stack, 0 first.
         stores_output: Whether the layer keeps its own output, as the last one must.
+        recordings: Of `attention_module` and of `feed_forward`.
+        autocast: Of the forward pass.
     """
 
     attention: Callable[[torch.Tensor], torch.Tensor]
     attention_module: nn.Module
     feed_forward: nn.Module
     on_grid: bool
-    replays_random_numbers: bool
     tape: ReversibleTape
     layer_idx: int
     stores_output: bool
-    random_states: list = field(default_factory=list)
+    recordings: tuple[Recording, ...] = ()
     autocast: dict = field(default_factory=dict)
 
     def add(
@@ -186,44 +238,42 @@ def run_layer(
 # random numbers and rounded differently. Attention and feed-forward that are compiled by themselves stay so in both.
 @torch.compiler.disable
 def _run_reversibly(call, x1, x2):
-    parameters = (*call.attention_module.parameters(), *call.feed_forward.parameters())
+    if is_inside_transform():
+        refuse_derivatives("inside of `torch.func`")
+    call.recordings = Recording(call.attention_module), Recording(call.feed_forward)
+    parameters = (parameter for recording in call.recordings for parameter in recording.parameters)
     return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
 
 
-class ReversibleLayerFunction(torch.autograd.Function):
+class ReversibleLayerFunction(OnceDifferentiable):
     """`run_layer` with a backward that recomputes F and G once each, inverting the layer on the way."""
 
     @staticmethod
     def forward(ctx, call, x1, x2, *parameters):
         device = x1.device
         call.autocast = _autocast_state(device)
-        if call.replays_random_numbers:
-            call.random_states = [_random_state(device)]
         compute, feed_forward = _without_graph(call), call.feed_forward
-        y1 = call.add(x1, compute(call.attention, narrowed(x2, call.attention_module)))
-        if call.replays_random_numbers:
-            call.random_states.append(_random_state(device))
+        of_attention, of_feed_forward = call.recordings
+        with of_attention.recorded(device):
+            y1 = call.add(x1, compute(call.attention, narrowed(x2, call.attention_module)))
         y2 = torch.empty_like(x2)
-        for x2_piece, y1_piece, y2_piece in zip(*map(feed_forward.split, (x2, y1, y2)), strict=True):
-            call.add(x2_piece, compute(feed_forward, narrowed(y1_piece, feed_forward)), out=y2_piece)
+        with of_feed_forward.recorded(device):
+            for x2_piece, y1_piece, y2_piece in zip(*map(feed_forward.split, (x2, y1, y2)), strict=True):
+                call.add(x2_piece, compute(feed_forward, narrowed(y1_piece, feed_forward)), out=y2_piece)
         ctx.call = call
         if call.stores_output:
             ctx.save_for_backward(y1, y2)
         return y1, y2
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, y1_grad, y2_grad):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "Reversible layers cannot be differentiated twice (`create_graph=True`). Set "
-                "`config.reversible=False` for that."
-            )
         call = ctx.call
         y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.take(call.layer_idx)
-        with torch.random.fork_rng(_forked_devices(y1.device), enabled=call.replays_random_numbers):
-            _set_random_state(call, stage=1, device=y1.device)
+        of_attention, of_feed_forward = call.recordings
+        with of_feed_forward.replayed():
             x2, y1_grad, feed_forward_grads = _invert_feed_forward(call, y1, y2, y1_grad, y2_grad)
-            _set_random_state(call, stage=0, device=y1.device)
+        with of_attention.replayed():
             x1, x2_grad, attention_grads = _invert_attention(call, y1, x2, y1_grad, y2_grad)
         if call.layer_idx > 0:
             call.tape.put(call.layer_idx - 1, (x1, x2))
@@ -237,7 +287,7 @@ def _without_graph(call):
     What is compiled runs as in `_recompute`, so that it is the same program: one made for inference may round and draw
     random numbers in another way.
     """
-    modules = (*call.attention_module.modules(), *call.feed_forward.modules())
+    modules = (module for recording in call.recordings for module in recording.modules)
     is_compiled = any(module._compiled_call_impl is not None for module in modules)
 
     def compute(function, inputs):
@@ -256,7 +306,7 @@ def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
     for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece, x2_piece, grad_piece in zip(
         *map(module.split, (y1, y2, y1_grad, y2_grad, x2, whole_grad)), strict=True
     ):
-        update, piece_grad, piece_grads = _recompute(call, module, module, y1_piece, y2_grad_piece)
+        update, piece_grad, piece_grads = _recompute(call, module, call.recordings[1], y1_piece, y2_grad_piece)
         call.add(y2_piece, update, sign=-1, out=x2_piece)
         _add_in_pieces(y1_grad_piece, piece_grad, 1, grad_piece)
         grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
@@ -265,7 +315,7 @@ def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
 
 def _invert_attention(call, y1, x2, y1_grad, y2_grad):
     """`x1 = y1 - F(x2)`, the gradient of `x2` through F added, and the gradients of F's parameters."""
-    update, x2_grad, grads = _recompute(call, call.attention, call.attention_module, x2, y1_grad)
+    update, x2_grad, grads = _recompute(call, call.attention, call.recordings[0], x2, y1_grad)
     x1 = call.add(y1, update, sign=-1, out=_memory_for_input(call, y1))
     return x1, _add_in_pieces(y2_grad, x2_grad, 1, torch.empty_like(y2_grad)), grads
 
@@ -304,22 +354,22 @@ def narrowed(stream: torch.Tensor, module: nn.Module) -> torch.Tensor:
     return stream.to(module.layer_norm.weight.dtype)
 
 
-def _recompute(call, function, module, stream, output_grad):
-    """`function(stream)`, the gradients of its input, and of each parameter of `module` (None if it needs none)."""
-    parameters = list(module.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+def _recompute(call, function, recording, stream, output_grad):
+    """`function(stream)`, the gradients of its input, and of each recorded parameter (None if it needs none)."""
+    trained = [parameter for parameter in recording.parameters if parameter.requires_grad]
     with torch.enable_grad(), torch.autocast(**call.autocast):
-        inputs = narrowed(stream.detach(), module).requires_grad_()
-        update = function(inputs)
+        inputs = narrowed(stream.detach(), recording.modules[0]).requires_grad_()
+        # A view, because profilers put hooks on what modules are given, and not every hook may be put on a leaf.
+        update = function(inputs.view_as(inputs))
     grads = torch.autograd.grad(update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True)
     trained_grads = iter(grads[1:])
-    parameter_grads = [next(trained_grads) if parameter.requires_grad else None for parameter in parameters]
+    parameter_grads = [next(trained_grads) if each.requires_grad else None for each in recording.parameters]
     return update.detach(), grads[0], parameter_grads
 
 
 def _state_of(streams):
     # Wrappers of modules may pass views on; they share memory and version with what they show.
-    return [(id(stream.untyped_storage()), stream.storage_offset(), stream._version) for stream in streams]
+    return [(id(stream.untyped_storage()), stream.storage_offset(), version_of(stream)) for stream in streams]
 
 
 def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:
@@ -349,22 +399,3 @@ def _autocast_state(device: torch.device) -> dict:
         "dtype": torch.get_autocast_dtype(device_type),
         "cache_enabled": False,
     }
-
-
-def _forked_devices(device: torch.device) -> list[torch.device]:
-    return [] if device.type == "cpu" else [device]
-
-
-def _random_state(device: torch.device) -> dict:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state(device)
-    return states
-
-
-def _set_random_state(call: ReversibleLayerCall, stage: int, device: torch.device):
-    if call.replays_random_numbers:
-        states = call.random_states[stage]
-        torch.set_rng_state(states["cpu"])
-        if device.type != "cpu":
-            torch.get_device_module(device).set_rng_state(states[device.type], device)

@@ -32,8 +32,8 @@ except ImportError:
 
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-# Log-sum-exp of a query that sees no key but itself. Finite, so that differences of two of them are.
-NOTHING_SEEN = tl.constexpr(-1e9)
+# Log-sum-exp of a query that sees no key but itself. Finite, so that differences of two of them are; below all scores.
+NOTHING_SEEN = tl.constexpr(-(2.0**126))
 # Position of a key that may not be seen: after every query.
 HIDDEN = tl.constexpr(2**31 - 1)
 KEY_EPSILON = tl.constexpr(1e-6)

@@ -58,7 +58,7 @@ def main() -> None:
     figure, (above, below) = plt.subplots(2, 1, figsize=(9, 6.6), layout="constrained")
     streams = ["$x_1$", "$x_2$", "$y_1$", "$y_2$"]
     draw_layer(above, title="forward: a layer adds, and stores no activation", sign="+", color=FORWARD, ends=streams)
-    kept = "kept until backward: buckets (int32: token × head × round), random state if there is dropout"
+    kept = "kept until backward: buckets (int32: token × head × round), random state"
     above.text(5, -0.95, kept, ha="center", color=KEPT, fontsize=10)
     above.text(5, -1.4, "the last layer also keeps $y_1$, $y_2$", ha="center", color=KEPT, fontsize=10)
     title = "backward: the layer runs once more, is subtracted, and passes its input down"

@@ -161,12 +161,6 @@ def test_compiled_layers_in_evaluation():
         assert torch.equal(model(**make_inputs()).logits, expected)
 
 
-def test_maps_of_compiled_reversible_layers_hold_no_graph():
-    model = make(True, attn_layers=["local", "full"])
-    compile_layers(model, "eager")
-    assert not any(weights.requires_grad for weights in model(**make_inputs(), output_attentions=True).attentions)
-
-
 def test_layers_of_a_kind_share_graphs_and_lengths_share_them_too():
     counter = Counter()
     model = make(True, attn_layers=STACKS["mixed"] * 2, num_hashes=1, **DROPOUT)

@@ -226,6 +226,17 @@ def test_float32_and_bfloat16(stack, num_hashes):
             assert (cached - exact).norm() <= 1.5 * (uncached - exact).norm()
 
 
+def test_masks_count_less_than_scores_of_any_size():
+    """Also where a token sees only keys that it scores far below zero, exactly and by buckets."""
+    model = make(attn_layers=STACKS["mixed"], num_hashes=4, full_attention_threshold=30, **WINDOWS)
+    for name, weight in model.named_parameters():
+        if "query" in name:
+            weight.data *= 1e12
+    ids = random_ids(2, 60)
+    with torch.no_grad():
+        close(cached_logits(model, ids, [1, 19, *[1] * 40]), model(ids).logits)
+
+
 @pytest.mark.parametrize("settings_", [WINDOWS, {"circular_look_around": False}], ids=["windows", "chunks"])
 def test_masked_tokens_inside_a_text_stay_unseen(settings_):
     """Their ids do not matter, and the others get what the whole masked text gives."""
@@ -277,6 +288,57 @@ def test_autocast_may_come_and_go():
                 logits = cached_logits(model, piece, [10] * (piece.shape[1] // 10), cache=cache)
         with torch.no_grad():
             close(logits.float(), model(ids).logits[:, 60:], 0.1)
+
+
+@torch.no_grad()
+def cached_maps(model, ids, splits, mask=None):
+    """`[B, H, L, L]` of each layer, put together from each call's rows over the columns so far."""
+    cache, calls, start = ReformerCache(model.config), [], 0
+    for piece in ids.split(splits, dim=1):
+        start += piece.shape[1]
+        seen = None if mask is None else mask[:, :start]
+        maps = model(piece, attention_mask=seen, cache=cache, output_attentions=True).attentions
+        assert all(weights.shape[2:] == (piece.shape[1], start) for weights in maps)
+        calls.append([torch.nn.functional.pad(weights, (0, ids.shape[1] - start)) for weights in maps])
+    return [torch.cat(of_layer, dim=2) for of_layer in zip(*calls, strict=True)]
+
+
+@pytest.mark.parametrize("changes", [{"threshold": 40}, {"duplicates": False, "before": 2}], ids=str)
+@pytest.mark.parametrize("stack", WINDOW_STACKS)
+def test_maps_are_the_rows_of_the_whole_map(stack, changes, monkeypatch):
+    """At the columns of the batch, for rows of any length, across everything that is done in pieces."""
+    model = make(
+        attn_layers=WINDOW_STACKS[stack],
+        full_attention_threshold=changes.get("threshold"),
+        allow_duplicate_attention=changes.get("duplicates", True),
+        local_num_chunks_before=changes.get("before", 1),
+        num_hashes=3,
+        **WINDOWS,
+    )
+    # The second row begins in a later call; another token is masked within a row.
+    ids, mask = left_padded([random_ids(1, length)[0] for length in (110, 70, 104)])
+    mask[2, 60] = 0
+    real = mask.bool()[:, None].expand(-1, model.config.num_attention_heads, -1)
+    monkeypatch.setattr(decoding_attention, "MOST_NUMBERS", 2**14)
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask, output_attentions=True).attentions
+    for splits in ([38, 1, 1, 50, *[1] * 20], [1, 9, 100]):
+        for ours, theirs in zip(cached_maps(model, ids, splits, mask), expected, strict=True):
+            assert ours.dtype == theirs.dtype
+            close(ours[real], theirs[real])
+    # Rows without padding.
+    with torch.no_grad():
+        expected = model(ids, output_attentions=True).attentions
+    for ours, theirs in zip(cached_maps(model, ids, [45, 1, 64]), expected, strict=True):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("circular", [True, False])
+def test_maps_with_stock_chunks_are_probabilities(circular):
+    model = make(attn_layers=STACKS["mixed"], circular_look_around=circular)
+    for weights in cached_maps(model, random_ids(2, 60), [5, 20, *[1] * 35]):
+        torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+        assert not weights.triu(1).any()
 
 
 # What `generate` does with a cache.
@@ -499,7 +561,6 @@ def test_errors_say_what_to_do_and_leave_the_cache_as_it_was():
             "input_ids": ids[:, :1],
             "attention_mask": torch.ones(2, 1),
         },
-        "maps of a text that is partly in a cache": {"input_ids": ids[:, :1], "output_attentions": True},
         "must lie between 0 and 49": {"input_ids": ids[:, :1] + 50},
     }
     for message, inputs in mistakes.items():

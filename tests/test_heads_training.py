@@ -1,5 +1,6 @@
 """The heads in the Trainer: accumulated steps, label smoothing, gradient checkpointing."""
 
+import copy
 import logging as python_logging
 
 import pytest
@@ -244,16 +245,45 @@ def test_gradient_checkpointing_changes_no_gradient(settings, use_reentrant):
     assert recomputed_layers(model) == 0
 
 
-def test_gradient_checkpointing_of_reversible_layers_is_off_with_one_log_line(caplog, warn_again):
-    model = make_model(ReformerForCausalLM, attn_layers=STACKS["mixed"])
+def is_checkpointing(model):
+    """As the property of transformers 5.20 and later says it."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_gradient_checkpointing_of_reversible_layers_changes_nothing_and_says_so_once(caplog, warn_again):
+    model, ids, found, calls = make_model(ReformerForCausalLM, attn_layers=STACKS["mixed"]), random_ids(2, 40), [], []
+    layers = model.base_model.encoder.layers
+    for layer in layers:
+        layer.register_forward_hook(lambda module, args, output: calls.append(module.layer_idx))
     with caplog.at_level("INFO"):
-        switch_checkpointing(model, "enable")()
-        switch_checkpointing(model, "enable")()
+        for _ in range(3):
+            model.zero_grad()
+            torch.manual_seed(11)
+            model.train()(ids, labels=ids).loss.backward()
+            found.append(gradients(model))
+            switch_checkpointing(model, "enable")()
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("hf_reformer")]
-    assert ours == ["Reversible layers already recompute their activations: gradient checkpointing is off."]
-    assert not any(layer.gradient_checkpointing for layer in model.base_model.encoder.layers)
+    assert ours == ["Reversible layers already recompute their activations: gradient checkpointing changes nothing."]
+    assert calls == [0, 1, 2] * 3
+    for later in found[1:]:
+        assert_equal_tensors(later, found[0])
     switch_checkpointing(model, "disable")()
-    assert model.train()(random_ids(1, 20)).logits.requires_grad
+    assert not is_checkpointing(model)
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+def test_the_state_of_gradient_checkpointing_is_what_others_look_for(reversible):
+    model = make_model(ReformerForCausalLM, reversible=reversible)
+    assert not is_checkpointing(model)
+    switch_checkpointing(model, "enable")()
+    assert is_checkpointing(model)
+    for layer in model.base_model.encoder.layers:
+        assert layer.gradient_checkpointing
+        assert callable(layer._gradient_checkpointing_func)
+    assert is_checkpointing(copy.deepcopy(model))
+    switch_checkpointing(model, "disable")()
+    assert not is_checkpointing(model)
+    assert is_checkpointing(make_model(ReformerForCausalLM, reversible=reversible, gradient_checkpointing=True))
 
 
 @pytest.mark.parametrize("reversible", [True, False])
@@ -271,5 +301,5 @@ def test_gradient_checkpointing_in_the_trainer(reversible, tmp_path, caplog, war
         for enable in (False, True)
     ]
     assert_equal_tensors(found[1], found[0])
-    lines = [record for record in caplog.records if "gradient checkpointing is off" in record.getMessage()]
+    lines = [record for record in caplog.records if "gradient checkpointing changes nothing" in record.getMessage()]
     assert len(lines) == reversible

@@ -148,6 +148,21 @@ def test_equals_the_definition(case, kind, implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_masks_count_less_than_scores_of_any_size(implementation):
+    settings = CASES["no circle, causal"]
+    length, mask = settings["length"], make_mask("left", settings["length"])
+    settings = {name: value for name, value in settings.items() if name != "length"}
+    module = make(implementation, **settings)
+    # Some tokens see nothing but keys with a score of minus a million millions.
+    module.query.weight.data *= 1e12
+    hidden_states, _, real = make_inputs(length, mask)
+    times = torch.where(real[..., None], times_visible(length, mask, **settings), torch.eye(length))
+    expected = dense_attention(module, hidden_states, times)[0]
+    actual = module(hidden_states, attention_mask=mask)[0]
+    torch.testing.assert_close(actual[real], expected[real], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", ["odd length", "no circle", "shorter than a chunk"])
 def test_low_precision_is_as_good_as_the_definition_in_it(case, dtype, implementation):

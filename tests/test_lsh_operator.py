@@ -90,6 +90,8 @@ CASES = {
     "longer circle": {"length": 37, "rounds": 2, "padded_length": 64},
 }
 MASKS = ("none", "right", "left", "scattered")
+# A sum of some dozens of float32 products.
+FLOAT32_ERROR = 16 * torch.finfo(torch.float32).eps
 
 
 def make_inputs(length, rounds, mask="none", dtype=torch.float64, batch=2, heads=2, size=6):
@@ -181,6 +183,44 @@ def test_low_precision_is_as_good_as_the_oracle_in_it(dtype, implementation):
     for ours, theirs, truth in zip(actual, reference, exact, strict=True):
         assert ours.dtype == dtype
         assert (ours - truth).norm() <= 2 * (theirs - truth).norm()
+
+
+# Between them, rounding alone decides which of several keys is the nearest.
+NORMS = (1e-30, 1e-6, 1e5, 1e15)
+
+
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("options", [{"causal": True}, {"allow_duplicate_attention": False}], ids=str)
+def test_vectors_of_any_length(options, norm, rounds):
+    query_key, value, gradient, buckets, mask = make_inputs(37, rounds, "left", torch.float32)
+    query_key *= norm / 6**0.5
+    # One row has a single token. What a masked token itself attends to means nothing.
+    mask[0, 1:] = False
+    gradient *= mask[..., None, None]
+    options = {"buckets": buckets, "attention_mask": mask, "chunk_length": 8, "circular_look_around": False, **options}
+    exact = [rows.double() for rows in (query_key, value, gradient)]
+    expected = run(lsh_attention_reference, *exact, **options)
+    # The gradient of long vectors vanishes: they see one key only.
+    least = gradient.norm() if norm >= 1 else 0
+    for implementation in IMPLEMENTATIONS:
+        actual = run(lsh_attention, query_key, value, gradient, implementation=implementation, **options)
+        for ours, truth in zip(actual, expected, strict=True):
+            error = ((ours - truth) * mask[..., None, None]).norm()
+            assert error <= FLOAT32_ERROR * max(truth.norm(), least), implementation
+
+
+def test_equal_scores_of_any_size_share_exactly():
+    """Where each score is a number of float32, and many are the same, sums of all rounds lose no digit."""
+    query_key, value, gradient, buckets, _ = make_inputs(40, 4, dtype=torch.float32, size=16)
+    options = {"buckets": buckets, "chunk_length": 8}
+    for size in (2.0**-100, 1.0, 2.0**45):
+        equal = size * query_key[:, :4].sign().repeat(1, 10, 1, 1)
+        expected = run(lsh_attention_reference, equal.double(), value.double(), gradient.double(), **options)
+        actual = run(lsh_attention, equal, value, gradient, implementation="eager", **options)
+        least = gradient.norm() if size >= 1 else 0
+        for ours, truth in zip(actual, expected, strict=True):
+            assert (ours - truth).norm() <= FLOAT32_ERROR * max(truth.norm(), least)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -221,15 +221,47 @@ def test_stock_settings_generate(changes):
         assert torch.equal(model.generate(ids, **GREEDY)[:, 40], first)
 
 
-def test_maps_and_training_mode_do_without_a_cache():
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_beams": 3}, {"prefill_chunk_size": 7}, {"prompt_lookup_num_tokens": 4}, {"assistant": "itself"}],
+    ids=str,
+)
+def test_each_step_has_maps_of_its_tokens_over_the_text_so_far(options):
     model = make_generator()
-    ids = random_ids(2, 20)
-    output = model.generate(ids, **GREEDY, output_attentions=True, return_dict_in_generate=True)
-    assert torch.equal(output.sequences, model.generate(ids, **GREEDY))
-    assert [step[0].shape[-1] for step in output.attentions] == list(range(20, 50))
+    ids, options = random_ids(1 if "num_beams" not in options else 2, 20), dict(options)
+    if options.pop("assistant", None):
+        options["assistant_model"] = copy.deepcopy(model)
+    output = model.generate(ids, **GREEDY, **options, output_attentions=True, return_dict_in_generate=True)
+    assert torch.equal(output.sequences, model.generate(ids, **GREEDY, **options))
+    rows, heads = len(ids) * options.get("num_beams", 1), model.config.num_attention_heads
+    first = 20 % 7 if "prefill_chunk_size" in options else 20
+    counts = [first] + [1] * (output.sequences.shape[1] - 21)
+    for i, (maps, count) in enumerate(zip(output.attentions, counts, strict=True)):
+        assert [weights.shape for weights in maps] == [(rows, heads, count, 20 + i)] * 3
+    if rows == 1:
+        with torch.no_grad():
+            whole = model(output.sequences[:, :-1], output_attentions=True).attentions
+        for weights, expected in zip(output.attentions[-1], whole, strict=True):
+            torch.testing.assert_close(weights, expected[:, :, -1:], rtol=1e-9, atol=1e-9)
+
+
+def test_maps_need_an_implementation_that_keeps_them():
+    """With a cache as without one."""
+    model, ids = make_generator(attn_implementation="sdpa"), random_ids(1, 20)
+    with pytest.raises(ValueError, match=r"'sdpa' .* no attention probabilities to return; use .*'eager'"):
+        model.generate(ids, **GREEDY, output_attentions=True, return_dict_in_generate=True)
+    cache = ReformerCache(model.config)
+    model(ids, cache=cache)
+    with pytest.raises(ValueError, match=r"'sdpa' .* no attention probabilities to return; use .*'eager'"):
+        model(ids, cache=cache, output_attentions=True)
+
+
+def test_training_mode_does_without_a_cache():
+    model = make_generator().train()
+    output = model.generate(random_ids(2, 20), **GREEDY, output_attentions=True, return_dict_in_generate=True)
+    assert output.sequences.shape == (2, 50)
+    assert [step[0].shape[-2:] for step in output.attentions] == [(length, length) for length in range(20, 50)]
     assert output.get(CACHE_NAME) is None
-    model.train()
-    assert model.generate(ids, **GREEDY).shape == (2, 50)
 
 
 @pytest.mark.parametrize("implementation", ["static", "offloaded", "quantized"])

@@ -18,7 +18,7 @@ import stability
 import torch
 from reversible_models import layers_of, make, make_inputs
 from safetensors.torch import load_file
-from tiny_models import DROPOUT, STACKS, TINY, assert_equal_tensors
+from tiny_models import DROPOUT, STACKS, TINY, assert_equal_tensors, gradients
 
 
 TESTS = Path(__file__).parent
@@ -232,6 +232,43 @@ def test_a_backward_that_fails_leaves_the_state_alone():
     with pytest.raises(MemoryError, match="too much"):
         loss.backward()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Dropout that is switched off.
+
+
+def switch_dropout_off(model):
+    """As TRL does for DPO."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0
+
+
+@pytest.mark.parametrize("implementation", ["eager", None])
+@pytest.mark.parametrize("axial", [True, False])
+def test_dropout_is_in_modules_that_can_be_switched_off(axial, implementation):
+    """Then training is that of a model without dropout, bit by bit, its random numbers too."""
+    settings = {"attn_layers": STACKS["mixed"], "axial_pos_embds": axial, "attn_implementation": implementation}
+    results = []
+    for dropout in ({}, DROPOUT):
+        model = make(True, **settings)
+        model = type(model)(type(model.config).from_dict(model.config.to_dict() | dropout)).train().double()
+        model.load_state_dict(make(True, **settings).state_dict())
+        switch_dropout_off(model)
+        torch.manual_seed(4)
+        output = model(**make_inputs())
+        output.loss.backward()
+        results.append({"logits": output.logits.detach(), "state": torch.get_rng_state()} | gradients(model))
+    assert_equal_tensors(*results)
+
+
+def test_without_dropout_a_seed_for_hashing_fixes_what_training_computes():
+    """So that a model and its copy agree in training mode, as preference losses want it at their start."""
+    for hash_seed in (5, None):
+        model = make(True, attn_layers=STACKS["mixed"], hash_seed=hash_seed, **DROPOUT)
+        switch_dropout_off(model)
+        first, second = (model(**make_inputs()).logits for _ in range(2))
+        assert torch.equal(first, second) == (hash_seed is not None)
 
 
 # scripts/stability.py.

@@ -265,10 +265,10 @@ def bytes_kept_for_backward(length, depth, kinds=("lsh", "local"), **changes):
 
 @pytest.mark.parametrize("dropout", [{}, DROPOUT], ids=["no dropout", "dropout"])
 @pytest.mark.parametrize("length", [LENGTH, 120])
-def test_a_layer_keeps_buckets_and_nothing_else(length, dropout):
+def test_a_layer_keeps_buckets_and_the_state_of_the_generator(length, dropout):
     growth = bytes_kept_for_backward(length, 12, **dropout) - bytes_kept_for_backward(length, 2, **dropout)
     int32_buckets = BATCH * 2 * 2 * length * 4
-    random_states = 2 * torch.get_rng_state().nbytes if dropout else 0
+    random_states = 2 * torch.get_rng_state().nbytes
     assert growth == 5 * int32_buckets + 10 * random_states
 
 

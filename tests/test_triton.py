@@ -184,6 +184,24 @@ def test_equals_the_oracle(case):
             assert error(ours, truth) <= FLOAT32_ERROR * shape.get("scale", 1), name
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e9, 1e15])
+def test_vectors_of_any_length(scale):
+    query_key, value, gradient, buckets, mask = make_inputs(37, 3, "left", scale=scale)
+    # One row has a single token.
+    mask[0, 1:] = False
+    gradient *= mask[..., None, None]
+    rows = [tensor.float() for tensor in (query_key, value, gradient)]
+    options = {"causal": True, **NO_CIRCLE}
+    expected = run_oracle(*[row.double() for row in rows], buckets, mask, **options)
+    actual = run_kernels(*rows, buckets, mask, **options)
+    assert error(actual[0], expected[0]) <= FLOAT32_ERROR
+    # Long vectors see one key only: their gradient vanishes. That of the value: see `lsh_attention`.
+    least = gradient.norm() if scale > 1 else 0
+    assert (actual[1] - expected[1]).norm() <= FLOAT32_ERROR * max(expected[1].norm(), least)
+    if scale < 1:
+        assert error(actual[2], expected[2]) <= FLOAT32_ERROR
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", ["causal", "padding on the right", "chunks of 128"])
 def test_low_precision_is_as_good_as_the_oracle_in_it(case, dtype):

@@ -1,0 +1,39 @@
+"""Reversible layers and fused attention give gradients, and nothing else: what more is asked of them is refused."""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+
+
+def is_inside_transform() -> bool:
+    """Whether `torch.func` is at work: `grad`, `vmap`, `jvp` and what is made of them."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def refuse_derivatives(of_a_kind: str):
+    """RuntimeError that says what has every derivative."""
+    raise RuntimeError(
+        f"Reversible layers and fused attention have no derivatives {of_a_kind}. Before the forward pass, set "
+        "`model.config.reversible = False` and call `model.set_attn_implementation('eager')`."
+    )
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """A decorator for a Function's `backward` that cannot be differentiated itself."""
+
+    @wraps(backward)
+    def backward_without_graph(ctx, *gradients):
+        if torch.is_grad_enabled():
+            refuse_derivatives("of derivatives (`create_graph=True`)")
+        return backward(ctx, *gradients)
+
+    return backward_without_graph
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """A Function without forward-mode derivatives."""
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        refuse_derivatives("in forward mode")
