@@ -1,5 +1,7 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from torch._dynamo.decorators import skip
@@ -170,30 +172,31 @@ class ReformerEncoder(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        return_hidden_states: bool = False,
+        kept_states: Collection[int] = (),
         return_weights: bool = False,
         cache: ReformerCache | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
-            return_hidden_states: Also return the streams between layers, which are kept in memory for it.
+            kept_states: Which of the streams before each layer and after the last to return as well; they are kept in
+                memory for it.
             return_weights: Also return each layer's attention map.
             cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
         Returns:
-            `[B, L, 2 * hidden_size]`; the second stream before each layer and after the last, or None; the attention
-            map of each layer, or None.
+            `[B, L, 2 * hidden_size]`; the second stream before each layer and after the last, those in `kept_states`,
+            or None; the attention map of each layer, or None.
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         hidden_states, on_grid = self._begin_streams(hidden_states)
         attn_output = hidden_states
-        all_hidden_states, all_attentions = [hidden_states], []
+        all_hidden_states, all_attentions = [hidden_states if 0 in kept_states else None], []
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
-            is_last = layer.layer_idx == len(self.layers) - 1
+            is_last, is_kept = layer.layer_idx == len(self.layers) - 1, layer.layer_idx + 1 in kept_states
             if torch.is_grad_enabled() and not hidden_states.requires_grad and _is_trained(layer):
                 # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
@@ -201,21 +204,20 @@ class ReformerEncoder(nn.Module):
                 attn_output,
                 hidden_states,
                 tape=tape,
-                stores_output=is_last or return_hidden_states,
+                stores_output=is_last or is_kept,
                 on_grid=on_grid,
                 return_weights=return_weights,
                 cache=None if cache is None else cache.layers[layer.layer_idx],
                 **kwargs,
             )
             all_attentions.append(weights)
-            if return_hidden_states:
-                all_hidden_states.append(hidden_states)
+            all_hidden_states.append(hidden_states if is_kept else None)
         streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
         output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
         output = nn.functional.dropout(output, p=self.dropout, training=self.training)
         return (
             output,
-            tuple(state.to(result_dtype) for state in all_hidden_states) if return_hidden_states else None,
+            _in_dtype(all_hidden_states, result_dtype) if kept_states else None,
             tuple(all_attentions) if return_weights else None,
         )
 
@@ -229,6 +231,10 @@ class ReformerEncoder(nn.Module):
         if exact:
             return round_to_grid(embeddings, torch.float32 if low_precision else torch.float64), True
         return embeddings.float() if low_precision else embeddings, False
+
+
+def _in_dtype(states: list[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:
+    return tuple(None if state is None else state.to(dtype) for state in states)
 
 
 def _is_trained(module: nn.Module) -> bool:

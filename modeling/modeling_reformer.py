@@ -33,6 +33,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
+from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_reformer import ReformerConfig
 from .argument_checks import check_inputs, check_labels, check_num_hashes
@@ -41,7 +42,7 @@ from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
-from .encoder import ReformerEncoder
+from .encoder import ReformerEncoder, ReformerLayer
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
@@ -61,6 +62,11 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ReformerLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
+    # For models that have this one inside and collect its outputs by hooks; by itself it returns them.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(ReformerLayer, index=1),
+        "attentions": OutputRecorder(ReformerLayer, index=2),
+    }
     # Checkpoints written by transformers v4 name the bias of the LM head a second time.
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
@@ -110,6 +116,14 @@ def _refuse_tied_embeddings(config: ReformerConfig):
             f"numbers per token, and a word embedding has {config.hidden_size}. Set it to False. Stock Reformer "
             "ignores it, so a stock checkpoint holds separate weights either way."
         )
+
+
+def _kept_states(output_hidden_states: bool | int | list[int] | None, num_states: int) -> set[int]:
+    """Places of the hidden states that are asked for: by True all, else by index, a negative one from the end."""
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
+        return set(range(num_states)) if output_hidden_states else set()
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {index % num_states for index in indices if -num_states <= index < num_states}
 
 
 def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
@@ -190,7 +204,9 @@ class ReformerModel(ReformerPreTrainedModel):
             full_attention_mask = self._full_attention_mask(hidden_states, attention_mask, output_attentions)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
-            return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
+            kept_states=_kept_states(
+                kwargs.get("output_hidden_states", self.config.output_hidden_states), len(self.encoder.layers) + 1
+            ),
             return_weights=output_attentions,
             attention_mask=attention_mask,
             full_attention_mask=full_attention_mask,
