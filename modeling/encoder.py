@@ -1,7 +1,5 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
-from collections.abc import Collection
-
 import torch
 from torch import nn
 from torch._dynamo.decorators import skip
@@ -172,7 +170,7 @@ class ReformerEncoder(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        kept_states: Collection[int] = (),
+        output_hidden_states: bool | int | list[int] | None = None,
         return_weights: bool = False,
         cache: ReformerCache | None = None,
         **kwargs,
@@ -180,16 +178,17 @@ class ReformerEncoder(nn.Module):
         """
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
-            kept_states: Which of the streams before each layer and after the last to return as well; they are kept in
-                memory for it.
+            output_hidden_states: Also return the second stream before each layer and after the last: all of them, or
+                those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map.
             cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
         Returns:
-            `[B, L, 2 * hidden_size]`; the second stream before each layer and after the last, those in `kept_states`,
-            or None; the attention map of each layer, or None.
+            `[B, L, 2 * hidden_size]`; the hidden states, with None for what was not asked for, or None; the attention
+            map of each layer, or None.
         """
+        kept_states = _kept_states(output_hidden_states, len(self.layers) + 1)
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         hidden_states, on_grid = self._begin_streams(hidden_states)
         attn_output = hidden_states
@@ -231,6 +230,14 @@ class ReformerEncoder(nn.Module):
         if exact:
             return round_to_grid(embeddings, torch.float32 if low_precision else torch.float64), True
         return embeddings.float() if low_precision else embeddings, False
+
+
+def _kept_states(output_hidden_states: bool | int | list[int] | None, num_states: int) -> set[int]:
+    """Places of the hidden states that are asked for: by True all, else by index, a negative one from the end."""
+    if output_hidden_states is None or isinstance(output_hidden_states, bool):
+        return set(range(num_states)) if output_hidden_states else set()
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    return {index % num_states for index in indices if -num_states <= index < num_states}
 
 
 def _in_dtype(states: list[torch.Tensor | None], dtype: torch.dtype) -> tuple[torch.Tensor | None, ...]:

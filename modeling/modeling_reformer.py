@@ -118,14 +118,6 @@ def _refuse_tied_embeddings(config: ReformerConfig):
         )
 
 
-def _kept_states(output_hidden_states: bool | int | list[int] | None, num_states: int) -> set[int]:
-    """Places of the hidden states that are asked for: by True all, else by index, a negative one from the end."""
-    if output_hidden_states is None or isinstance(output_hidden_states, bool):
-        return set(range(num_states)) if output_hidden_states else set()
-    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
-    return {index % num_states for index in indices if -num_states <= index < num_states}
-
-
 def _in_place_of_rows(shift, cache, last_hidden_state, all_hidden_states, attentions) -> BaseModelOutputWithPast:
     """The output, with rows where they were before they were shifted by `shift`."""
     back = None if shift is None else -shift
@@ -204,9 +196,7 @@ class ReformerModel(ReformerPreTrainedModel):
             full_attention_mask = self._full_attention_mask(hidden_states, attention_mask, output_attentions)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
-            kept_states=_kept_states(
-                kwargs.get("output_hidden_states", self.config.output_hidden_states), len(self.encoder.layers) + 1
-            ),
+            output_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=output_attentions,
             attention_mask=attention_mask,
             full_attention_mask=full_attention_mask,

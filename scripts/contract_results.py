@@ -10,7 +10,29 @@ import pytest
 
 # Why tests are skipped, for a reader who knows neither suite nor package: words of the skip, and the reason.
 REASONS = {
-    "test requires (multiple )?(accelerator|MPS)": "The machine has no accelerator.",
+    "test requires (multiple accelerators|accelerator|MPS)": "The machine has no accelerator.",
+    "test requires (the kernels library|Flash Attention)": "Flash attention, also from the `kernels` library, knows "
+    "dense and sliding-window attention; sparse layers refuse it and have kernels of their own.",
+    "test requires (ExecuTorch|ONNXScript|OpenVINO|optimum-quanto)": "The package is not installed: none of what it "
+    "makes of a model is claimed to work.",
+    "A cache cannot be exported": "A cache has shapes that follow from padding and buckets; exporting one is refused, "
+    "exporting the model without it is tested.",
+    "static cache|without graph breaks|4D attention masks": "`_can_compile_fullgraph` is False: a layer is a break in "
+    "the graph, what it calls is compiled. A cache grows, so a static one is refused; masks have two dimensions.",
+    "new attention mask API": "`_supports_attention_backend` is False: sparse layers have implementations of their "
+    "own, and packed rows, which `position_ids` that restart mean, are refused.",
+    "RoPE|sliding window mask": "Positions are learned, axial or one by one; there is neither RoPE nor a "
+    "`sliding_window` in the config.",
+    "does not have position embeddings": "Tables of positions change their size at loading, by the config's "
+    "`axial_pos_shape` or `max_position_embeddings`.",
+    "grouped_mm|sparse experts|router_logits|MTP|recurrent layer": "The model has no experts, no extra heads that "
+    "predict further tokens, no recurrent layers.",
+    "TP plan": "There is no plan for tensor parallelism; what there is: FSDP, ZeRO, sequence parallelism.",
+    "omposite|subconfigs|ReformerModel does not support SDPA": "There are no models inside with configs of their own.",
+    "sequence-to-sequence|decoder-only": "The configs that attend both ways have no causal head, and no config has an "
+    "encoder and a decoder.",
+    "pipeline_model_mapping|Timm|PyTesseract|requires av|not implemented": "A pipeline for images, sound, video or "
+    "tables.",
 }
 
 HEAD = """\
@@ -18,7 +40,16 @@ HEAD = """\
 
 `make contract` runs the common suites that transformers has for its own models on those of this package: six small
 configs ({causal, both ways} x {local, LSH, both kinds of layers}) and every pipeline for text. It writes this page and
-[contract.json](contract.json). A test that skips one of a config's models counts as skipped."""
+[contract.json](contract.json). A test that skips one of a config's models counts as skipped.
+
+Nothing is switched off. What the suites let authors of models say for themselves is said for
+
+- the class that generates: it has another name, because the suites leave out stock's Reformer by name, and it makes a
+  cache unless told otherwise, because they continue from what a plain call returns; here a cache is made on request;
+- the content of a cache, which is not keys and values of every token;
+- `test_sdpa_can_dispatch_non_composite_models`: a choice of attention is kept; without one the config names none,
+  since each call takes the fastest implementation that can serve it;
+- `test_training_overfit`: without dropout, as the models that it was written for are."""
 
 # From the worst to the best: a test that skips one of its models counts as skipped.
 OUTCOMES = ("fail", "skip", "pass")
