@@ -14,7 +14,7 @@ from functools import wraps
 from pathlib import Path
 
 import torch
-from transformers import set_seed
+from transformers import GenerationMixin, set_seed
 from transformers.models.auto import modeling_auto
 
 from hf_reformer import (
@@ -63,7 +63,7 @@ from tests.test_pipeline_mixin import PipelineTesterMixin  # noqa: E402
 from tests.test_training_mixin import TrainingTesterMixin  # noqa: E402
 
 
-class GenerativeModel(ReformerForCausalLM):
+class GenerativeModel(ReformerForCausalLM, GenerationMixin):
     """The causal model under a name without "reformer", by which the generation suite knows what to leave out."""
 
     @wraps(ReformerForCausalLM.forward)
@@ -72,12 +72,14 @@ class GenerativeModel(ReformerForCausalLM):
         return super().forward(*args, use_cache=use_cache, **kwargs)
 
 
-# Labels are made by the names of classes.
+# Labels are made by the names of classes, whatever the type of model beside them.
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES |= {
-    "reformer (hf_reformer)": ReformerForCausalLM.__name__,
-    "reformer (contract)": GenerativeModel.__name__,
+    "contract, causal": ReformerForCausalLM.__name__,
+    "contract, generative": GenerativeModel.__name__,
 }
-modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES |= {"reformer": ReformerForTokenClassification.__name__}
+modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES |= {
+    "contract, tokens": ReformerForTokenClassification.__name__
+}
 SHARED_CLASSES = (
     ReformerModel,
     ReformerForSequenceClassification,
