@@ -215,12 +215,14 @@ class pipelines(PipelineTesterMixin, unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         """Save a checkpoint for each class."""
-        tokenizer = ReformerByteTokenizer(
-            mask_token="<mask>", cls_token="<cls>", sep_token="<sep>", unk_token="<unk>", model_max_length=512
-        )
+        names = {f"{name}_token": f"<{name}>" for name in ("bos", "mask", "cls", "sep", "unk")}
+        tokenizer = ReformerByteTokenizer(**names, model_max_length=512)
         for model_class in set(OF_TASK.values()):
             config = ReformerModelTester(["local", "lsh"], model_class is ReformerForCausalLM).get_config(
-                eos_token_id=tokenizer.eos_token_id, num_buckets=None, vocab_size=len(tokenizer)
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                num_buckets=None,
+                vocab_size=len(tokenizer),
             )
             torch.manual_seed(0)
             folder = Path(CHECKPOINTS.name) / config.model_type / model_class.__name__
