@@ -27,6 +27,8 @@ REASONS = {
     "`axial_pos_shape` or `max_position_embeddings`.",
     "grouped_mm|sparse experts|router_logits|MTP|recurrent layer": "The model has no experts, no extra heads that "
     "predict further tokens, no recurrent layers.",
+    "_keep_in_fp32_modules": "No module has to stay in float32: the streams do, in layers of any dtype.",
+    "No conversion found": "Published checkpoints load under the names of weights that they have.",
     "TP plan": "There is no plan for tensor parallelism; what there is: FSDP, ZeRO, sequence parallelism.",
     "omposite|subconfigs|ReformerModel does not support SDPA": "There are no models inside with configs of their own.",
     "sequence-to-sequence|decoder-only": "The configs that attend both ways have no causal head, and no config has an "
