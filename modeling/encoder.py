@@ -170,7 +170,7 @@ class ReformerEncoder(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        output_hidden_states: bool | int | list[int] | None = None,
+        return_hidden_states: bool | int | list[int] | None = None,
         return_weights: bool = False,
         cache: ReformerCache | None = None,
         **kwargs,
@@ -178,7 +178,7 @@ class ReformerEncoder(nn.Module):
         """
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
-            output_hidden_states: Also return the second stream before each layer and after the last: all of them, or
+            return_hidden_states: Also return the second stream before each layer and after the last: all of them, or
                 those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map.
             cache: What is known of the text so far.
@@ -188,7 +188,7 @@ class ReformerEncoder(nn.Module):
             `[B, L, 2 * hidden_size]`; the hidden states, with None for what was not asked for, or None; the attention
             map of each layer, or None.
         """
-        kept_states = _kept_states(output_hidden_states, len(self.layers) + 1)
+        kept_states = _kept_states(return_hidden_states, len(self.layers) + 1)
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         hidden_states, on_grid = self._begin_streams(hidden_states)
         attn_output = hidden_states
@@ -232,11 +232,11 @@ class ReformerEncoder(nn.Module):
         return embeddings.float() if low_precision else embeddings, False
 
 
-def _kept_states(output_hidden_states: bool | int | list[int] | None, num_states: int) -> set[int]:
+def _kept_states(asked: bool | int | list[int] | None, num_states: int) -> set[int]:
     """Places of the hidden states that are asked for: by True all, else by index, a negative one from the end."""
-    if output_hidden_states is None or isinstance(output_hidden_states, bool):
-        return set(range(num_states)) if output_hidden_states else set()
-    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    if asked is None or isinstance(asked, bool):
+        return set(range(num_states)) if asked else set()
+    indices = [asked] if isinstance(asked, int) else asked
     return {index % num_states for index in indices if -num_states <= index < num_states}
 
 

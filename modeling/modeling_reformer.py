@@ -196,7 +196,7 @@ class ReformerModel(ReformerPreTrainedModel):
             full_attention_mask = self._full_attention_mask(hidden_states, attention_mask, output_attentions)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
-            output_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
+            return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=output_attentions,
             attention_mask=attention_mask,
             full_attention_mask=full_attention_mask,
