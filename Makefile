@@ -12,7 +12,7 @@ VENV := .venv$(if $(filter-out pins,$(WITH)),-$(WITH))
 CONSTRAINTS := $(if $(filter pins,$(WITH)),constraints.txt,$(if $(filter floor,$(WITH)),constraints-floor.txt))
 VENV_PYTHON := $(VENV)/bin/python
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test contract lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -25,6 +25,9 @@ demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a s
 
 test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 	$(VENV_PYTHON) -m pytest --durations=15 $(TESTS)
+
+contract: $(VENV)/contract.stamp ## run transformers' own common suites on the models; writes docs/contract.md
+	$(VENV_PYTHON) scripts/contract.py $(CONTRACT)
 
 lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check

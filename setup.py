@@ -39,6 +39,7 @@ setup(
     install_requires=["torch>=2.11", "transformers>=5.17,<5.25", "tokenizers", "safetensors", "huggingface_hub"],
     extras_require={
         "train": TRAIN,
+        "contract": [*TRAIN, "httpx", "parameterized", "peft", "pytest", "pytest-timeout"],
         "test": [
             *TRAIN,
             "deepspeed",

@@ -155,6 +155,42 @@ def run_without_checkpoint(function: Callable, *args):
     return function(*args)
 
 
+class _ShownStates:
+    """
+    The hidden states that a caller asked for.
+
+    Args:
+        asked: All of them (True), none, or some by index; a negative one counts from the end.
+        num_states: How many there are.
+        dtype, shift: See `show_stream`.
+    """
+
+    def __init__(
+        self, asked: bool | int | list[int] | None, num_states: int, dtype: torch.dtype, shift: torch.Tensor | None
+    ):
+        if asked is None or isinstance(asked, bool):
+            asked = range(num_states) if asked else []
+        indices = [asked] if isinstance(asked, int) else asked
+        self._wanted = {index % num_states for index in indices if -num_states <= index < num_states}
+        self._dtype, self._shift, self._states = dtype, shift, []
+
+    def wants(self, index: int) -> bool:
+        """Whether the state of this index was asked for."""
+        return index in self._wanted
+
+    def append(self, stream: torch.Tensor) -> torch.Tensor:
+        """The next state; what follows goes on with what is returned."""
+        shown = None
+        if self.wants(len(self._states)):
+            shown, stream = show_stream(stream, self._dtype, self._shift)
+        self._states.append(shown)
+        return stream
+
+    def states(self) -> tuple[torch.Tensor | None, ...] | None:
+        """All states, with None for what was not asked for; None if nothing was."""
+        return tuple(self._states) if self._wanted else None
+
+
 class ReformerEncoder(nn.Module):
     """All layers, and the LayerNorm over the two streams side by side."""
 
@@ -169,35 +205,34 @@ class ReformerEncoder(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        return_hidden_states: bool = False,
+        return_hidden_states: bool | int | list[int] | None = None,
         return_weights: bool = False,
         shift: torch.Tensor | None = None,
         cache: ReformerCache | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
-            return_hidden_states: Also return the streams between layers, which are kept in memory for it.
+            return_hidden_states: Also return the second stream before each layer and after the last: all of them, or
+                those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map, for which layers are not run reversibly.
             shift: By how much the caller's rows were shifted, `[B]`, or None; what is returned is of the caller's.
             cache: What is known of the text so far.
             **kwargs: Passed to each layer.
 
         Returns:
-            `[B, L, 2 * hidden_size]`; the second stream before each layer and after the last, or None; the attention
+            `[B, L, 2 * hidden_size]`; the hidden states, with None for what was not asked for, or None; the attention
             map of each layer, or None.
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, shift)
         hidden_states, on_grid = self._begin_streams(hidden_states)
-        all_hidden_states, all_attentions = [], []
-        if return_hidden_states:
-            shown, hidden_states = show_stream(hidden_states, result_dtype, shift)
-            all_hidden_states.append(shown)
-        attn_output = hidden_states
+        attn_output = hidden_states = shown.append(hidden_states)
+        all_attentions = []
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
-            is_last = layer.layer_idx == len(self.layers) - 1
+            is_last, is_kept = layer.layer_idx == len(self.layers) - 1, shown.wants(layer.layer_idx + 1)
             if _lacks_gradient(hidden_states) and _is_trained(layer):
                 # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
@@ -205,7 +240,7 @@ class ReformerEncoder(nn.Module):
                 attn_output,
                 hidden_states,
                 tape=tape,
-                stores_output=is_last or return_hidden_states,
+                stores_output=is_last or is_kept,
                 on_grid=on_grid,
                 return_weights=return_weights,
                 shift=shift,
@@ -213,14 +248,12 @@ class ReformerEncoder(nn.Module):
                 **kwargs,
             )
             all_attentions.append(weights)
-            if return_hidden_states:
-                shown, hidden_states = show_stream(hidden_states, result_dtype, shift)
-                all_hidden_states.append(shown)
+            hidden_states = shown.append(hidden_states)
         streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
         output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
         return (
             shift_back(self.dropout(output), shift),
-            tuple(all_hidden_states) if return_hidden_states else None,
+            shown.states(),
             tuple(all_attentions) if return_weights else None,
         )
 

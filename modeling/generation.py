@@ -1,5 +1,7 @@
 """What `generate` asks of a model with a cache of its own."""
 
+import torch
+
 from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
 from .implementations import check_keeps_weights
@@ -73,6 +75,11 @@ def cache_of_call(model, cache, use_cache: bool | None, output_attentions: bool)
     Raises:
         ValueError: A cache where none can be used.
     """
+    if (use_cache or cache is not None) and torch.compiler.is_exporting():
+        raise ValueError(
+            "A model with a cache cannot be exported: its shapes follow from how much of each row is padding and from "
+            f"what shares a bucket. Export it with `use_cache=False` and without `{CACHE_NAME}`."
+        )
     if cache is None:
         can_be_used = model.config.is_decoder and not model.training
         return ReformerCache(model.config) if use_cache and can_be_used else None

@@ -92,7 +92,7 @@ def check_requested(name: str | None):
     """ValueError for an `attn_implementation` that sparse layers do not have."""
     if name not in (None, *NAMES):
         raise ValueError(
-            f"`attn_implementation={name!r}` is not possible: sparse layers have {list(NAMES)}. "
+            f'Specified `attn_implementation="{name}"` is not supported: sparse layers have {list(NAMES)}. '
             "Choose one of these, or none, for the fastest that can do what each call asks."
         )
 

@@ -33,6 +33,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
+from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_reformer import ReformerConfig
 from .argument_checks import check_inputs, check_labels, check_num_hashes
@@ -41,7 +42,7 @@ from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
-from .encoder import ReformerEncoder, run_without_checkpoint
+from .encoder import ReformerEncoder, ReformerLayer, run_without_checkpoint
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
@@ -61,6 +62,11 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ReformerLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
+    # For models that have this one inside and collect its outputs by hooks; by itself it returns them.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(ReformerLayer, index=1),
+        "attentions": OutputRecorder(ReformerLayer, index=2),
+    }
     # Checkpoints written by transformers v4 name the bias of the LM head a second time.
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
@@ -175,7 +181,7 @@ class ReformerModel(ReformerPreTrainedModel):
             full_attention_mask = self._full_attention_mask(hidden_states, attention_mask, output_attentions)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
-            return_hidden_states=bool(kwargs.get("output_hidden_states", self.config.output_hidden_states)),
+            return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=output_attentions,
             shift=shift,
             attention_mask=attention_mask,

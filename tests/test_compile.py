@@ -341,6 +341,12 @@ def test_an_exported_program_hashes_like_the_model(config):
             assert torch.equal(program(ids).logits, model(ids).logits)
 
 
+def test_exporting_a_cache_is_refused():
+    model = make_model(ReformerForCausalLM)
+    with pytest.raises(ValueError, match=r"cannot be exported.*use_cache=False"):
+        torch.export.export(model, (), {"input_ids": random_ids(1, 20), "use_cache": True})
+
+
 def test_exporting_leaves_the_generator_alone():
     model = make_model(ReformerForCausalLM, attn_layers=["lsh"])
     before = torch.get_rng_state()

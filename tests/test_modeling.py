@@ -359,6 +359,19 @@ def test_outputs_asked_for_in_the_config():
     assert outputs.hidden_states is None and outputs.attentions is None
 
 
+@pytest.mark.parametrize("asked", [[0, 2], [-1, 1], [], 0, -2, [7, 1]])
+def test_hidden_states_by_index(asked):
+    model, ids = make_model(ReformerModel), random_ids(2, 20)
+    indices = [asked] if isinstance(asked, int) else asked
+    kept = {index % 3 for index in indices if index < 3}
+    mask = torch.tensor([[1] * 20, [0] * 5 + [1] * 15])
+    for arguments in ({}, {"attention_mask": mask}):
+        expected = model(ids, output_hidden_states=True, **arguments).hidden_states
+        states = model(ids, output_hidden_states=asked, **arguments).hidden_states
+        assert [state is not None for state in states or (None,) * 3] == [place in kept for place in range(3)]
+        assert all(torch.equal(states[place], expected[place]) for place in kept)
+
+
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_tuples_have_the_order_of_the_named_outputs(model_class):
     model = make_model(model_class, num_labels=3)

@@ -84,6 +84,12 @@ def one_hidden_state(model, inputs):
     return {"hidden state": hidden_states[1]}
 
 
+def a_hidden_state_by_index(model, inputs):
+    hidden_states = model(**inputs, output_hidden_states=[-2]).hidden_states
+    hidden_states[-2].pow(2).sum().backward()
+    return {"hidden state": hidden_states[-2]}
+
+
 def several_hidden_states(model, inputs):
     output = model(**inputs, output_hidden_states=True)
     losses = [weight * state.pow(2).mean() for weight, state in enumerate(output.hidden_states)]
@@ -184,6 +190,7 @@ VARIANTS = {
     "two forwards": Variant(DROPOUT, compute=two_forwards_and_their_sum),
     "accumulated rows": Variant(DROPOUT, compute=accumulate_over_rows),
     "one hidden state": Variant(DROPOUT, compute=one_hidden_state),
+    "a hidden state by index": Variant(DROPOUT, compute=a_hidden_state_by_index),
     "several hidden states": Variant(DROPOUT, compute=several_hidden_states),
     "attention maps": Variant({"attn_layers": STACKS["mixed"]} | DROPOUT, compute=with_attention_maps),
     "classification": Variant(

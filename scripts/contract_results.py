@@ -1,0 +1,178 @@
+"""What became of each test of transformers' suites: kept while pytest runs (a plugin), read as Markdown afterwards."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+
+# Why tests are skipped, for a reader who knows neither suite nor package: words of the skip, and the reason.
+REASONS = {
+    "test requires (multiple accelerators|accelerator|MPS)": "The machine has no accelerator.",
+    "test requires (the kernels library|Flash Attention)": "Flash attention, also from the `kernels` library, knows "
+    "dense and sliding-window attention; sparse layers refuse it and have kernels of their own.",
+    "test requires (ExecuTorch|ONNXScript|OpenVINO|optimum-quanto)": "The package is not installed: none of what it "
+    "makes of a model is claimed to work.",
+    "A cache cannot be exported": "A cache has shapes that follow from padding and buckets; exporting one is refused, "
+    "exporting the model without it is tested.",
+    "static cache|without graph breaks|4D attention masks": "`_can_compile_fullgraph` is False: a layer is a break in "
+    "the graph, what it calls is compiled. A cache grows, so a static one is refused; masks have two dimensions.",
+    "new attention mask API": "`_supports_attention_backend` is False: sparse layers have implementations of their "
+    "own, and packed rows, which `position_ids` that restart mean, are refused.",
+    "RoPE|sliding window mask": "Positions are learned, axial or one by one; there is neither RoPE nor a "
+    "`sliding_window` in the config.",
+    "does not have position embeddings": "Tables of positions change their size at loading, by the config's "
+    "`axial_pos_shape` or `max_position_embeddings`.",
+    "grouped_mm|sparse experts|router_logits|MTP|recurrent layer": "The model has no experts, no extra heads that "
+    "predict further tokens, no recurrent layers.",
+    "_keep_in_fp32_modules": "No module has to stay in float32: the streams do, in layers of any dtype.",
+    "No conversion found": "Published checkpoints load under the names of weights that they have.",
+    "TP plan": "There is no plan for tensor parallelism; what there is: FSDP, ZeRO, sequence parallelism.",
+    "omposite|subconfigs|ReformerModel does not support SDPA": "There are no models inside with configs of their own.",
+    "sequence-to-sequence|decoder-only": "The configs that attend both ways have no causal head, and no config has an "
+    "encoder and a decoder.",
+    "pipeline_model_mapping|Timm|PyTesseract|requires av|not implemented": "A pipeline for images, sound, video or "
+    "tables.",
+}
+
+HEAD = """\
+# Transformers' own test suites
+
+`make contract` runs the common suites that transformers has for its own models on those of this package: six small
+configs ({causal, both ways} x {local, LSH, both kinds of layers}) and every pipeline for text. It writes this page and
+[contract.json](contract.json). A test that skips one of a config's models counts as skipped.
+
+Nothing is switched off. What the suites let authors of models say for themselves is said for
+
+- the class that generates: it has another name, because the suites leave out stock's Reformer by name, and it makes a
+  cache unless told otherwise, because they continue from what a plain call returns; here a cache is made on request;
+- the content of a cache, which is not keys and values of every token;
+- `test_sdpa_can_dispatch_non_composite_models`: a choice of attention is kept; without one the config names none,
+  since each call takes the fastest implementation that can serve it;
+- `test_training_overfit`: without dropout, as the models that it was written for are."""
+
+# From the worst to the best: a test that skips one of its models counts as skipped.
+OUTCOMES = ("fail", "skip", "pass")
+
+
+class Collector:
+    """Keeps the outcome of each test under `[suite][test][configuration]`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.tests = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item, call):
+        """Note with a report which class of transformers its test comes from."""
+        report = yield
+        report.suite = suite_of(item.cls, item.originalname)
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        """Keep the worst of what became of a test, its subtests and what goes before and after."""
+        if report.passed and report.when != "call":
+            return
+        outcome = "pass" if report.passed else f"fail: {_error(report)}" if report.failed else f"skip: {_skip(report)}"
+        _, configuration, test = report.nodeid.split("::")
+        seen = self.tests.setdefault(report.suite, {}).setdefault(test, {})
+        seen[configuration] = min(seen.get(configuration, "pass"), outcome, key=_severity)
+
+    def pytest_sessionfinish(self):
+        """Write the outcomes down."""
+        self.path.write_text(json.dumps(self.tests), encoding="utf-8")
+
+
+def pytest_addoption(parser):
+    """Where the outcomes go."""
+    parser.addoption("--outcomes", type=Path, required=True)
+
+
+def pytest_configure(config):
+    """Begin to collect."""
+    config.pluginmanager.register(Collector(config.getoption("--outcomes")))
+
+
+def suite_of(cls: type, test: str) -> str:
+    """The name of the class that first defined `test`, which those in contract_suites.py inherit from."""
+    return [base for base in cls.__mro__ if test in vars(base)][-1].__name__
+
+
+def _severity(outcome: str) -> int:
+    return OUTCOMES.index(outcome[:4])
+
+
+def _error(report) -> str:
+    crash = getattr(report.longrepr, "reprcrash", None)
+    where = f"{Path(crash.path).name}:{crash.lineno}: " if crash else ""
+    return (where + " ".join((crash.message if crash else str(report.longrepr)).split()))[:300]
+
+
+def _skip(report) -> str:
+    words = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return " ".join(words.removeprefix("Skipped: ").split())
+
+
+def outcomes(tests: dict[str, dict[str, dict[str, str]]]) -> list[tuple[str, str, str, str]]:
+    """Every outcome with its suite, test and configuration."""
+    return [
+        (suite, test, configuration, outcome)
+        for suite, of_suite in sorted(tests.items())
+        for test, of_test in sorted(of_suite.items())
+        for configuration, outcome in sorted(of_test.items())
+    ]
+
+
+def counts(tests: dict[str, dict[str, dict[str, str]]]) -> dict[str, int]:
+    """How many tests failed, were skipped, passed."""
+    found = Counter(outcome[:4] for *_, outcome in outcomes(tests))
+    return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def reason_for(outcome: str) -> str | None:
+    """Why a test was skipped, if `REASONS` knows."""
+    return next((reason for words, reason in REASONS.items() if re.search(words, outcome)), None)
+
+
+def unexplained(tests: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+    """What skipped tests say for themselves where `REASONS` has nothing to add."""
+    skipped = [(test, outcome) for _, test, _, outcome in outcomes(tests) if outcome.startswith("skip")]
+    return sorted({f"{test}: {outcome}" for test, outcome in skipped if reason_for(outcome) is None})
+
+
+def markdown(runs: dict[str, dict]) -> str:
+    """docs/contract.md for the runs in docs/contract.json, the newest transformers first."""
+    lines = [HEAD]
+    for run in sorted(runs.values(), key=lambda run: [int(part) for part in run["transformers"].split(".")[:2]])[::-1]:
+        lines += _section(run)
+    return "\n".join(lines) + "\n"
+
+
+def _section(run: dict) -> list[str]:
+    total = counts(run["tests"])
+    lines = [
+        f"\n## Transformers {run['transformers']}\n",
+        f"{total['pass']} pass, {total['fail']} fail, {total['skip']} skip. torch {run['torch']}, Python "
+        f"{run['python']}, {run['processor']}. Suites: {', '.join(run['origins'])}.",
+    ]
+    if run["left_out"]:
+        lines.append(f"Left out, because the repository could not be had: {', '.join(run['left_out'])}.")
+    suites = {suite: counts({suite: tests}) for suite, tests in run["tests"].items()}
+    lines += ["\n| suite | pass | fail | skip |\n|---|---|---|---|"]
+    lines += [f"| {suite} | {of['pass']} | {of['fail']} | {of['skip']} |" for suite, of in sorted(suites.items())]
+    skipped, failed = {}, {}
+    for _, test, configuration, outcome in outcomes(run["tests"]):
+        if outcome.startswith("skip"):
+            skipped.setdefault(reason_for(outcome) or f"No reason: {outcome}", []).append(test)
+        elif outcome.startswith("fail"):
+            failed.setdefault(f"`{test}`: {outcome}", []).append(configuration)
+    if failed:
+        lines += ["\n| fails | with |\n|---|---|"]
+        lines += [f"| {what.replace('|', '/')} | {', '.join(where)} |" for what, where in failed.items()]
+    if skipped:
+        lines += ["\n| skipped because | times | tests |\n|---|---|---|"]
+    for reason, tests in sorted(skipped.items(), key=lambda item: -len(item[1])):
+        lines.append(f"| {reason} | {len(tests)} | {', '.join(f'`{test}`' for test in sorted(set(tests)))} |")
+    return lines
