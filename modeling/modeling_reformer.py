@@ -45,7 +45,7 @@ from .encoder import ReformerEncoder
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
-from .lm_loss import ReformerOnlyLMHead, chunked_cross_entropy
+from .lm_head import LMHeadMixin, ReformerOnlyLMHead
 from .padding import first_real_token, pool, shift_rows
 from .position_embeddings import AxialTables
 
@@ -61,8 +61,6 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ReformerLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
-    # Checkpoints written by transformers v4 name the bias of the LM head a second time.
-    _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -70,8 +68,6 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
         if isinstance(module, AxialTables):
             for table in module:
                 init.normal_(table, std=self.config.axial_norm_std)
-        elif isinstance(module, ReformerOnlyLMHead):
-            init.zeros_(module.bias)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False):
         # None stays: then every call takes the fastest implementation that can do what it asks.
@@ -214,45 +210,8 @@ class ReformerModel(ReformerPreTrainedModel):
         return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
 
 
-class _LMHeadMixin:
-    """What the two language models share: the head, its resizing, and the loss in chunks."""
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear):
-        self.lm_head.replace_decoder(new_embeddings)
-
-    def _logits_and_loss(self, hidden_states, labels, kept=slice(None), **kwargs):
-        """Logits of the `kept` positions, or None where the loss is computed in pieces; the loss, or None."""
-        if labels is not None:
-            check_labels(labels, hidden_states.shape[:2])
-            # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
-            if self.config.chunk_size_lm_head > 0:
-                return None, self._chunked_loss(hidden_states, labels, **kwargs)
-        logits = self.lm_head(hidden_states[:, kept])
-        if labels is None:
-            return logits, None
-        return logits, self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-
-    def _chunked_loss(
-        self, hidden_states, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs
-    ):
-        if self.config.is_decoder:
-            shifted = nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
-            labels = shifted if shift_labels is None else shift_labels
-        return chunked_cross_entropy(
-            hidden_states,
-            self.lm_head,
-            labels,
-            chunk_size=self.config.chunk_size_lm_head,
-            num_items_in_batch=num_items_in_batch,
-            ignore_index=ignore_index,
-        )
-
-
 @auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")
-class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTrainedModel, GenerationMixin):
+class ReformerForCausalLM(LMHeadMixin, CachedGenerationMixin, ReformerPreTrainedModel, GenerationMixin):
     def __init__(self, config: ReformerConfig):
         super().__init__(_with_direction(config, is_decoder=True))
         self.reformer = ReformerModel(self.config)
@@ -295,6 +254,7 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
             num_hashes=num_hashes,
             cache=cache,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -313,7 +273,7 @@ ReformerModelWithLMHead = ReformerForCausalLM
 
 
 @auto_docstring(custom_intro="The Reformer as a masked language model: attention in both directions.")
-class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
+class ReformerForMaskedLM(LMHeadMixin, ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
         super().__init__(_with_direction(config, is_decoder=False))
         self.reformer = ReformerModel(self.config)
@@ -342,6 +302,7 @@ class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, **kwargs)
@@ -403,6 +364,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
@@ -462,6 +424,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
@@ -505,6 +468,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
@@ -564,6 +528,7 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         pooled = self.dropout(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
