@@ -86,7 +86,7 @@ class LMHeadMixin:
     def _logits_and_loss(self, hidden_states, labels, kept=slice(None), **kwargs):
         """Logits of the `kept` positions, or None where training computes the loss in pieces; the loss, or None."""
         if labels is not None:
-            check_labels(labels, hidden_states.shape[:2])
+            self._check_labels(labels, hidden_states.shape[:2], **kwargs)
         # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
         in_pieces = labels is not None and self.config.chunk_size_lm_head > 0
         logits = None if in_pieces and self.training else self.lm_head(hidden_states[:, kept])
@@ -95,6 +95,11 @@ class LMHeadMixin:
         if in_pieces:
             return logits, self._chunked_loss(hidden_states, labels, **kwargs)
         return logits, self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+    def _check_labels(self, labels, expected, shift_labels=None, ignore_index=-100, **kwargs):
+        check_labels(labels, expected, self.config.vocab_size, ignore_index=ignore_index)
+        if shift_labels is not None:
+            check_labels(shift_labels, expected, self.config.vocab_size, "shift_labels", ignore_index)
 
     def _chunked_loss(
         self, hidden_states, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs

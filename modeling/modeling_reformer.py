@@ -35,7 +35,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
 
 from ..configuration.configuration_reformer import ReformerConfig
-from .argument_checks import check_inputs, check_labels, check_num_hashes
+from .argument_checks import (
+    check_answer,
+    check_chances,
+    check_inputs,
+    check_labels,
+    check_num_hashes,
+    check_one_document_per_row,
+)
 from .cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
 from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
@@ -169,7 +176,9 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
-        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
+        attention_mask = None if attention_mask is None else attention_mask[:, past_length:]
+        check_one_document_per_row(attention_mask, position_ids, kwargs)
+        attention_mask = None if attention_mask is None else attention_mask.bool()
         # Rows begin with their first real token; what continues a text stays where it is.
         shift = None if attention_mask is None or past_length else first_real_token(attention_mask)
         attention_mask, input_ids, position_ids, inputs_embeds = (
@@ -379,8 +388,12 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             integer = not labels.is_floating_point()
             problem = "single_label_classification" if integer else "multi_label_classification"
             problem = "regression" if self.num_labels == 1 else problem
-        single = problem == "single_label_classification" or self.num_labels == 1
-        check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2])
+        classes = self.num_labels if problem == "single_label_classification" else None
+        single = classes is not None or self.num_labels == 1
+        expected = logits.shape[: 1 if single else 2]
+        check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, expected, classes)
+        if problem == "multi_label_classification":
+            check_chances(labels)
         # The loss function writes `problem_type` into the config it is given; the model's own stays as it is.
         settings = SimpleNamespace(num_labels=self.num_labels, problem_type=problem)
         if problem == "single_label_classification":
@@ -430,7 +443,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            check_labels(labels, logits.shape[:2])
+            check_labels(labels, logits.shape[:2], self.num_labels)
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -475,7 +488,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
-                check_labels(positions.flatten(), start_logits.shape[:1], name)
+                check_answer(positions, len(start_logits), name)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -535,7 +548,7 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
         logits = self.classifier(pooled).view(batch, num_choices)
         loss = None
         if labels is not None:
-            check_labels(labels, (batch,))
+            check_labels(labels, (batch,), num_choices)
             settings = SimpleNamespace(num_labels=num_choices, problem_type="single_label_classification")
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
         return MultipleChoiceModelOutput(

@@ -322,6 +322,78 @@ LABEL_ERRORS = {
 }
 
 
+def with_value(value, *shape):
+    labels = torch.ones(shape, dtype=torch.as_tensor(value).dtype)
+    labels[-1] = value
+    return labels
+
+
+# Three classes; of the heads for tokens the last label of the second row is out of range.
+VALUE_ERRORS = {
+    "causal": (ReformerForCausalLM, {"labels": with_value(VOCAB, 2, 20)}, "from 1 to 50, .* 0 and 49, or be -100"),
+    "causal, negative": (ReformerForCausalLM, {"labels": with_value(-1, 2, 20)}, "`labels` holds values from -1 to 1"),
+    "causal, ignored otherwise": (
+        ReformerForCausalLM,
+        {"labels": with_value(-100, 2, 20), "ignore_index": -1},
+        "from -100 to 1, but must lie between 0 and 49, or be -1 where",
+    ),
+    "causal, shifted": (
+        ReformerForCausalLM,
+        {"labels": with_value(1, 2, 20), "shift_labels": with_value(VOCAB, 2, 20)},
+        "`shift_labels` holds values from 1 to 50",
+    ),
+    "causal, shifted, of another shape": (
+        ReformerForCausalLM,
+        {"labels": with_value(1, 2, 20), "shift_labels": with_value(1, 2, 19)},
+        r"`shift_labels` must have shape \[2, 20\], but has \[2, 19\]",
+    ),
+    "masked": (
+        ReformerForMaskedLM,
+        {"labels": with_value(VOCAB, 2, 20)},
+        "from 1 to 50, but must lie between 0 and 49",
+    ),
+    "tokens": (
+        ReformerForTokenClassification,
+        {"labels": with_value(3, 2, 20)},
+        "from 1 to 3, .* 0 and 2, or",
+    ),
+    "sequence": (
+        ReformerForSequenceClassification,
+        {"labels": torch.tensor([1, 3])},
+        "from 1 to 3, .* 0 and 2, or",
+    ),
+    "sequence, column": (ReformerForSequenceClassification, {"labels": torch.tensor([[-1], [1]])}, "from -1 to 1"),
+    "several labels": (
+        ReformerForSequenceClassification,
+        {"labels": with_value(2.5, 2, 3)},
+        "from 1.0 to 2.5, but must lie between 0 and 1, .* set `problem_type='regression'`",
+    ),
+    "choices": (ReformerForMultipleChoice, {"labels": torch.tensor([2])}, "from 2 to 2, but must lie between 0 and 1"),
+    "start": (
+        ReformerForQuestionAnswering,
+        {"start_positions": torch.tensor([-1, 2]), "end_positions": torch.tensor([1, 2])},
+        "`start_positions` holds values from -1 to 2, but must not be negative. Without an answer give",
+    ),
+    "end": (
+        ReformerForQuestionAnswering,
+        {"start_positions": torch.tensor([[1], [2]]), "end_positions": torch.tensor([[1], [-100]])},
+        "`end_positions` holds values from -100 to 1, but must not be negative",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VALUE_ERRORS)
+def test_labels_out_of_range_are_refused(case):
+    model_class, labels, message = VALUE_ERRORS[case]
+    ids = random_ids(2, 20)
+    ids = ids[None] if model_class is ReformerForMultipleChoice else ids
+    for training in (True, False):
+        for chunk_size in (0, 8):
+            model = make_model(model_class, chunk_size_lm_head=chunk_size, num_labels=3).train(training)
+            with pytest.raises(ValueError, match=message):
+                model(ids, **labels)
+
+
 @pytest.mark.parametrize("case", LABEL_ERRORS)
 def test_labels_of_the_wrong_shape_are_refused(case):
     model_class, labels, message = LABEL_ERRORS[case]
