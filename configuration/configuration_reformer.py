@@ -115,7 +115,7 @@ class ReformerConfig(PreTrainedConfig):
         Vector size of each axis; the sizes add up to `hidden_size`. `None` splits `hidden_size`, 1 to 3 with two axes.
     chunk_size_lm_head (`int`, *optional*, defaults to 0):
         Tokens per chunk of the language model's loss; 0 computes it in one piece. With labels and a value above 0 the
-        `length x vocab_size` logits never exist.
+        `length x vocab_size` logits never exist in training.
     chunk_size_feed_forward (`int`, *optional*, defaults to 0):
         Tokens per chunk of the feed-forward layers, forward and backward. With 0, a CPU takes as many as it keeps in
         its cache (4 million activations of the wide layer); a GPU, and what is compiled as a whole, takes all.

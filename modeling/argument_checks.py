@@ -1,8 +1,29 @@
 """What a caller may get wrong in the arguments of a model, said before anything is computed with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+# What collators and trainers add to rows of several documents.
+PACKING_ARGUMENTS = (
+    "cu_seq_lens_k",
+    "cu_seq_lens_q",
+    "cu_seqlens",
+    "document_ids",
+    "max_length_k",
+    "max_length_q",
+    "segment_ids",
+    "seq_idx",
+    "seq_lengths",
+    "sequence_ids",
+)
+ONE_DOCUMENT_PER_ROW = (
+    "The documents of a packed row would read each other here. Give each one a row of its own and pad: with "
+    "`packing=False` and `padding_free=False` in TRL, with a collator that pads for `DataCollatorWithFlattening`."
+)
 
 
 def check_inputs(
@@ -32,7 +53,15 @@ def check_inputs(
         )
     if not shape[-1]:
         raise ValueError("The input has no tokens: a sequence needs at least one.")
+    if not all(shape):
+        raise ValueError(f"The input, {list(given.shape)}, has no rows: a batch needs at least one. Leave it out.")
     covered = (*shape[:-1], shape[-1] + past_length)
+    if attention_mask is not None and (not torch.is_tensor(attention_mask) or attention_mask.ndim > len(covered)):
+        raise ValueError(
+            f"`attention_mask` must be a tensor of shape {list(covered)}, 1 for real tokens and 0 for padding, but is "
+            f"a {type(attention_mask).__name__} of shape {list(getattr(attention_mask, 'shape', []))}. Who attends to "
+            f"whom cannot be chosen. {ONE_DOCUMENT_PER_ROW}"
+        )
     if attention_mask is not None and attention_mask.shape != covered:
         of_what = f"with the {past_length} tokens in the cache " if past_length else ""
         raise ValueError(
@@ -45,13 +74,103 @@ def check_inputs(
         )
 
 
-def check_labels(labels: torch.Tensor, expected: Sequence[int], name: str = "labels"):
-    """Raise ValueError unless `labels` have the shape `expected`."""
+def check_one_document_per_row(
+    attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, others: Mapping[str, Any]
+):
+    """
+    Raise ValueError where rows hold several documents: attention does not know where one ends.
+
+    Args:
+        attention_mask: `[B, L]`; 0 and 1 in any dtype.
+        position_ids: `[B, L]` or `[1, L]`; each real token's must be larger than those of the ones before it.
+        others: Further keyword arguments of the call.
+    """
+    given = [f"`{name}`" for name in PACKING_ARGUMENTS if others.get(name) is not None]
+    if given:
+        raise ValueError(f"{', '.join(given)}: this model takes one document per row. {ONE_DOCUMENT_PER_ROW}")
+    if attention_mask is not None and attention_mask.dtype != torch.bool:
+        _demand(
+            (attention_mask == attention_mask.bool()).all(),
+            "attention_mask",
+            attention_mask,
+            "must be 1 for real tokens and 0 for padding. It is neither added to scores (0 and -inf) nor does it "
+            f"number documents. {ONE_DOCUMENT_PER_ROW}",
+            may_wait=attention_mask.is_floating_point(),
+        )
+    if position_ids is not None and position_ids.shape[1] > 1:
+        is_real = torch.ones_like(position_ids).bool() if attention_mask is None else attention_mask.bool()
+        # the smallest position that is left for the next token
+        free = torch.where(is_real, position_ids + 1, 0).cummax(dim=1).values
+        _demand(
+            (~is_real[:, 1:] | (position_ids[:, 1:] >= free[:, :-1])).all(),
+            "position_ids",
+            position_ids,
+            f"must grow along each row, without starting again. {ONE_DOCUMENT_PER_ROW} Padding needs an "
+            "`attention_mask`.",
+            may_wait=True,
+        )
+
+
+def check_labels(
+    labels: torch.Tensor,
+    expected: Sequence[int],
+    num_classes: int | None = None,
+    name: str = "labels",
+    ignore_index: int = -100,
+):
+    """Raise ValueError unless `labels` have the shape `expected` and, given `num_classes`, are classes or ignored."""
     if tuple(labels.shape) != tuple(expected):
         raise ValueError(f"`{name}` must have shape {list(expected)}, but has {list(labels.shape)}.")
+    if num_classes is not None:
+        _demand(
+            (((labels >= 0) & (labels < num_classes)) | (labels == ignore_index)).all(),
+            name,
+            labels,
+            f"must lie between 0 and {num_classes - 1}, or be {ignore_index} where they do not count.",
+        )
+
+
+def check_chances(labels: torch.Tensor):
+    """Raise ValueError unless `labels` say of each of several classes how likely it holds."""
+    _demand(
+        ((labels >= 0) & (labels <= 1)).all(),
+        "labels",
+        labels,
+        "must lie between 0 and 1, one for each class that may hold. For other numbers set "
+        "`problem_type='regression'` in the config.",
+    )
+
+
+def check_answer(positions: torch.Tensor, batch: int, name: str):
+    """Raise ValueError unless `positions` are the places of tokens; those beyond the input do not count."""
+    check_labels(positions.flatten(), (batch,), name=name)
+    _demand(
+        (positions >= 0).all(),
+        name,
+        positions,
+        "must not be negative. Without an answer give the first token's, 0, or one beyond the input, which does not "
+        "count.",
+    )
 
 
 def check_num_hashes(num_hashes: int | None):
     """Raise ValueError unless a call's own number of hashing rounds is possible."""
     if num_hashes is not None and (not isinstance(num_hashes, int) or num_hashes < 1):
         raise ValueError(f"`num_hashes` must be an integer and at least 1, but got {num_hashes!r}.")
+
+
+def _demand(holds: torch.Tensor, name: str, given: torch.Tensor, rule: str, may_wait: bool = False):
+    """
+    Raise ValueError unless `holds`: a scalar, whether the values of the argument `name` are what they must be.
+
+    To ask makes a GPU wait, and a compiler cannot. There the device checks it, with an error of its own; but a GPU is
+    asked if the call `may_wait`.
+    """
+    # under `torch.func.vmap` the answer differs from row to row
+    if torch._C._functorch.is_batchedtensor(holds):
+        return
+    is_traced = torch.compiler.is_compiling() or isinstance(holds, FakeTensor) or holds.is_meta
+    if is_traced or (holds.is_cuda and not may_wait):
+        torch._assert_async(holds, f"`{name}` {rule}")
+    elif not holds:
+        raise ValueError(f"`{name}` holds values from {given.min()} to {given.max()}, but {rule}")

@@ -7,25 +7,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-class ReformerOnlyLMHead(nn.Module):
-    """Projection of both streams to the vocabulary."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., 2 * hidden_size]` to logits `[..., V]`."""
-        return self.decoder(hidden_states) + self.bias
-
-    def replace_decoder(self, decoder: nn.Linear):
-        """Take a resized projection; the bias keeps its values, added tokens get 0."""
-        kept = self.bias.data[: decoder.out_features]
-        bias = nn.functional.pad(kept, (0, decoder.out_features - len(kept)))
-        self.decoder, self.bias = decoder, nn.Parameter(bias, requires_grad=self.bias.requires_grad)
-
-
 def chunked_cross_entropy(
     hidden_states: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],

@@ -36,7 +36,14 @@ from transformers.utils import TransformersKwargs, auto_docstring, can_return_tu
 from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_reformer import ReformerConfig
-from .argument_checks import check_inputs, check_labels, check_num_hashes
+from .argument_checks import (
+    check_answer,
+    check_chances,
+    check_inputs,
+    check_labels,
+    check_num_hashes,
+    check_one_document_per_row,
+)
 from .cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
 from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
@@ -46,7 +53,7 @@ from .encoder import ReformerEncoder, ReformerLayer, run_without_checkpoint
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
-from .lm_loss import ReformerOnlyLMHead, chunked_cross_entropy
+from .lm_head import LMHeadMixin, ReformerOnlyLMHead
 from .padding import first_real_token, pool, shift_rows
 from .position_embeddings import AxialTables
 
@@ -67,8 +74,6 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
         "hidden_states": OutputRecorder(ReformerLayer, index=1),
         "attentions": OutputRecorder(ReformerLayer, index=2),
     }
-    # Checkpoints written by transformers v4 name the bias of the LM head a second time.
-    _keys_to_ignore_on_load_unexpected = [r"lm_head\.decoder\.bias"]
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -76,8 +81,6 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
         if isinstance(module, AxialTables):
             for table in module:
                 init.normal_(table, std=self.config.axial_norm_std)
-        elif isinstance(module, ReformerOnlyLMHead):
-            init.zeros_(module.bias)
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False):
         # None stays: then every call takes the fastest implementation that can do what it asks.
@@ -164,7 +167,9 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
-        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
+        attention_mask = None if attention_mask is None else attention_mask[:, past_length:]
+        check_one_document_per_row(attention_mask, position_ids, kwargs)
+        attention_mask = None if attention_mask is None else attention_mask.bool()
         # Rows begin with their first real token; what continues a text stays where it is.
         shift = None if attention_mask is None or past_length else first_real_token(attention_mask)
         attention_mask, input_ids, position_ids, inputs_embeds = (
@@ -213,45 +218,8 @@ class ReformerModel(ReformerPreTrainedModel):
         return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
 
 
-class _LMHeadMixin:
-    """What the two language models share: the head, its resizing, and the loss in chunks."""
-
-    def get_output_embeddings(self) -> nn.Linear:
-        return self.lm_head.decoder
-
-    def set_output_embeddings(self, new_embeddings: nn.Linear):
-        self.lm_head.replace_decoder(new_embeddings)
-
-    def _logits_and_loss(self, hidden_states, labels, kept=slice(None), **kwargs):
-        """Logits of the `kept` positions, or None where the loss is computed in pieces; the loss, or None."""
-        if labels is not None:
-            check_labels(labels, hidden_states.shape[:2])
-            # CODEPATH: published checkpoints have `chunk_size_lm_head=0`; above 0 the logits never exist in training.
-            if self.config.chunk_size_lm_head > 0:
-                return None, self._chunked_loss(hidden_states, labels, **kwargs)
-        logits = self.lm_head(hidden_states[:, kept])
-        if labels is None:
-            return logits, None
-        return logits, self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-
-    def _chunked_loss(
-        self, hidden_states, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs
-    ):
-        if self.config.is_decoder:
-            shifted = nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
-            labels = shifted if shift_labels is None else shift_labels
-        return chunked_cross_entropy(
-            hidden_states,
-            self.lm_head,
-            labels,
-            chunk_size=self.config.chunk_size_lm_head,
-            num_items_in_batch=num_items_in_batch,
-            ignore_index=ignore_index,
-        )
-
-
 @auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")
-class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTrainedModel, GenerationMixin):
+class ReformerForCausalLM(LMHeadMixin, CachedGenerationMixin, ReformerPreTrainedModel, GenerationMixin):
     def __init__(self, config: ReformerConfig):
         super().__init__(_with_direction(config, is_decoder=True))
         self.reformer = ReformerModel(self.config)
@@ -294,6 +262,7 @@ class ReformerForCausalLM(_LMHeadMixin, CachedGenerationMixin, ReformerPreTraine
             num_hashes=num_hashes,
             cache=cache,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -312,7 +281,7 @@ ReformerModelWithLMHead = ReformerForCausalLM
 
 
 @auto_docstring(custom_intro="The Reformer as a masked language model: attention in both directions.")
-class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
+class ReformerForMaskedLM(LMHeadMixin, ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
         super().__init__(_with_direction(config, is_decoder=False))
         self.reformer = ReformerModel(self.config)
@@ -341,6 +310,7 @@ class ReformerForMaskedLM(_LMHeadMixin, ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, **kwargs)
@@ -402,6 +372,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
@@ -416,8 +387,12 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             integer = not labels.is_floating_point()
             problem = "single_label_classification" if integer else "multi_label_classification"
             problem = "regression" if self.num_labels == 1 else problem
-        single = problem == "single_label_classification" or self.num_labels == 1
-        check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, logits.shape[: 1 if single else 2])
+        classes = self.num_labels if problem == "single_label_classification" else None
+        single = classes is not None or self.num_labels == 1
+        expected = logits.shape[: 1 if single else 2]
+        check_labels(labels.squeeze(-1) if single and labels.ndim == 2 else labels, expected, classes)
+        if problem == "multi_label_classification":
+            check_chances(labels)
         # The loss function writes `problem_type` into the config it is given; the model's own stays as it is.
         settings = SimpleNamespace(num_labels=self.num_labels, problem_type=problem)
         if problem == "single_label_classification":
@@ -461,12 +436,13 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs.last_hidden_state))
         loss = None
         if labels is not None:
-            check_labels(labels, logits.shape[:2])
+            check_labels(labels, logits.shape[:2], self.num_labels)
             loss = self.loss_function(logits, labels, self.config, **kwargs)
         return TokenClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -504,13 +480,14 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(dim=-1)
         loss = None
         if start_positions is not None and end_positions is not None:
             for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
-                check_labels(positions.flatten(), start_logits.shape[:1], name)
+                check_answer(positions, len(start_logits), name)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,
@@ -563,13 +540,14 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             num_hashes=num_hashes,
+            return_dict=True,
             **kwargs,
         )
         pooled = self.dropout(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
         logits = self.classifier(pooled).view(batch, num_choices)
         loss = None
         if labels is not None:
-            check_labels(labels, (batch,))
+            check_labels(labels, (batch,), num_choices)
             settings = SimpleNamespace(num_labels=num_choices, problem_type="single_label_classification")
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
         return MultipleChoiceModelOutput(

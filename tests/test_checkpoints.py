@@ -104,7 +104,7 @@ def test_a_head_on_a_language_models_body(tmp_path):
     body = saved(tmp_path, ReformerForCausalLM)
     model, info = ReformerForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
-    assert info["unexpected_keys"] == {"lm_head.bias", "lm_head.decoder.weight"}
+    assert info["unexpected_keys"] == {"lm_head.bias", "lm_head.decoder.bias", "lm_head.decoder.weight"}
     assert_equal_tensors(model.reformer.state_dict(), body.reformer.state_dict())
     # A new layer starts like any other, and the tables of the base model too.
     assert model.classifier.weight.std().item() == pytest.approx(TINY["initializer_range"], rel=0.3)
@@ -129,17 +129,33 @@ def test_new_models_have_the_initial_weights_of_their_config():
     assert position_table(learned)[0].std().item() == pytest.approx(0.05, rel=0.12)
 
 
-def test_checkpoints_of_transformers_v4(tmp_path, logs):
-    """They name the bias of the LM head twice."""
-    model = saved(tmp_path)
+# The names of the head's bias in files of several versions of transformers; zeros are what that version ignores.
+BIASES = {
+    "v4": lambda bias: {"lm_head.bias": bias, "lm_head.decoder.bias": bias.clone()},
+    "5.0 to 5.23": lambda bias: {"lm_head.bias": bias},
+    "5.24": lambda bias: {"lm_head.bias": torch.zeros_like(bias), "lm_head.decoder.bias": bias},
+    "without the unused one": lambda bias: {"lm_head.decoder.bias": bias},
+}
+
+
+@pytest.mark.parametrize("version", BIASES)
+@pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM])
+def test_the_bias_of_the_head_by_any_name(model_class, version, tmp_path, logs):
+    model = saved(tmp_path, model_class)
+    assert model.lm_head.bias is model.get_output_embeddings().bias
     weights = load_file(tmp_path / WEIGHTS)
-    save_file(
-        weights | {"lm_head.decoder.bias": weights["lm_head.bias"].clone()}, tmp_path / WEIGHTS, {"format": "pt"}
-    )
-    loaded, info = ReformerForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    bias = weights.pop("lm_head.bias")
+    assert torch.equal(weights.pop("lm_head.decoder.bias"), bias) and bias.any()
+    weights |= BIASES[version](bias)
+    save_file(weights, tmp_path / WEIGHTS, {"format": "pt"})
+    loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     assert logs() == []
-    assert_equal_tensors(loaded.state_dict(), model.state_dict())
+    other = model_class(tiny_config())
+    other.load_state_dict(weights)
+    for twin in (loaded, other, copy.deepcopy(loaded)):
+        assert_equal_tensors(twin.state_dict(), model.state_dict())
+        assert twin.lm_head.bias is twin.get_output_embeddings().bias
 
 
 @pytest.mark.parametrize("load", [ReformerForCausalLM, transformers.AutoModelForCausalLM])

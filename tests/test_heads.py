@@ -114,14 +114,18 @@ def with_gaps(labels):
 def test_loss_of_language_models(model_class, chunk_size, items):
     """
     In pieces or in one, the value and every gradient, against the formula. The library takes the one-piece loss in
-    float32 and float32 sums of 80 terms differ by some 1e-6 of their size.
+    float32 and float32 sums of 80 terms differ by some 1e-6 of their size. In pieces there are logits in evaluation
+    only.
     """
-    models = [make_model(model_class, chunk_size_lm_head=size, hash_seed=2) for size in (chunk_size, 0)]
+    models = [make_model(model_class, chunk_size_lm_head=size, hash_seed=2).train() for size in (chunk_size, 0)]
     ids = random_ids(2, LENGTH)
     labels = with_gaps(ids)
     outputs = models[0](ids, labels=labels, num_items_in_batch=items)
     assert (outputs.logits is None) is (chunk_size > 0)
     logits, targets = models[1](ids).logits, labels
+    evaluated = models[0].eval()(ids, labels=labels, num_items_in_batch=items)
+    assert torch.equal(evaluated.logits, logits)
+    assert torch.equal(evaluated.loss, outputs.loss)
     if model_class is ReformerForCausalLM:
         logits, targets = logits[:, :-1], labels[:, 1:]
     likelihoods = log_likelihoods(logits, targets)
@@ -167,6 +171,37 @@ def test_the_bias_of_the_head_is_added(model_class):
         bias = torch.randn(VOCAB)
         model.lm_head.bias += bias
         torch.testing.assert_close(model(ids).logits, before + bias)
+
+
+@pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
+def test_output_embeddings_are_the_whole_head(model_class):
+    """Who computes the loss from them gets the loss and every gradient of the head, as TRL's trainers do."""
+    model = make_model(model_class)
+    ids = random_ids(2, LENGTH)
+    outputs = model(ids)
+    hidden_states, head = model.reformer(ids).last_hidden_state, model.get_output_embeddings()
+    logits = torch.nn.functional.linear(hidden_states, head.weight, head.bias)
+    assert torch.equal(logits, outputs.logits)
+    outputs.logits.square().mean().backward()
+    expected = gradients(model)
+    model.zero_grad()
+    logits.square().mean().backward()
+    assert_equal_tensors(gradients(model), expected)
+    assert model.lm_head.bias.grad.any()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("size", [VOCAB - 3, VOCAB + 3])
+def test_other_output_embeddings(size, has_bias):
+    """Their own bias counts; without one they take over what they had."""
+    model = make_model(ReformerForCausalLM)
+    old = model.lm_head.bias.detach().clone()
+    head = torch.nn.Linear(64, size, bias=has_bias)
+    expected = head.bias if has_bias else torch.cat([old, torch.zeros(3)])[:size]
+    model.set_output_embeddings(head)
+    assert model.get_output_embeddings() is head
+    assert model.lm_head.bias is head.bias
+    assert torch.equal(head.bias, expected)
 
 
 @pytest.mark.parametrize("items", [None, 5])
@@ -285,6 +320,78 @@ LABEL_ERRORS = {
         r"`end_positions` must have shape \[2\], but has \[3\]",
     ),
 }
+
+
+def with_value(value, *shape):
+    labels = torch.ones(shape, dtype=torch.as_tensor(value).dtype)
+    labels[-1] = value
+    return labels
+
+
+# Three classes; of the heads for tokens the last label of the second row is out of range.
+VALUE_ERRORS = {
+    "causal": (ReformerForCausalLM, {"labels": with_value(VOCAB, 2, 20)}, "from 1 to 50, .* 0 and 49, or be -100"),
+    "causal, negative": (ReformerForCausalLM, {"labels": with_value(-1, 2, 20)}, "`labels` holds values from -1 to 1"),
+    "causal, ignored otherwise": (
+        ReformerForCausalLM,
+        {"labels": with_value(-100, 2, 20), "ignore_index": -1},
+        "from -100 to 1, but must lie between 0 and 49, or be -1 where",
+    ),
+    "causal, shifted": (
+        ReformerForCausalLM,
+        {"labels": with_value(1, 2, 20), "shift_labels": with_value(VOCAB, 2, 20)},
+        "`shift_labels` holds values from 1 to 50",
+    ),
+    "causal, shifted, of another shape": (
+        ReformerForCausalLM,
+        {"labels": with_value(1, 2, 20), "shift_labels": with_value(1, 2, 19)},
+        r"`shift_labels` must have shape \[2, 20\], but has \[2, 19\]",
+    ),
+    "masked": (
+        ReformerForMaskedLM,
+        {"labels": with_value(VOCAB, 2, 20)},
+        "from 1 to 50, but must lie between 0 and 49",
+    ),
+    "tokens": (
+        ReformerForTokenClassification,
+        {"labels": with_value(3, 2, 20)},
+        "from 1 to 3, .* 0 and 2, or",
+    ),
+    "sequence": (
+        ReformerForSequenceClassification,
+        {"labels": torch.tensor([1, 3])},
+        "from 1 to 3, .* 0 and 2, or",
+    ),
+    "sequence, column": (ReformerForSequenceClassification, {"labels": torch.tensor([[-1], [1]])}, "from -1 to 1"),
+    "several labels": (
+        ReformerForSequenceClassification,
+        {"labels": with_value(2.5, 2, 3)},
+        "from 1.0 to 2.5, but must lie between 0 and 1, .* set `problem_type='regression'`",
+    ),
+    "choices": (ReformerForMultipleChoice, {"labels": torch.tensor([2])}, "from 2 to 2, but must lie between 0 and 1"),
+    "start": (
+        ReformerForQuestionAnswering,
+        {"start_positions": torch.tensor([-1, 2]), "end_positions": torch.tensor([1, 2])},
+        "`start_positions` holds values from -1 to 2, but must not be negative. Without an answer give",
+    ),
+    "end": (
+        ReformerForQuestionAnswering,
+        {"start_positions": torch.tensor([[1], [2]]), "end_positions": torch.tensor([[1], [-100]])},
+        "`end_positions` holds values from -100 to 1, but must not be negative",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", VALUE_ERRORS)
+def test_labels_out_of_range_are_refused(case):
+    model_class, labels, message = VALUE_ERRORS[case]
+    ids = random_ids(2, 20)
+    ids = ids[None] if model_class is ReformerForMultipleChoice else ids
+    for training in (True, False):
+        for chunk_size in (0, 8):
+            model = make_model(model_class, chunk_size_lm_head=chunk_size, num_labels=3).train(training)
+            with pytest.raises(ValueError, match=message):
+                model(ids, **labels)
 
 
 @pytest.mark.parametrize("case", LABEL_ERRORS)

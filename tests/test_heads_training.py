@@ -185,6 +185,22 @@ def test_training_and_evaluation_write_nothing_to_the_config(tmp_path):
     assert model.config.to_dict() == before
 
 
+@pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM])
+def test_predictions_with_the_loss_in_pieces(model_class, tmp_path):
+    """Metrics and `predict` get every logit; the loss is that of one piece."""
+    examples = make_examples(model_class, lambda ids: {"labels": token_labels(ids)})
+    found = []
+    for chunk_size in (0, 5):
+        model = make_model(model_class, chunk_size_lm_head=chunk_size)
+        trainer = make_trainer(model, [], tmp_path, per_device_eval_batch_size=EXAMPLES)
+        trainer.compute_metrics = lambda p: {"hits": (p.predictions.argmax(-1) == p.label_ids).mean()}
+        found.append((trainer.evaluate(examples), trainer.predict(examples).predictions))
+    assert found[0][1].shape == (EXAMPLES, LENGTH, 50)
+    assert (found[0][1] == found[1][1]).all()
+    assert found[0][0]["eval_hits"] == found[1][0]["eval_hits"]
+    assert found[0][0]["eval_loss"] == pytest.approx(found[1][0]["eval_loss"], rel=1e-5)
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     """With dropout, fresh rotations at each step, and a config file that stock cannot read."""
     examples = make_examples(ReformerForCausalLM, lambda ids: {"labels": token_labels(ids)})

@@ -393,12 +393,17 @@ def test_tuples_have_the_order_of_the_named_outputs(model_class):
     with torch.no_grad():
         for more, expected_names in ((labels, names), ({}, [name for name in names if name != "loss"])):
             named = model(**arguments, **more)
-            values = model(**arguments, **more, return_dict=False)
             assert list(named) == expected_names
-            assert type(values) is tuple
-            for name, value in zip(expected_names, values, strict=True):
-                pairs = [(named[name], value)] if torch.is_tensor(value) else zip(named[name], value, strict=True)
-                assert all(torch.equal(*pair) for pair in pairs)
+            tuples = [model(**arguments, **more, return_dict=False)]
+            model.config.return_dict = False
+            tuples.append(model(**arguments, **more))
+            assert list(model(**arguments, **more, return_dict=True)) == expected_names
+            model.config.return_dict = True
+            for values in tuples:
+                assert type(values) is tuple
+                for name, value in zip(expected_names, values, strict=True):
+                    pairs = [(named[name], value)] if torch.is_tensor(value) else zip(named[name], value, strict=True)
+                    assert all(torch.equal(*pair) for pair in pairs)
 
 
 # --- no hidden state ---
@@ -509,6 +514,11 @@ ERRORS = {
     "too long": ({"input_ids": torch.ones(1, 129, dtype=torch.long)}, f"has 129 tokens, .* 128. {WITHOUT_TABLE_END}"),
     "too long, embedded": ({"inputs_embeds": torch.ones(1, 129, 32)}, "has 129 tokens, the position embeddings reach"),
     "empty": ({"input_ids": torch.ones(1, 0, dtype=torch.long)}, "no tokens: a sequence needs at least one"),
+    "no rows": (
+        {"input_ids": torch.ones(0, 9, dtype=torch.long)},
+        r"The input, \[0, 9\], has no rows: a batch needs at least one",
+    ),
+    "no rows, embedded": ({"inputs_embeds": torch.ones(0, 9, 32)}, r"\[0, 9, 32\], has no rows"),
     "one row without a batch": (
         {"input_ids": torch.ones(9, dtype=torch.long)},
         r"`input_ids` must have shape \[batch, length\] .*, but got \[9\]",
@@ -565,6 +575,8 @@ def test_multiple_choice_names_what_is_missing():
         model(attention_mask=torch.ones(1, 2, 9))
     with pytest.raises(ValueError, match=r"\[batch, choices, length\].* got \[2, 9\]"):
         model(random_ids(2, 9))
+    with pytest.raises(ValueError, match=r"\[2, 0, 9\], has no rows"):
+        model(torch.ones(2, 0, 9, dtype=torch.long))
 
 
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
