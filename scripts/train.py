@@ -23,6 +23,7 @@ from datasets import disable_progress_bars
 from muon import MuonWithAdamW
 from recipe import ModelRecipe, ReformerTrainingArguments, build_config
 from report import write_curve, write_log, write_model_card
+from time_left import SayTimeLeft
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -234,7 +235,7 @@ def train(
         train_dataset=corpus.train.dataset,
         eval_dataset=corpus.held_out.dataset,
         processing_class=tokenizer,
-        callbacks=[CompareOnEvaluate(references)],
+        callbacks=[SayTimeLeft(len(corpus.held_out.dataset)), CompareOnEvaluate(references)],
         tokens_per_byte=tokens_per_byte(corpus.held_out, model_arguments),
     )
     if trainer.is_world_process_zero():
