@@ -102,8 +102,8 @@ class Windows:
 
     @property
     def digest(self) -> str:
-        """A short name for these tokens in this order."""
-        digest = hashlib.sha256()
+        """A short name for these windows in this order."""
+        digest = hashlib.sha256(str(self.token_bytes.shape).encode())
         for rows in self.dataset.with_format("arrow").iter(1024):
             digest.update(np.ascontiguousarray(rows["input_ids"].combine_chunks().flatten()))
         return digest.hexdigest()[:16]

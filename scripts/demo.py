@@ -6,9 +6,12 @@ per byte on files it never saw stand beside what can be said about the same byte
 
     python scripts/demo.py
     python scripts/demo.py --steps 20 --output_dir runs/smoke
+
+If it is stopped (Ctrl-C), it goes on from there when it is started again.
 """
 
 import argparse
+import shutil
 import time
 
 import torch
@@ -21,8 +24,10 @@ from recipe import (
     ModelRecipe,
     ReformerTrainingArguments,
 )
+from run_checkpoints import newest_whole
 from train import ModelArguments, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
+from transformers.trainer_utils import sort_checkpoints
 
 
 NEW_TOKENS = 400
@@ -83,12 +88,22 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     start = time.monotonic()
     torch.set_num_threads(arguments.threads)
+    stopped = newest_whole(arguments.output_dir)
+    if stopped:
+        print(f"going on from {stopped}")
     figures = train(
         ModelArguments(),
         ModelRecipe(full_attention=arguments.full_attention),
         DataArguments(context_length=DEMO_CONTEXT_LENGTH),
-        training_arguments(max_steps=arguments.steps, output_dir=arguments.output_dir),
+        training_arguments(
+            max_steps=arguments.steps,
+            output_dir=arguments.output_dir,
+            resume_from_checkpoint="last" if stopped else None,
+            overwrite_output_dir=not stopped,
+        ),
     )
+    for done_with in sort_checkpoints(arguments.output_dir):
+        shutil.rmtree(done_with)
     print_figures(figures)
     print(f"\nsaved in {arguments.output_dir}; loaded from there, it continues this prompt:\n")
     print(continue_prompt(arguments.output_dir))

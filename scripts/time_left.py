@@ -33,7 +33,8 @@ class SayTimeLeft(TrainerCallback):
             evaluations = left // state.eval_steps if args.eval_strategy == "steps" else 0
             windows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             in_steps = left + evaluations * EVALUATION_SHARE * self.num_evaluated / windows
+            minutes = round(in_steps * seconds / 60)
             tqdm.write(
-                f"a step takes {seconds:.2f} s, so {left:,} more and {evaluations} evaluations take about "
-                f"{max(round(in_steps * seconds / 60), 1)} min on this machine"
+                f"a step takes {seconds:.2f} s, so {left:,} more and {evaluations} evaluations take "
+                f"{f'about {minutes}' if minutes else 'less than a'} min on this machine"
             )

@@ -15,11 +15,13 @@ import os
 import shutil
 import signal
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from bfloat16 import multiplies_in_bfloat16
 from bits_per_byte import bits_per_byte, reference_figures
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
@@ -230,6 +232,8 @@ def check_strategy(arguments: ReformerTrainingArguments) -> None:
             "muon is True, but DeepSpeed flattens the matrices that Muon works on. Train with AdamW (--muon False and "
             "a learning_rate to match), or shard with FSDP instead (scripts/accelerate/fsdp2.yaml)."
         )
+    if arguments.bf16 and not multiplies_in_bfloat16(arguments.device):
+        warnings.warn("bf16 is True, but this CPU has no instructions for it; float32 is much faster.", stacklevel=2)
     on_cpu = arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
     if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError(
@@ -309,7 +313,7 @@ def run_training(trainer: BitsPerByteTrainer, checkpoint: str | None) -> None:
     if trainer.is_world_process_zero():
         print(
             f"{signal.Signals(stop.number).name}: stopped after step {trainer.state.global_step}, saved in "
-            f"{newest_whole(trainer.args.output_dir)}; --resume_from_checkpoint last goes on from there.",
+            f"{newest_whole(trainer.args.output_dir)}, from which --resume_from_checkpoint last and the demo go on.",
             flush=True,
         )
     raise Interrupted(stop.number)

@@ -1,6 +1,5 @@
 """Runs of train.py that are stopped, killed, mixed up or diverge: nothing is lost or goes on as something else."""
 
-import json
 import os
 import resource
 import shutil
@@ -13,10 +12,12 @@ import interruptions
 import pytest
 import recipe
 import run_checkpoints
+import run_identity
+import time_left
 import torch
 import train
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import DEFAULT_CALLBACKS
 
 
@@ -104,21 +105,27 @@ def send_signals(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("number", interruptions.SIGNALS)
-def test_a_signal_saves_the_step_and_the_run_goes_on(number, send_signals, text_folder, whole, tmp_path, capfd):
-    # A Ctrl-C that a launcher passes on as well counts once.
-    send_signals(number, number)
+def test_a_signal_saves_the_step_and_the_run_goes_on(send_signals, text_folder, whole, tmp_path, capfd):
+    send_signals(signal.SIGTERM)
     # A run that wants no checkpoints gets one, too.
     with pytest.raises(SystemExit) as stopped:
         train.main(arguments_of(text_folder, tmp_path, save_strategy="no"))
-    assert stopped.value.code == 128 + number
+    assert stopped.value.code == 143
     printed = capfd.readouterr()
-    assert f"{number.name}: finishing this step" in printed.err
-    assert f"stopped after step 3, saved in {tmp_path / 'checkpoint-3'}" in printed.out
+    assert "SIGTERM: finishing this step" in printed.err
+    assert f"SIGTERM: stopped after step 3, saved in {tmp_path / 'checkpoint-3'}" in printed.out
     assert not (tmp_path / "model.safetensors").exists()
     send_signals()
     train.main(arguments_of(text_folder, tmp_path, resume_from_checkpoint="last"))
     assert_same_weights(tmp_path, whole)
+
+
+def test_a_ctrl_c_that_a_launcher_passes_on_as_well_counts_once(send_signals, text_folder, tmp_path):
+    send_signals(signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(arguments_of(text_folder, tmp_path))
+    assert stopped.value.code == 130
+    assert run_checkpoints.newest_whole(tmp_path) == str(tmp_path / "checkpoint-3")
 
 
 def test_a_second_ctrl_c_stops_at_once(send_signals, text_folder, tmp_path, monkeypatch):
@@ -131,10 +138,10 @@ def test_a_second_ctrl_c_stops_at_once(send_signals, text_folder, tmp_path, monk
 
 def test_one_of_two_ranks_gets_the_signal_and_both_save(text_folder, tmp_path):
     settings = {"max_steps": 10**6, "save_strategy": "no", "ddp_backend": "gloo"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--redirects", "2:1"]
-    command = [sys.executable, *launcher, "--log-dir", tmp_path / "logs", SCRIPTS / "train.py"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, SCRIPTS / "train.py"]
     process = subprocess.Popen(
-        list(map(str, [*command, *arguments_of(text_folder, tmp_path / "run", **settings)])),
+        [*command, *arguments_of(text_folder, tmp_path / "run", **settings)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -229,9 +236,17 @@ def test_a_resumed_run_says_what_differs(begun, text_folder):
         arguments = arguments_of(text_folder, begun, resume_from_checkpoint="last", **{changed: message[0]})
         with pytest.raises(ValueError, match=rf"checkpoint-4 is of another run: .*{message[1]}.*--accept_changes"):
             train.main(arguments)
-    changes = {"num_hashes": 2, "learning_rate": 0.02, "max_steps": 5, "accept_changes": True}
-    with pytest.warns(UserWarning, match=r"with changes: num_hashes was 1, is 2; .*learning_rate was 0\.01, is 0\.02"):
-        train.main(arguments_of(text_folder, begun, resume_from_checkpoint="last", **changes))
+
+
+def test_changes_that_are_accepted_are_said(whole):
+    checkpoint = whole / "checkpoint-4"
+    run = run_checkpoints.read_run(checkpoint)
+    run["fixed"]["num_hashes"], run["free"]["learning_rate"] = 2, 0.02
+    with pytest.warns(UserWarning, match=r"with changes: num_hashes was 1, is 2; learning_rate was 0\.01, is 0\.02"):
+        run_identity.check_same_run(checkpoint, run, accept_changes=True)
+    run["fixed"]["num_hashes"] = 1
+    with pytest.warns(UserWarning, match=r"with changes: learning_rate was 0\.01, is 0\.02\."):
+        run_identity.check_same_run(checkpoint, run, accept_changes=False)
 
 
 def test_nothing_left_to_train(begun, text_folder):
@@ -239,10 +254,13 @@ def test_nothing_left_to_train(begun, text_folder):
         train.main(arguments_of(text_folder, begun, resume_from_checkpoint="last", max_steps=3))
 
 
-def test_a_checkpoint_that_does_not_say_whose_it_is(begun, text_folder):
-    (begun / "checkpoint-4" / run_checkpoints.RUN_FILE).unlink()
+def test_a_checkpoint_that_does_not_say_whose_it_is(begun):
+    checkpoint = begun / "checkpoint-4"
+    run = run_checkpoints.read_run(checkpoint)
+    (checkpoint / run_checkpoints.RUN_FILE).unlink()
+    assert find(begun, checkpoint) == checkpoint
     with pytest.warns(UserWarning, match="does not say which run it is of"):
-        train.main(arguments_of(text_folder, begun, resume_from_checkpoint=begun / "checkpoint-4"))
+        run_identity.check_same_run(checkpoint, run, accept_changes=False)
 
 
 # Divergence and impossible values
@@ -269,6 +287,24 @@ def test_impossible_values_are_refused_before_anything_is_read(changed, message,
         train.main(arguments_of(tmp_path / "nowhere", tmp_path, **changed))
 
 
-def test_run_file_is_json(whole):
-    run = json.loads((whole / "checkpoint-4" / run_checkpoints.RUN_FILE).read_text())
-    assert run["fixed"]["num_hashes"] == 1 and run["free"]["learning_rate"] == 0.01
+def test_bfloat16_on_a_cpu_that_emulates_it_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with pytest.warns(UserWarning, match="bf16 is True, but this CPU has no instructions for it"):
+        train.check_strategy(recipe.ReformerTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
+
+
+# How long it will take
+
+
+def test_time_left(monkeypatch, capsys, tmp_path):
+    clock = iter([10.0, 16.0])
+    monkeypatch.setattr(time_left.time, "monotonic", lambda: next(clock))
+    arguments = recipe.ReformerTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True)
+    state = TrainerState(max_steps=1003, eval_steps=500, is_world_process_zero=True)
+    callback = time_left.SayTimeLeft(num_evaluated=80)
+    for state.global_step in range(1, 10):
+        callback.on_step_end(arguments, state, TrainerControl())
+    # Three steps took 6 s. 999 steps, and one evaluation of 40 batches at a quarter of a step each.
+    assert capsys.readouterr().out == (
+        "a step takes 2.00 s, so 999 more and 1 evaluations take about 34 min on this machine\n"
+    )
