@@ -100,6 +100,14 @@ class Windows:
         """Tokens per byte of text for a masked model, which is never asked for an end-of-text token."""
         return np.count_nonzero(self.token_bytes) / max(int(self.token_bytes.sum()), 1)
 
+    @property
+    def digest(self) -> str:
+        """A short name for these windows in this order."""
+        digest = hashlib.sha256(str(self.token_bytes.shape).encode())
+        for rows in self.dataset.with_format("arrow").iter(1024):
+            digest.update(np.ascontiguousarray(rows["input_ids"].combine_chunks().flatten()))
+        return digest.hexdigest()[:16]
+
     def evenly_spaced(self, count: int | None) -> "Windows":
         """At most `count` of the windows, evenly spaced; all of them if `count` is None."""
         if count is None or count >= len(self.dataset):
@@ -208,6 +216,11 @@ def read_dataset(arguments: DataArguments, split: str) -> Dataset:
     if column not in rows.column_names:
         raise ValueError(f"{name} has no column {column!r}; set text_column to one of {', '.join(rows.column_names)}.")
     texts = rows[column][:]
+    if missing := [row for row, text in enumerate(texts) if text is None]:
+        raise ValueError(
+            f"{len(missing)} of the {len(texts)} rows of {name} have no text in column {column!r} (the first is row "
+            f"{missing[0]}); leave them out of the dataset."
+        )
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"Column {column!r} of {name} does not hold text; its type is {rows.features[column]}.")
     return _documents([hashlib.sha256(text.encode("utf-8")).hexdigest() for text in texts], texts)
@@ -230,7 +243,12 @@ def split_documents(documents: Dataset, held_out_fraction: float) -> tuple[Datas
     if len(documents) == 1:
         name, text = documents["name"][0], documents["text"][0]
         cut = round(len(text) * (1 - held_out_fraction))
-        return _documents([name], [text[:cut]]), _documents([name], [text[cut:]])
+        return tuple(Dataset.from_dict({"name": [name], "text": [part]}) for part in (text[:cut], text[cut:]))
+    if len(set(documents["name"])) == 1:
+        raise ValueError(
+            f"All {len(documents)} documents hold the same text, so none of them can be held out. Give other text, or "
+            "a held_out_split."
+        )
     ranks = np.array([_uniform(name) for name in documents["name"]])
     threshold = np.clip(held_out_fraction, np.nextafter(ranks.min(), 1), ranks.max())
     return documents.select(np.flatnonzero(ranks >= threshold)), documents.select(np.flatnonzero(ranks < threshold))

@@ -6,21 +6,28 @@ per byte on files it never saw stand beside what can be said about the same byte
 
     python scripts/demo.py
     python scripts/demo.py --steps 20 --output_dir runs/smoke
+
+If it is stopped (Ctrl-C), it goes on from there when it is started again.
 """
 
 import argparse
+import shutil
 import time
 
 import torch
+from bfloat16 import multiplies_in_bfloat16
 from corpus import DataArguments
 from recipe import (
     DEMO_CONTEXT_LENGTH,
+    DEMO_FLOAT32_TRAINING,
     DEMO_TRAINING,
     ModelRecipe,
     ReformerTrainingArguments,
 )
+from run_checkpoints import newest_whole
 from train import ModelArguments, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
+from transformers.trainer_utils import sort_checkpoints
 
 
 NEW_TOKENS = 400
@@ -38,8 +45,7 @@ class SettingsReader:
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    # In float32 a step takes more than twice as long; half the steps keep the demo as short.
-    steps = DEMO_TRAINING["max_steps"] if has_bfloat16() else DEMO_TRAINING["max_steps"] // 2
+    steps = demo_training()["max_steps"]
     parser.add_argument("--steps", type=int, default=steps, help="training steps (default %(default)s)")
     parser.add_argument("--output_dir", default="runs/demo", help="where the model goes (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
@@ -47,15 +53,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16, which is then more than twice as fast as float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+def demo_training() -> dict[str, object]:
+    """How the demo trains on this CPU."""
+    bf16 = multiplies_in_bfloat16("cpu")
+    return DEMO_TRAINING | ({} if bf16 else DEMO_FLOAT32_TRAINING) | {"use_cpu": True, "bf16": bf16}
 
 
 def training_arguments(**changes) -> ReformerTrainingArguments:
-    """How the demo trains, on the CPU, with `changes`."""
-    return ReformerTrainingArguments(**DEMO_TRAINING | {"use_cpu": True, "bf16": has_bfloat16()} | changes)
+    """The same with `changes`."""
+    return ReformerTrainingArguments(**demo_training() | changes)
 
 
 def print_figures(figures: dict[str, float]) -> None:
@@ -82,12 +88,22 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     start = time.monotonic()
     torch.set_num_threads(arguments.threads)
+    stopped = newest_whole(arguments.output_dir)
+    if stopped:
+        print(f"going on from {stopped}")
     figures = train(
         ModelArguments(),
         ModelRecipe(full_attention=arguments.full_attention),
         DataArguments(context_length=DEMO_CONTEXT_LENGTH),
-        training_arguments(max_steps=arguments.steps, output_dir=arguments.output_dir),
+        training_arguments(
+            max_steps=arguments.steps,
+            output_dir=arguments.output_dir,
+            resume_from_checkpoint="last" if stopped else None,
+            overwrite_output_dir=not stopped,
+        ),
     )
+    for done_with in sort_checkpoints(arguments.output_dir):
+        shutil.rmtree(done_with)
     print_figures(figures)
     print(f"\nsaved in {arguments.output_dir}; loaded from there, it continues this prompt:\n")
     print(continue_prompt(arguments.output_dir))

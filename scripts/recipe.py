@@ -81,11 +81,28 @@ class ReformerTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without a gradient in each step; a Reformer has none."}
     )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints that another run left in output_dir."}
+    )
+    accept_changes: bool = field(
+        default=False, metadata={"help": "Resume although the model, the text or its order differ from before."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        at_least_one = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for name in at_least_one:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must be a number from 0 on.")
 
 
 # What the demo changes, and nothing else: its context and how long it trains.
 DEMO_CONTEXT_LENGTH = 4096
 DEMO_TRAINING = {"max_steps": 1200, "eval_steps": 0.25, "save_strategy": "no"}
+# On a CPU without bfloat16 a step takes up to six times as long.
+DEMO_FLOAT32_TRAINING = {"max_steps": 240, "eval_steps": 0.5}
 
 
 def build_config(

@@ -10,19 +10,28 @@ many GPUs see docs/distributed.md.
 """
 
 import atexit
+import math
 import os
+import shutil
+import signal
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from bfloat16 import multiplies_in_bfloat16
 from bits_per_byte import bits_per_byte, reference_figures
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
+from interruptions import Interrupted, StopOnSignal
 from muon import MuonWithAdamW
 from recipe import ModelRecipe, ReformerTrainingArguments, build_config
 from report import write_curve, write_log, write_model_card
+from run_checkpoints import RUN_FILE, checkpoints_in_the_way, find_checkpoint, mark_whole, newest_whole, saving
+from run_identity import check_same_run, identify_run
+from time_left import SayTimeLeft
 from tqdm.auto import tqdm
 from transformers import (
     AutoModelForCausalLM,
@@ -36,7 +45,6 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
 
@@ -77,18 +85,34 @@ class ModelArguments:
         if self.objective not in ("causal", "masked"):
             raise ValueError(f"objective is {self.objective!r}; it must be 'causal' or 'masked'.")
 
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"mlm_probability is {self.mlm_probability}; it must lie between 0 and 1.")
+
     @property
     def causal(self) -> bool:
         """Whether the model predicts the next token."""
         return self.objective == "causal"
 
+    @property
+    def identity(self) -> dict[str, str | float]:
+        """What of this decides the course of a run."""
+        return {"objective": self.objective} | ({} if self.causal else {"mlm_probability": self.mlm_probability})
+
 
 class BitsPerByteTrainer(Trainer):
-    """A Trainer with the recipe's optimizer, whose evaluations also say `<prefix>_bits_per_byte`."""
+    """
+    A Trainer with the recipe's optimizer, whose evaluations also say `<prefix>_bits_per_byte`.
+
+    It stops when the loss is no number, and its checkpoints say which run they are of once they are whole.
+
+    Attributes:
+        run: What identifies the run.
+    """
 
     def __init__(self, *args, tokens_per_byte: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.tokens_per_byte = tokens_per_byte
+        self.run = {}
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.optimizer is None and self.args.muon:
@@ -99,6 +123,23 @@ class BitsPerByteTrainer(Trainer):
                 betas=(self.args.adam_beta1, self.args.adam_beta2),
             )
         return super().create_optimizer(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # With the filter, which is on by default, the Trainer itself looks at every loss, and hides it if it is none.
+        if self.args.logging_nan_inf_filter and not torch.isfinite(loss):
+            check_finite(loss.item(), f"The loss of step {self.state.global_step + 1}", self.args.learning_rate)
+        return loss
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with saving(folder):
+            if self.args.should_save:
+                (folder / RUN_FILE).unlink(missing_ok=True)
+            super()._save_checkpoint(*args, **kwargs)
+            self.args.distributed_state.wait_for_everyone()
+            if self.args.should_save:
+                mark_whole(folder, self.run)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         smoother, self.label_smoother = self.label_smoother, None
@@ -112,6 +153,18 @@ class BitsPerByteTrainer(Trainer):
 
     def create_model_card(self, **kwargs):
         """Nothing: `save_report` writes the card, and the Trainer's draft would take its place."""
+
+
+def check_finite(value: float, name: str, learning_rate: float) -> None:
+    """
+    Raises:
+        ValueError: the value is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{name} is {value}: training has diverged. Try a lower learning_rate (it is {learning_rate:g}), a longer "
+            "warm-up (warmup_steps) or a lower max_grad_norm; a checkpoint from before may still be good."
+        )
 
 
 class CompareOnEvaluate(TrainerCallback):
@@ -172,21 +225,6 @@ def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
     return windows.causal_tokens_per_byte if arguments.causal else windows.masked_tokens_per_byte
 
 
-def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
-    """The checkpoint to go on from; `last` means the newest in the output folder."""
-    wanted = arguments.resume_from_checkpoint
-    if wanted == "last":
-        found = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
-        if found is None:
-            raise ValueError(f"There is no checkpoint in {arguments.output_dir}; leave out resume_from_checkpoint.")
-        return found
-    if wanted is not None and not Path(wanted).is_dir():
-        raise ValueError(
-            f"resume_from_checkpoint is {wanted}, which is no folder; give a checkpoint folder or 'last'."
-        )
-    return wanted
-
-
 def check_strategy(arguments: ReformerTrainingArguments) -> None:
     """Refuse what `accelerate launch` may ask for and cannot have."""
     if arguments.muon and arguments.deepspeed_plugin is not None:
@@ -194,6 +232,8 @@ def check_strategy(arguments: ReformerTrainingArguments) -> None:
             "muon is True, but DeepSpeed flattens the matrices that Muon works on. Train with AdamW (--muon False and "
             "a learning_rate to match), or shard with FSDP instead (scripts/accelerate/fsdp2.yaml)."
         )
+    if arguments.bf16 and not multiplies_in_bfloat16(arguments.device):
+        warnings.warn("bf16 is True, but this CPU has no instructions for it; float32 is much faster.", stacklevel=2)
     on_cpu = arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
     if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError(
@@ -234,20 +274,49 @@ def train(
         train_dataset=corpus.train.dataset,
         eval_dataset=corpus.held_out.dataset,
         processing_class=tokenizer,
-        callbacks=[CompareOnEvaluate(references)],
+        callbacks=[SayTimeLeft(len(corpus.held_out.dataset)), CompareOnEvaluate(references)],
         tokens_per_byte=tokens_per_byte(corpus.held_out, model_arguments),
     )
     if trainer.is_world_process_zero():
         describe(trainer, data_arguments, corpus)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.run = identify_run(trainer, corpus, model_arguments.identity)
+    if checkpoint is not None:
+        check_same_run(checkpoint, trainer.run, accept_changes=training_arguments.accept_changes)
+    run_training(trainer, checkpoint)
     figures = {"model": final_bits_per_byte(trainer), **references}
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        save_report(trainer, model_arguments, data_arguments, corpus, figures)
+    check_finite(figures["model"], "The held-out loss", training_arguments.learning_rate)
+    with saving(training_arguments.output_dir):
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_report(trainer, model_arguments, data_arguments, corpus, figures)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return figures
+
+
+def run_training(trainer: BitsPerByteTrainer, checkpoint: str | None) -> None:
+    """
+    Train, from the checkpoint on if there is one.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C came; the last step is saved.
+    """
+    if trainer.is_world_process_zero():
+        for other in checkpoints_in_the_way(trainer.args):
+            shutil.rmtree(other)
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if not stop.number:
+        return
+    if trainer.is_world_process_zero():
+        print(
+            f"{signal.Signals(stop.number).name}: stopped after step {trainer.state.global_step}, saved in "
+            f"{newest_whole(trainer.args.output_dir)}, from which --resume_from_checkpoint last and the demo go on.",
+            flush=True,
+        )
+    raise Interrupted(stop.number)
 
 
 def final_bits_per_byte(trainer: Trainer) -> float:
@@ -346,9 +415,9 @@ def main(argv: list[str] | None = None) -> None:
     train(*parse_arguments(sys.argv[1:] if argv is None else argv))
 
 
-def end_process() -> None:
+def end_process(code: int = 0) -> None:
     """
-    Leave the process group, and with several processes end this one at once.
+    Leave the process group, and with several processes end this one at once, with this exit code.
 
     Threads of a process group that are alive when the interpreter ends can abort a run that is done, now and then even
     if the group was destroyed: then the launcher calls all of it failed.
@@ -359,9 +428,13 @@ def end_process() -> None:
     if is_one_of_several:
         atexit._run_exitfuncs()
         sys.stdout.flush(), sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Interrupted as interrupted:
+        end_process(interrupted.code)
+        raise
     end_process()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -24,7 +25,15 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    pipeline,
+)
+from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_reformer import ReformerByteTokenizer
 
@@ -262,6 +271,33 @@ def test_a_dataset_with_its_own_held_out_split(tmp_path, monkeypatch):
         build(None, **arguments | {"dataset_name": str(tmp_path / "nowhere")})
 
 
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["the same text " * 20] * 20, "All 20 documents hold the same text, so none of them can be held out"),
+        (["a text " * 20, None, "b text " * 20, None], r"2 of the 4 rows of .* no text in column 'text' .* row 1\)"),
+        (["", ""], "The corpus is empty"),
+        (["abc"], r"The training text \(1 documents, 3 bytes, 4 tokens\) is too short"),
+        ([7, 8], r"Column 'text' of .* does not hold text; its type is Value\('int64'\)"),
+    ],
+    ids=["equal", "null", "empty", "short", "numbers"],
+)
+def test_rows_that_cannot_be_used(texts, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    with pytest.raises(ValueError, match=message):
+        build(None, text_path=None, dataset_name=str(tmp_path / "data"), held_out_fraction=0.05)
+
+
+def test_digest_names_the_windows_and_their_order(text_folder):
+    digest = lambda **changed: build(text_folder, **changed).train.digest  # noqa: E731
+    assert digest() == digest()
+    assert len({digest(), digest(context_length=CONTEXT // 2), digest(file_pattern="1*")}) == 3
+    windows = build(text_folder).train
+    assert windows.evenly_spaced(3).digest not in (windows.digest, windows.evenly_spaced(2).digest)
+
+
 def test_corpus_errors(tmp_path, text_folder):
     with pytest.raises(ValueError, match="There is no file or folder at"):
         build(tmp_path / "nowhere")
@@ -452,6 +488,22 @@ def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatc
     assert all(f"\n  {name} " in printed for name in ("model", "order-0", "order-2", "lzma"))
     assert demo.PROMPT in printed and "s in all" in printed
     assert (tmp_path / "model.safetensors").is_file()
+
+
+def test_a_demo_that_was_stopped_goes_on(text_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "ModelRecipe", partial(recipe.ModelRecipe, **TINY))
+    monkeypatch.setattr(demo, "DataArguments", partial(corpus.DataArguments, text_path=str(text_folder)))
+    monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", CONTEXT)
+    monkeypatch.setattr(demo, "PROMPT", "Line")
+    monkeypatch.setattr(demo, "NEW_TOKENS", 1)
+    arguments = ["--steps", "2", "--output_dir", str(tmp_path), "--threads", str(torch.get_num_threads())]
+    callback = type("Stop", (TrainerCallback,), {"on_step_end": lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)})
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, callback])
+        demo.main(arguments)
+    demo.main(arguments)
+    assert f"going on from {tmp_path / 'checkpoint-1'}" in capsys.readouterr().out
+    assert not list(tmp_path.glob("checkpoint-*"))
 
 
 def run_generate(*arguments, stdin=""):
