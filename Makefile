@@ -11,12 +11,14 @@ WITH ?= pins
 VENV := .venv$(if $(filter-out pins,$(WITH)),-$(WITH))
 CONSTRAINTS := $(if $(filter pins,$(WITH)),constraints.txt,$(if $(filter floor,$(WITH)),constraints-floor.txt))
 VENV_PYTHON := $(VENV)/bin/python
+# Trainers of other people bring much, and pin what the tests want newer: they have an environment of their own.
+INTEGRATIONS := .venv-integrations
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test integrations lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Huge pages where glibc can give them: a step spends a fifth of its time in page faults otherwise.
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
@@ -25,6 +27,9 @@ demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a s
 
 test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 	$(VENV_PYTHON) -m pytest --durations=15 $(TESTS)
+
+integrations: $(INTEGRATIONS)/integrations.stamp ## check the tools of others; SOURCE= a checkout of transformers, ARGUMENTS= more
+	$(INTEGRATIONS)/bin/python scripts/check_integrations.py $(if $(SOURCE),--transformers_source $(SOURCE)) $(ARGUMENTS)
 
 lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check
@@ -41,7 +46,7 @@ clean: ## remove build products and caches, but neither .venv nor what was train
 
 # One stamp for each set of extras in setup.py, so that the demo does not install the test tools. An environment that is
 # already there is kept: pip then finds every requirement satisfied.
-$(VENV)/%.stamp: setup.py $(CONSTRAINTS)
-	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH) --editable '.[$*]'
+%.stamp: setup.py $(CONSTRAINTS)
+	test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH) --editable '.[$(*F)]'
 	touch $@
