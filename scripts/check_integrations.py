@@ -28,24 +28,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from integrations.setting import CONTROL, OURS, Check, Setting, save_models
+from integrations_report import write_report
+
 
 ROOT = Path(__file__).parents[1]
 DOCS, WORK = ROOT / "docs", ROOT / "runs" / "integrations"
-FOLDERS = ("hf_reformer", "configuration", "modeling", "tokenization")
-# Before transformers is imported, here and in every process.
-os.environ |= {
+# What every check and every program that it starts is given.
+ENVIRONMENT = {
     "ACCELERATE_USE_CPU": "true",
     "HF_HOME": str(WORK / "hf_home"),
     "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT / "scripts"), os.environ.get("PYTHONPATH")])),
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "scripts"), *filter(None, [os.environ.get("PYTHONPATH")])])
-
-from integrations.setting import CONTROL, OURS, Check, Setting, save_models  # noqa: E402  reads the environment
-from integrations_report import write_report  # noqa: E402
-
 
 TOOLS = {
     "examples": "example_scripts",
@@ -88,12 +86,18 @@ def key_of(module: ModuleType, subject: str) -> dict[str, str]:
     folder = ROOT / "scripts" / "integrations"
     key = versions | {"check": hash_of([Path(module.__file__), *(folder / f"{name}.py" for name in SHARED)])}
     if subject == OURS:
-        key["hf_reformer"] = hash_of([path for name in FOLDERS for path in sorted(ROOT.glob(f"{name}/**/*.py"))])
+        package = [module for name, module in sys.modules.items() if name.partition(".")[0] == "hf_reformer"]
+        key["hf_reformer"] = hash_of(sorted(Path(module.__file__) for module in package))
     return key
 
 
 def find_checks(wanted: list[str] | None) -> dict[str, tuple[ModuleType, Check]]:
-    """Checks by name, `tool: check`; those of a tool that is not installed fail when they are run."""
+    """
+    Checks by name, `tool: check`, with their modules.
+
+    Raises:
+        ValueError: a name that no tool and no check has.
+    """
     found = {}
     for tool, module_name in TOOLS.items():
         if wanted is None or any(name.partition(":")[0] == tool for name in wanted):
@@ -155,7 +159,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="run what has a result already, too")
     parser.add_argument("--list", action="store_true", help="name the checks and end")
     parser.add_argument("--transformers_source", type=Path, help="a checkout of transformers, for its example scripts")
-    parser.add_argument("--results", type=Path, default=DOCS / "integrations.json")
+    parser.add_argument(
+        "--results", type=lambda name: Path(name).resolve(), default=DOCS / "integrations.json", help="a JSON file"
+    )
     parser.add_argument("--limit", type=float, default=300, help="seconds for one check (default %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.transformers_source:
@@ -173,8 +179,12 @@ def main() -> int:
         print("\n".join(checks))
         return 0
     models = WORK / "models"
+    models.mkdir(parents=True, exist_ok=True)
     save_models(models)
-    multiprocessing.set_forkserver_preload(["torch", "transformers", "transformers.trainer", "hf_reformer"])
+    os.chdir(WORK)
+    os.environ |= ENVIRONMENT
+    # Imported once, by the process that those of the checks are forked from.
+    multiprocessing.set_forkserver_preload(sorted({module.__name__ for module, _ in checks.values()}))
     results = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     for number, (name, (module, _)) in enumerate(checks.items(), start=1):
         if "examples" in vars(module).get("NEEDS", ()) and not arguments.transformers_source:
