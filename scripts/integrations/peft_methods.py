@@ -21,29 +21,38 @@ GRADIENT_ROUNDING = 1e-3
 EVERY_LINEAR = {"target_modules": "all-linear"}
 EMBEDDING = {"reformer": "word_embeddings", "control": "embed_tokens"}
 PROMPT = {"num_virtual_tokens": 4, "num_attention_heads": 2, "num_layers": 2, "token_dim": 32}
-# What a method needs beside its defaults, or instead of all linear layers. None: made for other models or several.
+# What a method needs beside its defaults, or instead of all linear layers. None: made for named models, for several
+# adapters at a time, or around whole blocks of one stream.
 OPTIONS: dict[str, dict[str, Any] | None] = {
     "ADALORA": EVERY_LINEAR | {"total_step": 10},
     "ADAPTION_PROMPT": None,
     "ADAMSS": EVERY_LINEAR | {"r": 4, "num_subspaces": 2, "subspace_rank": 1},
+    "BEFT": {"target_modules": r".*(feed_forward.*dense|[qv]_proj)"},
     "BOFT": EVERY_LINEAR | {"boft_block_size": 4},
     "C3A": EVERY_LINEAR | {"block_size": 16},
     "CARTRIDGE": PROMPT,
     "CPT": {"cpt_token_ids": [5, 6, 7, 8], "cpt_mask": [1, 1, 1, 1], "cpt_tokens_type_mask": [1, 2, 3, 4]},
     "FOURIERFT": EVERY_LINEAR | {"n_frequency": 16},
     "IA3": EVERY_LINEAR | {"feedforward_modules": []},
+    "LN_TUNING": {"target_modules": r".*(layer_?norm|norm)"},
+    "MISS": EVERY_LINEAR | {"r": 4},
     "MULTITASK_PROMPT_TUNING": PROMPT,
     "OFT": EVERY_LINEAR | {"oft_block_size": 4},
     "POLY": None,
     "PREFIX_TUNING": PROMPT,
     "PROMPT_TUNING": PROMPT,
     "P_TUNING": PROMPT | {"encoder_hidden_size": 16},
+    "ROAD": EVERY_LINEAR | {"group_size": 16},
+    "SHADOW": None,
+    "SHIRA": EVERY_LINEAR | {"r": 4},
     "TRAINABLE_TOKENS": {"token_indices": [5, 6, 7]},
     "UNILORA": EVERY_LINEAR | {"theta_d_length": 64},
     "VBLORA": EVERY_LINEAR | {"num_vectors": 8, "vector_length": 16, "topk": 2},
     "WAVEFT": EVERY_LINEAR | {"n_frequency": 16},
     "XLORA": None,
 }
+# Methods that put a cache of their own before the text.
+KEYS_AND_VALUES = ("CARTRIDGE", "PREFIX_TUNING")
 # Settings of which random numbers in forward, or where the adapter sits, are the point.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA, dropout": ("LORA", EVERY_LINEAR | {"lora_dropout": 0.3}),
@@ -62,14 +71,19 @@ def adapt(method: str, options: dict[str, Any], setting: Setting) -> dict[str, A
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method]
     if method == "TRAINABLE_TOKENS":
         options = options | {"target_modules": [EMBEDDING[setting.subject]]}
-    if method == "LN_TUNING":
-        options = {"target_modules": r".*(layer_?norm|norm)"}
     batch = tokenized(setting.causal, sentences()[:3])
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
 
-    model = adapted(config_class, options, setting)
-    figures = {}
-    gradients = gradients_of(model, batch)
+    if method == "MULTITASK_PROMPT_TUNING":
+        batch["task_ids"] = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
+
+    model, figures = adapted(config_class, options, setting), {}
+    try:
+        gradients = gradients_of(model, batch)
+    except ValueError as error:
+        if setting.is_ours and method in KEYS_AND_VALUES:
+            return {"refused": str(error)}
+        raise
     expect("the adapter gets a gradient", any(bool(gradient.any()) for gradient in gradients.values()))
     if setting.is_ours:
         plain = gradients_of(adapted(config_class, options, setting, reversible=False), batch)
@@ -119,7 +133,7 @@ def joined(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
 def logits_of(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits of the real tokens in evaluation mode."""
     mask = batch["attention_mask"]
-    logits = model.eval()(input_ids=batch["input_ids"], attention_mask=mask).logits
+    logits = model.eval()(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
     return logits[:, -mask.shape[1] :][mask == 1]
 
 

@@ -146,7 +146,7 @@ def _control(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         "vocab_size": len(tokenizer),
     }
     if kind == "causal":
-        return LlamaForCausalLM(LlamaConfig(bos_token_id=None, **sizes))
+        return LlamaForCausalLM(LlamaConfig(attention_bias=True, bos_token_id=None, mlp_bias=True, **sizes))
     return BertForMaskedLM(BertConfig(**sizes))
 
 

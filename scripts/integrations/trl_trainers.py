@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, Trainer
 from trl import (
     DPOConfig,
@@ -25,7 +26,7 @@ from .setting import Check, Setting, expect, expect_close
 from .texts import sentences
 
 
-TOOLS = ("trl", "transformers", "accelerate", "datasets")
+TOOLS = ("trl", "peft", "transformers", "accelerate", "datasets")
 STEPS = 3
 ROUNDING = 1e-4
 
@@ -60,28 +61,48 @@ def is_number(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-def tune(setting: Setting, *, loaded: bool = False, **options: Any) -> dict[str, Any]:
-    """Supervised tuning of a model given as a path or an object; the trainer's loss is the model's own."""
-    trainer = SFTTrainer(
+def make_tuner(setting: Setting, *, loaded: bool = False, adapter: Any = None, **options: Any) -> SFTTrainer:
+    """A trainer for supervised tuning of a model given as a path or, loaded, as an object."""
+    return SFTTrainer(
         AutoModelForCausalLM.from_pretrained(setting.causal) if loaded else setting.causal,
         args=arguments(SFTConfig, setting, **({"max_length": 128} | options)),
         train_dataset=Dataset.from_dict({"text": sentences()[:12]}),
         processing_class=AutoTokenizer.from_pretrained(setting.causal),
+        peft_config=adapter,
     )
-    if not options:
-        batch, model = next(iter(trainer.get_train_dataloader())), trainer.model.eval()
-        with torch.no_grad():
-            own, theirs = model(**batch).loss, trainer.compute_loss(model, dict(batch))
-        expect_close("the loss of SFTTrainer", theirs, own, ROUNDING)
+
+
+def tune(setting: Setting, **options: Any) -> dict[str, Any]:
+    """Supervised tuning; the trainer's loss is the model's own."""
+    trainer = make_tuner(setting, **options)
+    batch, model = next(iter(trainer.get_train_dataloader())), trainer.model.eval()
+    with torch.no_grad():
+        own, theirs = model(**batch).loss, trainer.compute_loss(model, dict(batch))
+    expect_close("the loss of SFTTrainer", theirs, own, ROUNDING)
     return train(trainer)
 
 
-def tune_on_packed_rows(setting: Setting) -> dict[str, Any]:
-    """Several documents in a row: a Reformer says that it cannot keep them apart, before it trains."""
+def tune_packed(setting: Setting, **options: Any) -> dict[str, Any]:
+    """Several documents in a row: the loss is that of documents alone, or a Reformer says that it cannot do it."""
+    trainer = make_tuner(setting, **options)
+    batch, model = next(iter(trainer.get_train_dataloader())), trainer.model.eval()
     try:
-        return tune(setting, packing=True, max_length=128)
+        with torch.no_grad():
+            packed = trainer.compute_loss(model, dict(batch))
     except ValueError as error:
         return {"refused": str(error)}
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
+    documents = batch["input_ids"].tensor_split(starts[1:], dim=1)
+    with torch.no_grad():
+        losses = [model(input_ids=ids, labels=ids).loss * (ids.shape[1] - 1) for ids in documents]
+    alone = sum(losses) / sum(ids.shape[1] - 1 for ids in documents)
+    expect_close(f"the loss of {len(documents)} packed documents", packed, alone, ROUNDING)
+    return train(trainer)
+
+
+def tune_adapter(setting: Setting) -> dict[str, Any]:
+    """Supervised tuning of a LoRA adapter, which the trainer adds."""
+    return tune(setting, adapter=LoraConfig(target_modules="all-linear", r=4))
 
 
 def preferences(**columns: list[str]) -> Dataset:
@@ -156,26 +177,12 @@ def separate(setting: Setting) -> dict[str, Any]:
     return train(trainer)
 
 
-def tune_with_adapter(setting: Setting) -> dict[str, Any]:
-    """Supervised tuning of a LoRA adapter, which the trainer adds."""
-    from peft import LoraConfig
-
-    trainer = SFTTrainer(
-        setting.causal,
-        args=arguments(SFTConfig, setting, max_length=128),
-        train_dataset=Dataset.from_dict({"text": sentences()[:12]}),
-        processing_class=AutoTokenizer.from_pretrained(setting.causal),
-        peft_config=LoraConfig(target_modules="all-linear", r=4),
-    )
-    return train(trainer)
-
-
 CHECKS: dict[str, Check] = {
     "SFT, a path": tune,
     "SFT, an object": partial(tune, loaded=True),
-    "SFT, packed rows": tune_on_packed_rows,
-    "SFT, padding-free": partial(tune, padding_free=True, max_length=None),
-    "SFT, LoRA": tune_with_adapter,
+    "SFT, packed rows": partial(tune_packed, packing=True),
+    "SFT, padding-free": partial(tune_packed, padding_free=True, max_length=None),
+    "SFT, LoRA": tune_adapter,
     "SFT, gradient checkpointing": partial(tune, gradient_checkpointing=True),
     "DPO": prefer,
     "DPO, precomputed reference": partial(prefer, precompute_ref_log_probs=True),
