@@ -59,6 +59,8 @@ TOOLS = {
 }
 SHARED = ("setting", "texts", "launching")
 SUBJECTS = (OURS, CONTROL)
+# Checks are forked from a process that has imported the tools and computed nothing.
+START_METHOD = "forkserver"
 STARTED = time.perf_counter()
 
 
@@ -136,7 +138,7 @@ def run_check(name: str, module: ModuleType, setting: Setting, limit: float) -> 
     begun = time.perf_counter()
     receiving, sending = multiprocessing.Pipe(duplex=False)
     target = (module.__name__, name.partition(": ")[2], setting, setting.folder / "log.txt", sending)
-    child = multiprocessing.get_context("forkserver").Process(target=run_in_child, args=target)
+    child = multiprocessing.get_context(START_METHOD).Process(target=run_in_child, args=target)
     child.start()
     sending.close()
     try:
@@ -171,9 +173,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run what has no result yet; return 1 if a Reformer fails where the control does not."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     checks = find_checks(arguments.only)
     if arguments.list:
         print("\n".join(checks))
@@ -183,7 +185,6 @@ def main() -> int:
     save_models(models)
     os.chdir(WORK)
     os.environ |= ENVIRONMENT
-    # Imported once, by the process that those of the checks are forked from.
     multiprocessing.set_forkserver_preload(sorted({module.__name__ for module, _ in checks.values()}))
     results = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     for number, (name, (module, _)) in enumerate(checks.items(), start=1):
