@@ -1,4 +1,4 @@
-"""`make integrations`: what is run again, what counts as a failure, the page. The tools themselves are not run here."""
+"""`make integrations`: what is run again, what counts as a failure, the page. The tools are not run here."""
 
 import json
 import multiprocessing

@@ -20,7 +20,7 @@ GRADIENT_ROUNDING = 1e-3
 
 EVERY_LINEAR = {"target_modules": "all-linear"}
 EMBEDDING = {"reformer": "word_embeddings", "control": "embed_tokens"}
-PROMPT = {"num_virtual_tokens": 4, "num_attention_heads": 2, "num_layers": 2, "token_dim": 32}
+PROMPT = {"num_virtual_tokens": 4, "num_attention_heads": 2, "num_layers": 2, "token_dim": 64}
 # What a method needs beside its defaults, or instead of all linear layers. None: made for named models, for several
 # adapters at a time, or around whole blocks of one stream.
 OPTIONS: dict[str, dict[str, Any] | None] = {

@@ -30,7 +30,7 @@ CONTEXT = 256
 SPECIAL_TOKENS = {"mask_token": "<mask>", "cls_token": "<cls>", "sep_token": "<sep>"}
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 # Large enough for what a tool leaves out to show in the logits.
-WEIGHT_STD = 0.2
+WEIGHT_STD = 0.15
 
 
 @dataclass(frozen=True)
@@ -107,16 +107,16 @@ def _control_tokenizer() -> PreTrainedTokenizerBase:
 def _reformer(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """One local and one LSH layer with the switches that the recipe for new models sets."""
     config = ReformerConfig(
-        attention_head_size=16,
+        attention_head_size=32,
         attend_across_buckets=False,
         attn_layers=["local", "lsh"],
         axial_norm_std=WEIGHT_STD,
-        axial_pos_embds_dim=[16, 16],
+        axial_pos_embds_dim=[32, 32],
         axial_pos_shape=[16, CONTEXT // 16],
         circular_look_around=False,
         eos_token_id=tokenizer.eos_token_id,
-        feed_forward_size=64,
-        hidden_size=32,
+        feed_forward_size=128,
+        hidden_size=64,
         initializer_range=WEIGHT_STD,
         is_decoder=kind == "causal",
         local_attn_chunk_length=16,
@@ -135,9 +135,9 @@ def _reformer(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 def _control(kind: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     sizes = {
-        "hidden_size": 32,
+        "hidden_size": 64,
         "initializer_range": WEIGHT_STD,
-        "intermediate_size": 64,
+        "intermediate_size": 128,
         "max_position_embeddings": CONTEXT,
         "num_attention_heads": 2,
         "num_hidden_layers": 2,
