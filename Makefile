@@ -11,8 +11,8 @@ WITH ?= pins
 VENV := .venv$(if $(filter-out pins,$(WITH)),-$(WITH))
 CONSTRAINTS := $(if $(filter pins,$(WITH)),constraints.txt,$(if $(filter floor,$(WITH)),constraints-floor.txt))
 VENV_PYTHON := $(VENV)/bin/python
-# Trainers of other people bring much, and pin what the tests want newer: they have an environment of their own.
-INTEGRATIONS := .venv-integrations
+# Other people's tools bring much, and may hold back what the tests want newer.
+TOOLS_VENV := .venv-integrations
 
 .PHONY: help demo test integrations lint format clean
 .DEFAULT_GOAL := help
@@ -28,8 +28,8 @@ demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a s
 test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 	$(VENV_PYTHON) -m pytest --durations=15 $(TESTS)
 
-integrations: $(INTEGRATIONS)/integrations.stamp ## check the tools of others; SOURCE= a checkout of transformers, ARGUMENTS= more
-	$(INTEGRATIONS)/bin/python scripts/check_integrations.py $(if $(SOURCE),--transformers_source $(SOURCE)) $(ARGUMENTS)
+integrations: $(TOOLS_VENV)/integrations.stamp ## run other people's tools on the models; writes docs/integrations.md
+	$(TOOLS_VENV)/bin/python scripts/check_integrations.py $(INTEGRATIONS)
 
 lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check

@@ -1,15 +1,15 @@
 """
 Check the package in other people's tools, a Reformer and a control model side by side; resumable.
 
-    git clone --depth 1 --branch v5.24.0 https://github.com/huggingface/transformers
-    python scripts/check_integrations.py --transformers_source transformers       # or: make integrations SOURCE=...
-    python scripts/check_integrations.py --only trl "peft: LORA"                  # a tool, or single checks
-    python scripts/check_integrations.py --only trl --again                       # though their results are there
+    git clone --depth 1 --branch v5.24.0 https://github.com/huggingface/transformers runs/transformers
+    make integrations INTEGRATIONS="--transformers_source runs/transformers"
+    python scripts/check_integrations.py --only trl "peft: LORA"         # tools, or single checks
+    python scripts/check_integrations.py --only trl --again              # though their results are there
     python scripts/check_integrations.py --list
 
 Every check runs in a process of its own, with a limit of time, offline. The models are random and tiny. A result is
 kept until the versions of the tool, the check or, for the Reformer, the package have changed. What fails for the
-control too is the tool's matter. Results go to docs/integrations.json and, for people, to docs/integrations.md.
+control too is the tool's matter. Without --transformers_source the example scripts are left out. Results go to docs/integrations.json and, for people, to docs/integrations.md.
 """
 
 import argparse
@@ -188,9 +188,6 @@ def main(argv: list[str] | None = None) -> int:
     multiprocessing.set_forkserver_preload(sorted({module.__name__ for module, _ in checks.values()}))
     results = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     for number, (name, (module, _)) in enumerate(checks.items(), start=1):
-        if "examples" in vars(module).get("NEEDS", ()) and not arguments.transformers_source:
-            say(f"{name}: left out, needs --transformers_source")
-            continue
         for subject in SUBJECTS:
             key, known = key_of(module, subject), results.get(name, {}).get(subject, {})
             if known.get("key") == key and not arguments.again:

@@ -104,7 +104,8 @@ def test_mapped_folders_do_not_import_from_the_checkout():
 def test_every_direct_requirement_has_a_tested_version():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0].replace("-", "_") for line in lines if "==" in line}
-    assert requirement_names() | requirement_names("train") | requirement_names("test") <= pinned
+    for extra in (None, "train", "test", "integrations"):
+        assert requirement_names(extra) <= pinned
 
 
 def imported_modules(tree: ast.Module) -> list[tuple[ast.stmt, str]]:
