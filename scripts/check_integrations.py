@@ -9,7 +9,8 @@ Check the package in other people's tools, a Reformer and a control model side b
 
 Every check runs in a process of its own, with a limit of time, offline. The models are random and tiny. A result is
 kept until the versions of the tool, the check or, for the Reformer, the package have changed. What fails for the
-control too is the tool's matter. Without --transformers_source the example scripts are left out. Results go to docs/integrations.json and, for people, to docs/integrations.md.
+control too is the tool's matter. Without --transformers_source the example scripts are left out. Results go to
+docs/integrations.json and, for people, to docs/integrations.md.
 """
 
 import argparse
@@ -188,6 +189,9 @@ def main(argv: list[str] | None = None) -> int:
     multiprocessing.set_forkserver_preload(sorted({module.__name__ for module, _ in checks.values()}))
     results = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
     for number, (name, (module, _)) in enumerate(checks.items(), start=1):
+        if not arguments.transformers_source and name.partition(": ")[2] in getattr(module, "FROM_SOURCE", ()):
+            say(f"{number}/{len(checks)} {name}: left out without --transformers_source")
+            continue
         for subject in SUBJECTS:
             key, known = key_of(module, subject), results.get(name, {}).get(subject, {})
             if known.get("key") == key and not arguments.again:

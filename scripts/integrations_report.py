@@ -25,10 +25,10 @@ IMPOSSIBLE = """
 Each is refused with the reason, before anything is computed; the rows above marked "refused" hold what is said.
 
 - **A static, quantised or offloaded cache of transformers, continuous batching, vLLM's transformers backend.** They
-  store keys and values of full or sliding attention, in an order that follows the text. A Reformer needs queries,
-  values and the order of buckets, and has a cache of its own, which grows as needed.
-- **FlexAttention and FlashAttention kernels** for LSH and local layers. `attn_implementation` takes "eager", "sdpa"
-  and "triton"; the last are kernels of this package.
+  store keys and values of full or sliding attention, in the order of the text, and attend by a function of their
+  own. A Reformer needs queries, values and the order of buckets, and has a cache of its own, which grows as needed.
+- **FlexAttention, FlashAttention and other registered attention functions** in LSH and local layers.
+  `attn_implementation` takes "eager", "sdpa" and "triton"; the last are kernels of this package.
 - **Adapters that are keys and values** (PEFT's prefix tuning, cartridges). Keys are the queries here, and there is no
   place for a key without one. Prompt tuning and P-tuning put vectors before the text instead, and work.
 - **Several documents in one row**, as packing and padding-free collators send them: a row is one text.

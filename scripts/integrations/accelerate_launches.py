@@ -24,8 +24,6 @@ ROUNDING = 1e-5
 
 def launch(setting: Setting) -> dict[str, Any]:
     """run_clm with two processes."""
-    if setting.examples is None:
-        raise FileNotFoundError("needs --transformers_source")
     path, output_dir = write_text(setting.folder / "text.txt"), setting.folder / "output"
     run_program(
         *(setting.examples / "language-modeling/run_clm.py", "--model_name_or_path", setting.causal),
@@ -65,3 +63,4 @@ CHECKS: dict[str, Check] = {
     "offload to disk": partial(offload, "disk"),
     "device_map with disk": partial(offload, "device_map"),
 }
+FROM_SOURCE = {"run_clm, two processes"}

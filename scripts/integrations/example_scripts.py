@@ -31,8 +31,6 @@ def run_example(
     script: str, kind: str, write: Callable[[Path], Path], file_name: str, options: tuple, setting: Setting
 ) -> dict[str, Any]:
     """Train, evaluate and, where the script can, predict with the saved model of a kind."""
-    if setting.examples is None:
-        raise FileNotFoundError("needs --transformers_source")
     path, output_dir = write(setting.folder / file_name), setting.folder / "output"
     files = ("--train_file", path, "--validation_file", path)
     if "--do_predict" in options:
@@ -74,3 +72,4 @@ SCRIPTS = {
     "run_swag": ("multiple-choice/run_swag.py", "masked", write_choices, "choices.csv", ("--max_seq_length", LENGTH)),
 }
 CHECKS: dict[str, Check] = {name: partial(run_example, *arguments) for name, arguments in SCRIPTS.items()}
+FROM_SOURCE = set(CHECKS)

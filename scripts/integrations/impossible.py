@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from .setting import Check, Setting, Wrong, tokenized
 from .texts import sentences
@@ -36,15 +37,17 @@ def generate(cache: str, model: PreTrainedModel, setting: Setting) -> None:
 def batch_continuously(model: PreTrainedModel, setting: Setting) -> None:
     """Continuous batching with a paged cache."""
     ids = AutoTokenizer.from_pretrained(setting.causal)(sentences()[:2])["input_ids"]
+    model.set_attn_implementation("sdpa")
     config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=model.config.eos_token_id)
     outputs = model.generate_batch(ids, generation_config=config, progress_bar=False)
     if not outputs:
         raise Wrong("no answers")
 
 
-def attend_as(name: str, model: PreTrainedModel, setting: Setting) -> None:
-    """Ask for attention that Reformer layers do not have."""
-    other = AutoModelForCausalLM.from_pretrained(setting.causal, attn_implementation=name)
+def attend_elsewhere(model: PreTrainedModel, setting: Setting) -> None:
+    """Attention by a function that somebody registered, which is how vLLM's transformers backend works."""
+    AttentionInterface.register("elsewhere", sdpa_attention_forward)
+    other = AutoModelForCausalLM.from_pretrained(setting.causal, attn_implementation="elsewhere")
     with torch.no_grad():
         other(**tokenized(setting.causal, sentences()[:2]))
 
@@ -52,6 +55,7 @@ def attend_as(name: str, model: PreTrainedModel, setting: Setting) -> None:
 CHECKS: dict[str, Check] = {
     "static cache": partial(try_to, partial(generate, "static")),
     "quantised cache": partial(try_to, partial(generate, "quantized")),
+    "offloaded cache": partial(try_to, partial(generate, "offloaded")),
     "continuous batching": partial(try_to, batch_continuously),
-    "flex_attention": partial(try_to, partial(attend_as, "flex_attention")),
+    "attention registered by others": partial(try_to, attend_elsewhere),
 }

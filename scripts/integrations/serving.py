@@ -11,6 +11,8 @@ import urllib.request
 from functools import partial
 from typing import Any
 
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from .launching import LAUNCHER
 from .setting import Check, Setting, Wrong, expect
 from .texts import sentences
@@ -18,7 +20,8 @@ from .texts import sentences
 
 TOOLS = ("transformers", "fastapi", "uvicorn", "openai")
 HOST = "127.0.0.1"
-STARTING_SECONDS, ASKING_SECONDS = 90, 60
+STARTING_SECONDS, ASKING_SECONDS = 120, 60
+NEW_TOKENS = 8
 
 
 def ask(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def wait_until_healthy(url: str, server: subprocess.Popen) -> None:
 
 
 def serve(preload: bool, setting: Setting) -> dict[str, Any]:
-    """Start the server, ask for a completion of a text and for an answer in a chat, stop it."""
+    """Start the server, ask for a completion and for an answer in a chat, stop it; the model alone writes the same."""
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
@@ -61,14 +64,21 @@ def serve(preload: bool, setting: Setting) -> dict[str, Any]:
     url, sentence = f"http://{HOST}:{port}", sentences()[0]
     try:
         wait_until_healthy(url, server)
-        shared = {"model": setting.causal, "max_tokens": 8, "temperature": 0}
+        shared = {"model": setting.causal, "max_tokens": NEW_TOKENS, "temperature": 0}
         text = ask(f"{url}/v1/completions", shared | {"prompt": sentence})["choices"][0]["text"]
         chat = ask(f"{url}/v1/chat/completions", shared | {"messages": [{"role": "user", "content": sentence}]})
     finally:
         server.terminate()
         server.wait()
     answer = chat["choices"][0]["message"]["content"]
-    expect("both answers are text", isinstance(text, str) and isinstance(answer, str))
+    tokenizer, own = (
+        AutoTokenizer.from_pretrained(setting.causal),
+        AutoModelForCausalLM.from_pretrained(setting.causal),
+    )
+    prompt = tokenizer(sentence, return_tensors="pt")
+    written = own.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    expect(f"{text!r} is what the model writes", text == tokenizer.decode(written, skip_special_tokens=True))
+    expect("the chat has an answer", isinstance(answer, str))
     return {"completion": text, "chat": answer}
 
 

@@ -35,7 +35,7 @@ WEIGHT_STD = 0.15
 
 @dataclass(frozen=True)
 class Setting:
-    """One run of a check for one subject."""
+    """One run of a check for one subject; `examples` is there for checks that are `FROM_SOURCE` of transformers."""
 
     subject: str
     models: Path
