@@ -11,12 +11,14 @@ WITH ?= pins
 VENV := .venv$(if $(filter-out pins,$(WITH)),-$(WITH))
 CONSTRAINTS := $(if $(filter pins,$(WITH)),constraints.txt,$(if $(filter floor,$(WITH)),constraints-floor.txt))
 VENV_PYTHON := $(VENV)/bin/python
+# Other people's tools bring much, and may hold back what the tests want newer.
+TOOLS_VENV := .venv-integrations
 
-.PHONY: help demo test contract lint format clean
+.PHONY: help demo test contract integrations lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Threads that wait give their core away. By default they turn on it, and with another busy process beside two threads on
 # two cores a training step then takes ten times as long.
@@ -33,6 +35,9 @@ test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 contract: $(VENV)/contract.stamp ## run transformers' own common suites on the models; writes docs/contract.md
 	$(VENV_PYTHON) scripts/contract.py $(CONTRACT)
 
+integrations: $(TOOLS_VENV)/integrations.stamp ## run other people's tools on the models; writes docs/integrations.md
+	$(TOOLS_VENV)/bin/python scripts/check_integrations.py $(INTEGRATIONS)
+
 lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
@@ -48,7 +53,7 @@ clean: ## remove build products and caches, but neither .venv nor what was train
 
 # One stamp for each set of extras in setup.py, so that the demo does not install the test tools. An environment that is
 # already there is kept: pip then finds every requirement satisfied.
-$(VENV)/%.stamp: setup.py $(CONSTRAINTS)
-	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH) --editable '.[$*]'
+%.stamp: setup.py $(CONSTRAINTS)
+	test -x $(@D)/bin/pip || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install $(addprefix --constraint ,$(CONSTRAINTS)) $(TORCH) --editable '.[$(*F)]'
 	touch $@

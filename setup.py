@@ -52,6 +52,20 @@ setup(
             "transformers-mlinter",
             "triton; sys_platform == 'linux'",
         ],
+        # what scripts/check_integrations.py tries the package in
+        "integrations": [
+            *TRAIN,
+            "bitsandbytes",
+            "evaluate",
+            "lightning",
+            "lm_eval",
+            "peft",
+            "sentence-transformers",
+            "seqeval",
+            "torchao",
+            "transformers[serving]",
+            "trl",
+        ],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

@@ -15,6 +15,13 @@ class CachedGenerationMixin:
         """`GenerationMixin.generate`, which takes a cache by either name."""
         return super().generate(*args, **with_cache_named(CACHE_NAME, kwargs))
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refuse what `generate_batch` and `transformers serve --continuous-batching` begin with."""
+        raise ValueError(
+            "Continuous batching is not possible: its pages hold keys and values, but a Reformer keeps queries, "
+            "values and the order of buckets in a cache of its own. Call `generate` with a padded batch."
+        )
+
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):

@@ -276,6 +276,16 @@ def test_other_caches_are_refused(implementation):
         model.generate(random_ids(1, 5), **{CACHE_NAME: ReformerCache(model.config)}, use_cache=False, **GREEDY)
 
 
+@pytest.mark.parametrize("implementation", [None, "sdpa", "eager"])
+def test_continuous_batching_is_refused(implementation):
+    # with "sdpa", transformers would take the model and wait for answers without end
+    model = make_generator()
+    if implementation:
+        model.set_attn_implementation(implementation)
+    with pytest.raises(ValueError, match="Continuous batching is not possible.*Call `generate`"):
+        model.generate_batch([[5, 6, 7]], max_new_tokens=2)
+
+
 def test_without_a_cache_padding_takes_positions():
     model = make_generator()
     batch = left_pad([random_ids(1, 100), random_ids(1, 60)])
