@@ -4,6 +4,7 @@ The defaults of `ReformerConfig` stay those of transformers' own Reformer, so th
 it meant. They do not learn well. What differs here, and what each choice was worth, is in docs/recipe.md.
 """
 
+import math
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments

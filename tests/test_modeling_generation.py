@@ -282,7 +282,7 @@ def test_continuous_batching_is_refused(implementation):
     model = make_generator()
     if implementation:
         model.set_attn_implementation(implementation)
-    with pytest.raises(ValueError, match="Continuous batching is not possible.*Call `generate`"):
+    with pytest.raises(ValueError, match=r"Continuous batching is not possible.*Call `generate`"):
         model.generate_batch([[5, 6, 7]], max_new_tokens=2)
 
 
