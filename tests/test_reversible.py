@@ -433,9 +433,9 @@ def test_a_replaced_output_that_is_kept():
 def test_differentiating_twice_is_refused():
     model, inputs = make(True), make_inputs()
     loss = model(**inputs).loss
-    with pytest.raises(RuntimeError, match=r"differentiated twice.*config.reversible=False"):
+    with pytest.raises(RuntimeError, match=r"derivatives of derivatives.*config.reversible = False"):
         torch.autograd.grad(loss, inputs["inputs_embeds"], create_graph=True)
     # A loss that is linear in the streams, where autograd by itself would go on with a wrong result.
     hidden_state = model(**inputs, output_hidden_states=True).hidden_states[-1]
-    with pytest.raises(RuntimeError, match=r"differentiated twice.*config.reversible=False"):
+    with pytest.raises(RuntimeError, match=r"derivatives of derivatives.*config.reversible = False"):
         torch.autograd.grad(hidden_state.sum(), inputs["inputs_embeds"], create_graph=True)
