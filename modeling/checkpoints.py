@@ -82,10 +82,16 @@ class CheckpointMixin:
             new_num_position_embeddings: The length of each axis; for learned positions their number.
 
         Raises:
-            ValueError: Another number of axes, or a length below 1.
+            ValueError: Another number of axes, or a length below 1; a table that is offloaded.
         """
         positions = self.get_position_embeddings()
         old = positions.shape
+        offloaded = any(hasattr(module, "_hf_hook") for module in positions.modules())
+        if offloaded and any(table.is_meta for table in positions.parameters()):
+            raise ValueError(
+                "The position table is offloaded and cannot be resized. Load the model without offloading, save it "
+                "with the new table, and load that; or keep the embeddings on a device by `device_map`."
+            )
         positions.resize(new_num_position_embeddings)
         if positions.shape == old:
             return

@@ -73,6 +73,16 @@ def test_generation_from_a_disk(device_map, tmp_path):
     assert torch.equal(actual, expected)
 
 
+def test_a_table_on_a_disk_keeps_its_size(tmp_path):
+    make_model(ReformerForCausalLM, **LAYERS).save_pretrained(tmp_path)
+    offload = {"device_map": {"": "disk"}, "offload_folder": tmp_path / "offload"}
+    with pytest.raises(ValueError, match="position table is offloaded and cannot be resized"):
+        ReformerForCausalLM.from_pretrained(tmp_path, axial_pos_shape=(16, 16), **offload)
+    model = make_model(ReformerForCausalLM, **LAYERS).to("meta")
+    model.resize_position_embeddings((16, 16))
+    assert model.config.max_sequence_length == 256
+
+
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_the_meta_device_computes_shapes(model_class):
     model, inputs = make_model(model_class, **LAYERS), inputs_for(model_class)
