@@ -78,6 +78,12 @@ class LMHeadMixin:
         names = {"lm_head.bias", "lm_head.decoder.bias"}
         missing = names & (missing_keys or set())
         if missing == {"lm_head.decoder.bias"}:
+            if self.lm_head.bias.is_meta:
+                raise ValueError(
+                    "The language model's head cannot be read from disk as it is needed: the file names its bias "
+                    "`lm_head.bias` only, as files of older versions do. Save it anew: load it with `device_map=None` "
+                    "and call `save_pretrained`."
+                )
             self.lm_head.decoder.bias = self.lm_head.bias
         self.lm_head.share_bias()
         if missing_keys is not None and missing != names:

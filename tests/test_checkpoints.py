@@ -158,6 +158,21 @@ def test_the_bias_of_the_head_by_any_name(model_class, version, tmp_path, logs):
         assert twin.lm_head.bias is twin.get_output_embeddings().bias
 
 
+def test_a_head_that_stays_on_disk(tmp_path):
+    """It is read by the names in the file, so those must be today's."""
+    model = saved(tmp_path / "new", axial_pos_embds=False)
+    model.save_pretrained(tmp_path / "old")
+    weights = load_file(tmp_path / "new" / WEIGHTS)
+    del weights["lm_head.decoder.bias"]
+    save_file(weights, tmp_path / "old" / WEIGHTS, {"format": "pt"})
+    where = {"device_map": {"reformer": "cpu", "lm_head": "disk"}, "offload_folder": tmp_path / "offloaded"}
+    loaded = ReformerForCausalLM.from_pretrained(tmp_path / "new", **where)
+    ids = random_ids(2, 20)
+    torch.testing.assert_close(logits_of(loaded, ids), logits_of(model, ids))
+    with pytest.raises(ValueError, match=r"names its bias `lm_head.bias` only, .* call `save_pretrained`"):
+        ReformerForCausalLM.from_pretrained(tmp_path / "old", **where)
+
+
 @pytest.mark.parametrize("load", [ReformerForCausalLM, transformers.AutoModelForCausalLM])
 def test_loading_in_bfloat16(load, tmp_path):
     model = saved(tmp_path, hash_seed=1)
