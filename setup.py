@@ -36,7 +36,14 @@ setup(
     python_requires=">=3.10",
     package_dir=PACKAGE_DIR,
     packages=list(PACKAGE_DIR),
-    install_requires=["torch>=2.11", "transformers>=5.17,<5.25", "tokenizers", "safetensors", "huggingface_hub"],
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17,<5.25",
+        "tokenizers",
+        "safetensors",
+        "huggingface_hub",
+        "packaging",
+    ],
     extras_require={
         "train": TRAIN,
         "contract": [*TRAIN, "httpx", "parameterized", "peft", "pytest", "pytest-timeout"],

@@ -99,27 +99,26 @@ class LSHSelfAttention(nn.Module):
                 output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
                 return output.flatten(2), weights, None
         if self._is_exact(length, circle_length):
+            buckets = None
             output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
-            output, weights = attend_by_map(output, weights, value, shift)
-            return output.flatten(2), weights, None
-
-        num_buckets = self._num_buckets(length, circle_length, cache)
-        if buckets is None:
-            buckets = self._hash(query_key.detach(), rotations, num_buckets)
-            if cache is not None:
-                cache.add_to_order(buckets, step, all_positions=True)
-        output, weights = lsh_attention(
-            query_key,
-            value,
-            buckets,
-            attention_mask=attention_mask,
-            padded_length=circle_length,
-            num_buckets=num_buckets,
-            **self._options(),
-            **self._common_arguments(return_weights),
-        )
-        if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
-            output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
+        else:
+            num_buckets = self._num_buckets(length, circle_length, cache)
+            if buckets is None:
+                buckets = self._hash(query_key.detach(), rotations, num_buckets)
+                if cache is not None:
+                    cache.add_to_order(buckets, step, all_positions=True)
+            output, weights = lsh_attention(
+                query_key,
+                value,
+                buckets,
+                attention_mask=attention_mask,
+                padded_length=circle_length,
+                num_buckets=num_buckets,
+                **self._options(),
+                **self._common_arguments(return_weights),
+            )
+            if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
+                output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
         output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, buckets
 

@@ -181,16 +181,15 @@ class ReformerModel(ReformerPreTrainedModel):
             self.embeddings.check_length(step.longest)
             position_ids = step.positions if position_ids is None and past_length else position_ids
         hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
-        full_attention_mask = None
-        if not past_length:
-            full_attention_mask = self._full_attention_mask(hidden_states, attention_mask, output_attentions)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
             return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=output_attentions,
             shift=shift,
             attention_mask=attention_mask,
-            full_attention_mask=full_attention_mask,
+            full_attention_mask=self._full_attention_mask(
+                hidden_states, attention_mask, past_length, output_attentions
+            ),
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cache=cache,
@@ -204,9 +203,9 @@ class ReformerModel(ReformerPreTrainedModel):
             last_hidden_state, hidden_states=all_hidden_states, attentions=attentions, **{CACHE_NAME: cache}
         )
 
-    def _full_attention_mask(self, hidden_states, attention_mask, return_weights=False):
+    def _full_attention_mask(self, hidden_states, attention_mask, past_length=0, return_weights=False):
         # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.
-        if "full" not in self.config.attn_layers:
+        if past_length or "full" not in self.config.attn_layers:
             return None
         create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
         arguments = {CACHE_NAME: None} if self.config.is_decoder else {}
