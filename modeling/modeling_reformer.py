@@ -160,8 +160,8 @@ class ReformerModel(ReformerPreTrainedModel):
         use_cache (`bool`, *optional*):
             Make a cache and return it. Not in training, which needs none.
         """
-        output_attentions = bool(kwargs.get("output_attentions", self.config.output_attentions))
-        cache = cache_of_call(self, cache, use_cache, output_attentions)
+        wants_maps = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        cache = cache_of_call(self, cache, use_cache, wants_maps)
         past_length = 0 if cache is None else cache.get_seq_length()
         check_inputs(
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
@@ -184,12 +184,10 @@ class ReformerModel(ReformerPreTrainedModel):
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
             return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
-            return_weights=output_attentions,
+            return_weights=wants_maps,
             shift=shift,
             attention_mask=attention_mask,
-            full_attention_mask=self._full_attention_mask(
-                hidden_states, attention_mask, past_length, output_attentions
-            ),
+            full_attention_mask=self._full_attention_mask(hidden_states, attention_mask, past_length, wants_maps),
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cache=cache,
