@@ -102,7 +102,7 @@ class ReformerModelTester:
     def __init__(self, attn_layers: list[str], is_decoder: bool):
         self.attn_layers, self.is_decoder = attn_layers, is_decoder
         self.causal_lm_class = ReformerForCausalLM if is_decoder else ReformerForMaskedLM
-        self.dropout = 0.1
+        self.dropout, self.reversible = 0.1, True
 
     def get_config(self, **changes) -> ReformerConfig:
         """A config of a few thousand parameters, whose chunks are short beside the inputs."""
@@ -131,6 +131,7 @@ class ReformerModelTester:
             "num_buckets": 4,
             "num_hashes": 2,
             "pad_token_id": 0,
+            "reversible": self.reversible,
             "vocab_size": self.vocab_size,
         }
         return ReformerConfig(**(settings | changes))
@@ -169,6 +170,11 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
         self.model_tester.dropout = 0.0
         super().test_training_overfit()
 
+    def check_training_gradient_checkpointing(self, *args, **kwargs):
+        """Of layers that are not reversible; the others compute again by themselves, whatever the mode."""
+        self.model_tester.reversible = False
+        super().check_training_gradient_checkpointing(*args, **kwargs)
+
     def test_sdpa_can_dispatch_non_composite_models(self):
         """A choice is kept; without one the config names none, because each call then takes the fastest for it."""
         for model_class in self.all_model_classes:
@@ -199,6 +205,12 @@ class CausalSuites(CommonSuites, GenerationTesterMixin):
     is_decoder = True
     all_model_classes = (*SHARED_CLASSES, ReformerForCausalLM)
     all_generative_model_classes = (GenerativeModel,)
+
+    def prepare_config_and_inputs_for_generate(self, *args, **kwargs):
+        """Prompts that end in a token; after padding, `generate` would count as if another document began."""
+        config, inputs = super().prepare_config_and_inputs_for_generate(*args, **kwargs)
+        inputs["attention_mask"][:, -1] = 1
+        return config, inputs
 
     def _should_skip(self, model_class, generate=False, **kwargs):
         if generate:
