@@ -86,8 +86,8 @@ class LMHeadMixin:
                 )
             self.lm_head.decoder.bias = self.lm_head.bias
         self.lm_head.share_bias()
-        if missing_keys is not None and missing != names:
-            missing_keys -= names
+        if missing_keys is not None:
+            missing_keys -= {"lm_head.decoder.bias"} if missing == names else names
 
     def _logits_and_loss(self, hidden_states, labels, kept=slice(None), **kwargs):
         """Logits of the `kept` positions, or None where training computes the loss in pieces; the loss, or None."""

@@ -33,7 +33,6 @@ from transformers.modeling_outputs import (
 )
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, can_return_tuple, logging
-from transformers.utils.output_capturing import OutputRecorder
 
 from ..configuration.configuration_reformer import ReformerConfig
 from .argument_checks import (
@@ -49,7 +48,7 @@ from .checkpoints import CheckpointMixin
 from .chunking import circle_length_of
 from .decoding_cache import ReformerCache
 from .embeddings import ReformerEmbeddings
-from .encoder import ReformerEncoder, ReformerLayer, run_without_checkpoint
+from .encoder import ReformerEncoder, run_without_checkpoint
 from .full_attention import dense_implementation
 from .generation import CachedGenerationMixin, cache_of_call
 from .implementations import check_requested
@@ -69,11 +68,6 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["ReformerLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
-    # For models that have this one inside and collect its outputs by hooks; by itself it returns them.
-    _can_record_outputs = {
-        "hidden_states": OutputRecorder(ReformerLayer, index=1),
-        "attentions": OutputRecorder(ReformerLayer, index=2),
-    }
 
     @torch.no_grad()
     def _init_weights(self, module):

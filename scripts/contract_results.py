@@ -27,6 +27,9 @@ REASONS = {
     "`axial_pos_shape` or `max_position_embeddings`.",
     "grouped_mm|sparse experts|router_logits|MTP|recurrent layer": "The model has no experts, no extra heads that "
     "predict further tokens, no recurrent layers.",
+    "non standard Cache|Do not take a cache": "A cache is a `ReformerCache`; both its names are tested in "
+    "tests/test_decoding_cache.py.",
+    "capture_outputs": "The model returns hidden states and maps itself; hooks would see rows as they are shifted.",
     "_keep_in_fp32_modules": "No module has to stay in float32: the streams do, in layers of any dtype.",
     "No conversion found": "Published checkpoints load under the names of weights that they have.",
     "TP plan": "There is no plan for tensor parallelism; what there is: FSDP, ZeRO, sequence parallelism.",
@@ -48,9 +51,15 @@ Nothing is switched off. What the suites let authors of models say for themselve
 
 - the class that generates: it has another name, because the suites leave out stock's Reformer by name, and it makes a
   cache unless told otherwise, because they continue from what a plain call returns; here a cache is made on request;
+- prompts, which end in a token: after a prompt that ends in padding `generate` counts positions as if another document
+  began, and rows of several documents are refused;
+- gradient checkpointing, which is tested on layers that are not reversible; reversible ones compute again by themselves;
 - the content of a cache, which is not keys and values of every token;
 - `test_sdpa_can_dispatch_non_composite_models`: a choice of attention is kept; without one the config names none,
   since each call takes the fastest implementation that can serve it;
+- `test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions`: "sdpa" keeps no attention maps; a call that
+  asks it for them is refused and does not get None;
+- `test_can_capture_specific_layers_hidden_states`: it runs, though the class names nothing that hooks could record;
 - `test_training_overfit`: without dropout, as the models that it was written for are."""
 
 # From the worst to the best: a test that skips one of its models counts as skipped.

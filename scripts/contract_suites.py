@@ -12,6 +12,7 @@ import tempfile
 import unittest
 from functools import wraps
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from transformers import GenerationMixin, set_seed
@@ -28,6 +29,8 @@ from hf_reformer import (
     ReformerForTokenClassification,
     ReformerModel,
 )
+from hf_reformer.modeling.encoder import ReformerLayer
+from hf_reformer.modeling.modeling_reformer import ReformerPreTrainedModel
 
 
 # The suite of the pipelines looks for its checkpoints here, and reads the list of them when it is imported.
@@ -99,7 +102,7 @@ class ReformerModelTester:
     def __init__(self, attn_layers: list[str], is_decoder: bool):
         self.attn_layers, self.is_decoder = attn_layers, is_decoder
         self.causal_lm_class = ReformerForCausalLM if is_decoder else ReformerForMaskedLM
-        self.dropout = 0.1
+        self.dropout, self.reversible = 0.1, True
 
     def get_config(self, **changes) -> ReformerConfig:
         """A config of a few thousand parameters, whose chunks are short beside the inputs."""
@@ -128,6 +131,7 @@ class ReformerModelTester:
             "num_buckets": 4,
             "num_hashes": 2,
             "pad_token_id": 0,
+            "reversible": self.reversible,
             "vocab_size": self.vocab_size,
         }
         return ReformerConfig(**(settings | changes))
@@ -166,6 +170,11 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
         self.model_tester.dropout = 0.0
         super().test_training_overfit()
 
+    def check_training_gradient_checkpointing(self, *args, **kwargs):
+        """Of layers that are not reversible; the others compute again by themselves, whatever the mode."""
+        self.model_tester.reversible = False
+        super().check_training_gradient_checkpointing(*args, **kwargs)
+
     def test_sdpa_can_dispatch_non_composite_models(self):
         """A choice is kept; without one the config names none, because each call then takes the fastest for it."""
         for model_class in self.all_model_classes:
@@ -175,6 +184,20 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
                     model = model_class.from_pretrained(folder, attn_implementation=choice)
                     self.assertEqual(model.config._attn_implementation, choice)
 
+    def test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions(self):
+        """Attention maps asked of "sdpa", which keeps none, are refused."""
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        for model_class in self.all_model_classes:
+            model = model_class(config).eval()
+            model.set_attn_implementation("sdpa")
+            with self.assertRaisesRegex(ValueError, "use 'eager' for attention maps"):
+                model(**inputs, output_attentions=True)
+
+    def test_can_capture_specific_layers_hidden_states(self):
+        """Layers give what is asked for themselves, so the class names nothing that hooks could record."""
+        with patch.object(ReformerPreTrainedModel, "_can_record_outputs", {"hidden_states": ReformerLayer}):
+            super().test_can_capture_specific_layers_hidden_states()
+
 
 class CausalSuites(CommonSuites, GenerationTesterMixin):
     """For causal models."""
@@ -183,16 +206,22 @@ class CausalSuites(CommonSuites, GenerationTesterMixin):
     all_model_classes = (*SHARED_CLASSES, ReformerForCausalLM)
     all_generative_model_classes = (GenerativeModel,)
 
+    def prepare_config_and_inputs_for_generate(self, *args, **kwargs):
+        """Prompts that end in a token; after padding, `generate` would count as if another document began."""
+        config, inputs = super().prepare_config_and_inputs_for_generate(*args, **kwargs)
+        inputs["attention_mask"][:, -1] = 1
+        return config, inputs
+
     def _should_skip(self, model_class, generate=False, **kwargs):
         if generate:
             self.skipTest("A cache cannot be exported.")
         return super()._should_skip(model_class, generate=generate, **kwargs)
 
-    def _check_past_key_values_for_generate(self, batch_size, cache, seq_length, config):
+    def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
         # Layers of the cache hold different things; what they hold is tested in tests/test_decoding_cache.py.
-        self.assertIsInstance(cache, ReformerCache)
-        self.assertEqual(len(cache), config.num_hidden_layers)
-        self.assertEqual(cache.get_seq_length(), seq_length)
+        self.assertIsInstance(past_key_values, ReformerCache)
+        self.assertEqual(len(past_key_values), config.num_hidden_layers)
+        self.assertEqual(past_key_values.get_seq_length(), seq_length)
 
 
 def _suites_of(base: type, attn_layers: list[str]) -> type:

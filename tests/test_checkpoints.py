@@ -100,6 +100,14 @@ def test_a_shard_at_a_time(tmp_path):
     assert_equal_tensors(ReformerForCausalLM.from_pretrained(tmp_path).state_dict(), model.state_dict())
 
 
+def test_every_missing_weight_is_told_once(tmp_path):
+    saved(tmp_path)
+    save_file({"other": torch.zeros(1)}, tmp_path / WEIGHTS, metadata={"format": "pt"})
+    model, info = ReformerForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {name for name, _ in model.named_parameters()}
+    assert not model.lm_head.bias.any() and model.lm_head.decoder.bias is model.lm_head.bias
+
+
 def test_a_head_on_a_language_models_body(tmp_path):
     body = saved(tmp_path, ReformerForCausalLM)
     model, info = ReformerForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
