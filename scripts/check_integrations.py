@@ -19,6 +19,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -62,6 +63,9 @@ SHARED = ("setting", "texts", "launching")
 SUBJECTS = (OURS, CONTROL)
 # Checks are forked from a process that has imported the tools and computed nothing.
 START_METHOD = "forkserver"
+# Results are published; where things lie on a machine is left out.
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+@ -]+/)+")
+LONGEST_ERROR = 1500
 STARTED = time.perf_counter()
 
 
@@ -127,7 +131,7 @@ def run_in_child(module_name: str, check_name: str, setting: Setting, log: Path,
         result = {"refused": figures["refused"]} if "refused" in figures else {"ok": True, "figures": figures}
     except BaseException as error:
         traceback.print_exc()
-        result = {"ok": False, "error": f"{type(error).__name__}: {error}"[-1500:]}
+        result = {"ok": False, "error": FOLDERS.sub("…/", f"{type(error).__name__}: {error}")[-LONGEST_ERROR:]}
     answer.send(result)
     sys.stdout.flush()
 
