@@ -71,7 +71,8 @@ def check_cache(cache):
     if not isinstance(cache, ReformerCache):
         raise ValueError(
             f"`{CACHE_NAME}` is a {type(cache).__name__}; a Reformer takes a `hf_reformer.ReformerCache`, because "
-            "its layers need more than keys and values. Give one, or leave it out."
+            "its layers need more than keys and values. Give one, or leave it out. Adapters that are keys and values "
+            "(prefix tuning) cannot be used; prompt tuning and P-tuning can."
         )
 
 

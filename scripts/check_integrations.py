@@ -19,6 +19,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -62,6 +63,9 @@ SHARED = ("setting", "texts", "launching")
 SUBJECTS = (OURS, CONTROL)
 # Checks are forked from a process that has imported the tools and computed nothing.
 START_METHOD = "forkserver"
+# Results are published; where things lie on a machine is left out.
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+@ -]+/)+")
+LONGEST_ERROR = 1500
 STARTED = time.perf_counter()
 
 
@@ -78,8 +82,8 @@ def hash_of(paths: list[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def key_of(module: ModuleType, subject: str) -> dict[str, str]:
-    """What a result depends on: versions, the source of the check and, for ours, of the package."""
+def key_of(module: ModuleType, subject: str, examples: Path | None) -> dict[str, str]:
+    """What a result depends on: versions, the sources of the check, of the examples and, for ours, of the package."""
     versions = {}
     for name in ("torch", *module.TOOLS):
         try:
@@ -88,6 +92,8 @@ def key_of(module: ModuleType, subject: str) -> dict[str, str]:
             versions[name] = "missing"
     folder = ROOT / "scripts" / "integrations"
     key = versions | {"check": hash_of([Path(module.__file__), *(folder / f"{name}.py" for name in SHARED)])}
+    if examples:
+        key["examples"] = hash_of(sorted(examples.glob("*/*.py")))
     if subject == OURS:
         package = [module for name, module in sys.modules.items() if name.partition(".")[0] == "hf_reformer"]
         key["hf_reformer"] = hash_of(sorted(Path(module.__file__) for module in package))
@@ -127,7 +133,7 @@ def run_in_child(module_name: str, check_name: str, setting: Setting, log: Path,
         result = {"refused": figures["refused"]} if "refused" in figures else {"ok": True, "figures": figures}
     except BaseException as error:
         traceback.print_exc()
-        result = {"ok": False, "error": f"{type(error).__name__}: {error}"[-1500:]}
+        result = {"ok": False, "error": FOLDERS.sub("…/", f"{type(error).__name__}: {error}")[-LONGEST_ERROR:]}
     answer.send(result)
     sys.stdout.flush()
 
@@ -188,16 +194,20 @@ def main(argv: list[str] | None = None) -> int:
     os.environ |= ENVIRONMENT
     multiprocessing.set_forkserver_preload(sorted({module.__name__ for module, _ in checks.values()}))
     results = json.loads(arguments.results.read_text(encoding="utf-8")) if arguments.results.exists() else {}
+    if arguments.only is None:
+        results = {name: results.get(name, {}) for name in checks}
     for number, (name, (module, _)) in enumerate(checks.items(), start=1):
-        if not arguments.transformers_source and name.partition(": ")[2] in getattr(module, "FROM_SOURCE", ()):
+        is_example = name.partition(": ")[2] in getattr(module, "FROM_SOURCE", ())
+        examples = arguments.transformers_source if is_example else None
+        if is_example and not examples:
             say(f"{number}/{len(checks)} {name}: left out without --transformers_source")
             continue
         for subject in SUBJECTS:
-            key, known = key_of(module, subject), results.get(name, {}).get(subject, {})
+            key, known = key_of(module, subject, examples), results.get(name, {}).get(subject, {})
             if known.get("key") == key and not arguments.again:
                 continue
             folder = WORK / "checks" / name.replace(": ", "-").replace(" ", "_").replace(",", "") / subject
-            setting = Setting(subject, models, folder, arguments.transformers_source)
+            setting = Setting(subject, models, folder, examples)
             result = run_check(name, module, setting, arguments.limit)
             results.setdefault(name, {})[subject] = result | {"key": key}
             outcome = "ok" if result.get("ok") else result.get("refused") or result["error"]

@@ -7,7 +7,7 @@ from typing import Any
 CONTROL, OURS = "control", "reformer"
 WORKS, REFUSED, FAILS, NOT_RUN = "works", "refused", "**fails**", "not run"
 OF_THE_TOOL = "the control fails too"
-SOURCES = ("check", "hf_reformer")
+SOURCES = ("check", "examples", "hf_reformer")
 LONGEST_REMARK = 200
 
 HEADER = """# In other people's tools

@@ -42,7 +42,7 @@ def answer(given):
 
 
 def misuse(given):
-    raise ValueError("no such thing")
+    raise ValueError(f"no such thing in {given.folder}/sub folder/file.py")
 
 
 def say_no(given):
@@ -74,7 +74,7 @@ def test_a_check_runs_apart_and_whatever_becomes_of_it_is_a_result(tmp_path, mon
     assert all(result.pop("seconds") < 60 for result in results.values())
     assert results == {
         "answer": {"ok": True, "figures": {"subject": OURS, "kept": ["log.txt"]}},
-        "misuse": {"ok": False, "error": "ValueError: no such thing"},
+        "misuse": {"ok": False, "error": "ValueError: no such thing in …/file.py"},
         "no": {"refused": "for a reason"},
         "die": {"ok": False, "error": "the process died with exit code 3"},
         "sleep": {"ok": False, "error": "took more than 0 s"},

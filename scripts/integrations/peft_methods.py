@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any] | None] = {
     "ADALORA": EVERY_LINEAR | {"total_step": 10},
     "ADAPTION_PROMPT": None,
     "ADAMSS": EVERY_LINEAR | {"r": 4, "num_subspaces": 2, "subspace_rank": 1},
-    "BEFT": {"target_modules": r".*(feed_forward.*dense|[qv]_proj)"},
+    "BEFT": {"target_modules": r".*(feed_forward\.\w+\.dense|[qv]_proj)"},
     "BOFT": EVERY_LINEAR | {"boft_block_size": 4},
     "C3A": EVERY_LINEAR | {"block_size": 16},
     "CARTRIDGE": PROMPT,
@@ -45,7 +45,6 @@ OPTIONS: dict[str, dict[str, Any] | None] = {
     "ROAD": EVERY_LINEAR | {"group_size": 16},
     "SHADOW": None,
     "SHIRA": EVERY_LINEAR | {"r": 4},
-    "TRAINABLE_TOKENS": {"token_indices": [5, 6, 7]},
     "UNILORA": EVERY_LINEAR | {"theta_d_length": 64},
     "VBLORA": EVERY_LINEAR | {"num_vectors": 8, "vector_length": 16, "topk": 2},
     "WAVEFT": EVERY_LINEAR | {"n_frequency": 16},
@@ -69,11 +68,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def adapt(method: str, options: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """Train an adapter for one step, merge it where the method can, save it, load it again."""
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[method]
-    if method == "TRAINABLE_TOKENS":
-        options = options | {"target_modules": [EMBEDDING[setting.subject]]}
     batch = tokenized(setting.causal, sentences()[:3])
     batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-
+    if method == "TRAINABLE_TOKENS":
+        some = batch["input_ids"].unique()[-3:].tolist()
+        options = {"target_modules": [EMBEDDING[setting.subject]], "token_indices": some}
     if method == "MULTITASK_PROMPT_TUNING":
         batch["task_ids"] = torch.zeros(len(batch["input_ids"]), dtype=torch.long)
 

@@ -16,18 +16,19 @@ EIGHT_BITS, FOUR_BITS = 0.1, 0.6
 
 
 def quantise(make_config: Any, tolerance: float, setting: Setting) -> dict[str, Any]:
-    """Load quantised, compare logits with the whole model's, generate, save and load again."""
+    """Load quantised, save and load again, compare logits with the whole model's, generate."""
     batch = tokenized(setting.causal, sentences()[:3])
     model = AutoModelForCausalLM.from_pretrained(
         setting.causal, quantization_config=make_config(), device_map="cpu", dtype=torch.float32
     )
+    # before the first call, which packs weights of 4 bits anew for a CPU
+    model.save_pretrained(setting.folder / "quantised")
     whole = AutoModelForCausalLM.from_pretrained(setting.causal)
     with torch.no_grad():
         logits, expected = (subject(**batch).logits[batch["attention_mask"] == 1] for subject in (model, whole))
     figures = {"logits off": expect_close("logits", logits, expected, tolerance)}
     written = model.generate(**batch, max_new_tokens=4, do_sample=False)
     AutoTokenizer.from_pretrained(setting.causal).batch_decode(written)
-    model.save_pretrained(setting.folder / "quantised")
     again = AutoModelForCausalLM.from_pretrained(setting.folder / "quantised", device_map="cpu")
     with torch.no_grad():
         expect_close("logits after loading again", again(**batch).logits[batch["attention_mask"] == 1], logits, 1e-4)
