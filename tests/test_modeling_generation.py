@@ -269,7 +269,7 @@ def test_other_caches_are_refused(implementation):
     model = make_generator()
     with pytest.raises(ValueError, match=f"cache_implementation='{implementation}'` is not possible.*Leave"):
         model.generate(random_ids(1, 5), cache_implementation=implementation, **GREEDY)
-    with pytest.raises(ValueError, match="is a DynamicCache; a Reformer takes.*prompt tuning and P-tuning can"):
+    with pytest.raises(ValueError, match=r"is a DynamicCache; a Reformer takes.*prompt tuning and P-tuning can"):
         model.generate(random_ids(1, 5), **{CACHE_NAME: DynamicCache()}, **GREEDY)
     assert model.generate(random_ids(1, 5), cache_implementation="dynamic", **GREEDY).shape == (1, 35)
     with pytest.raises(ValueError, match=f"`{CACHE_NAME}` is given, but `use_cache=False`"):
