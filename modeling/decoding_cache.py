@@ -417,7 +417,8 @@ class ReformerCache(Cache):
         Raises:
             ValueError: More than a local layer can take back (`CROP_REACH`), or than there are.
         """
-        count = -tokens_to_remove
+        # Some releases of transformers count in tensors.
+        count = -int(tokens_to_remove)
         if not 0 <= count <= self.num_columns:
             raise ValueError(
                 f"`crop({tokens_to_remove})`: give the negative number of tokens to forget; the cache has "
