@@ -102,7 +102,7 @@ class ReformerModelTester:
     def __init__(self, attn_layers: list[str], is_decoder: bool):
         self.attn_layers, self.is_decoder = attn_layers, is_decoder
         self.causal_lm_class = ReformerForCausalLM if is_decoder else ReformerForMaskedLM
-        self.dropout, self.reversible = 0.1, True
+        self.dropout, self.reversible, self.windows = 0.1, True, False
 
     def get_config(self, **changes) -> ReformerConfig:
         """A config of a few thousand parameters, whose chunks are short beside the inputs."""
@@ -110,9 +110,11 @@ class ReformerModelTester:
         settings = {
             "attention_head_size": 16,
             "attn_layers": self.attn_layers,
+            "attend_across_buckets": not self.windows,
             "axial_pos_embds_dim": [16, 16],
             "axial_pos_shape": [16, 32],
             "bos_token_id": 1,
+            "circular_look_around": not self.windows,
             "eos_token_id": 2,
             "feed_forward_size": 32,
             "hash_seed": 0,
@@ -126,6 +128,7 @@ class ReformerModelTester:
             "lsh_attention_probs_dropout_prob": self.dropout,
             "lsh_attn_chunk_length": 4,
             "lsh_num_chunks_after": chunks_after,
+            "lsh_sliding_window": self.windows,
             "max_position_embeddings": 512,
             "num_attention_heads": self.num_attention_heads,
             "num_buckets": 4,
@@ -166,8 +169,9 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
         self.model_tester = ReformerModelTester(self.attn_layers, self.is_decoder)
 
     def test_training_overfit(self):
-        """Without dropout, as the models that this was written for are."""
+        """Without dropout, and with windows: then a text in a cache is read as it was in training."""
         self.model_tester.dropout = 0.0
+        self.model_tester.windows = self.is_decoder
         super().test_training_overfit()
 
     def check_training_gradient_checkpointing(self, *args, **kwargs):
