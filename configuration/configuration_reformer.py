@@ -245,9 +245,10 @@ class ReformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         # Nobody types the model's type: what has it comes from a file or from `to_dict`.
-        self._refuse_foreign_keys(kwargs, typed="model_type" not in kwargs)
+        typed = "model_type" not in kwargs
+        self._refuse_foreign_keys(kwargs, typed)
         self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
-        self._complete_positions()
+        self._complete_positions(typed)
         super().__post_init__(**kwargs)
 
     def _refuse_foreign_keys(self, extra_keys, typed):
@@ -274,10 +275,16 @@ class ReformerConfig(PreTrainedConfig):
         meant = MEANT_BY.get(key, *close)
         return meant and f"`{key}` is not a setting of {type(self).__name__}. Did you mean `{meant}`?"
 
-    def _complete_positions(self):
+    def _complete_positions(self, typed):
+        given = prod(self.axial_pos_shape) if self.axial_pos_embds and self.axial_pos_shape else None
         if self.max_position_embeddings is None:
-            given = self.axial_pos_embds and self.axial_pos_shape
-            self.max_position_embeddings = prod(self.axial_pos_shape) if given else 4096
+            self.max_position_embeddings = 4096 if given is None else given
+        elif typed and given is not None and given < self.max_position_embeddings:
+            logger.warning_once(
+                f"`max_position_embeddings={self.max_position_embeddings}`, but `axial_pos_shape="
+                f"{list(self.axial_pos_shape)}` holds {given} positions, and no input may be longer. Leave one of the "
+                "two out; it follows from the other."
+            )
         shape = self.axial_pos_shape
         self.axial_pos_shape = tuple(axial_pos_shape(self.max_position_embeddings) if shape is None else shape)
         sizes = self.axial_pos_embds_dim
@@ -363,7 +370,7 @@ class ReformerConfig(PreTrainedConfig):
                 f"With `circular_look_around` inputs are padded to a multiple of both `lsh_attn_chunk_length="
                 f"{lengths['lsh']}` and `local_attn_chunk_length={lengths['local']}`: {lcm(*in_use)} tokens, where "
                 f"the longest input has {self.max_sequence_length}. Take shorter chunks, or lengths that divide each "
-                "other."
+                "the other."
             )
 
     def validate_direction(self):

@@ -166,11 +166,19 @@ def _demand(holds: torch.Tensor, name: str, given: torch.Tensor, rule: str, may_
     To ask makes a GPU wait, and a compiler cannot. There the device checks it, with an error of its own; but a GPU is
     asked if the call `may_wait`.
     """
-    # under `torch.func.vmap` the answer differs from row to row
-    if torch._C._functorch.is_batchedtensor(holds):
+    if _differs_from_row_to_row(holds):
         return
     is_traced = torch.compiler.is_compiling() or isinstance(holds, FakeTensor) or holds.is_meta
     if is_traced or (holds.is_cuda and not may_wait):
         torch._assert_async(holds, f"`{name}` {rule}")
     elif not holds:
         raise ValueError(f"`{name}` holds values from {given.min()} to {given.max()}, but {rule}")
+
+
+def _differs_from_row_to_row(answer: torch.Tensor) -> bool:
+    """Whether `torch.func.vmap` is at work, alone or below other transforms: then there is no one answer."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(answer):
+        if torch._C._functorch.is_batchedtensor(answer):
+            return True
+        answer = torch._C._functorch.get_unwrapped(answer)
+    return False

@@ -53,7 +53,8 @@ class CheckpointMixin:
           embeddings raise a `ValueError`.
         """
         path = pretrained_model_name_or_path
-        wanted = {name: kwargs.pop(name) for name in POSITION_TABLE + POSITION_KIND if name in kwargs}
+        given = {name: kwargs.pop(name) for name in POSITION_TABLE + POSITION_KIND if name in kwargs}
+        wanted = {name: value for name, value in given.items() if value is not None}
         if isinstance(config, PreTrainedConfig):
             wanted = {name: getattr(config, name) for name in POSITION_TABLE + POSITION_KIND} | wanted
         if wanted:

@@ -21,6 +21,7 @@ class ReformerOnlyLMHead(nn.Module):
         self.share_bias()
         self.register_state_dict_post_hook(_copy_shared_bias)
         self.register_load_state_dict_pre_hook(_name_bias_twice)
+        self.register_load_state_dict_post_hook(_share_loaded_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[..., 2 * hidden_size]` to logits `[..., V]`."""
@@ -53,6 +54,11 @@ def _name_bias_twice(head, state_dict, prefix, *args):
         state_dict[name] = state_dict[projection + "bias"]
     elif name in state_dict and projection + "weight" in state_dict:
         state_dict[projection + "bias"] = state_dict[name]
+
+
+def _share_loaded_bias(head, incompatible_keys):
+    """Loading with `assign=True` gives each name a parameter of its own."""
+    head.share_bias()
 
 
 # trf-ignore: TRF004 `_tied_weights_keys` counts only if word embeddings are tied, and two different values untie it

@@ -159,9 +159,10 @@ def test_the_bias_of_the_head_by_any_name(model_class, version, tmp_path, logs):
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     assert logs() == []
-    other = model_class(tiny_config())
-    other.load_state_dict(weights)
-    for twin in (loaded, other, copy.deepcopy(loaded)):
+    others = [model_class(tiny_config()) for _ in range(2)]
+    for other, assign in zip(others, (False, True), strict=True):
+        other.load_state_dict(weights, assign=assign)
+    for twin in (loaded, *others, copy.deepcopy(loaded)):
         assert_equal_tensors(twin.state_dict(), model.state_dict())
         assert twin.lm_head.bias is twin.get_output_embeddings().bias
 

@@ -518,3 +518,11 @@ def test_a_setting_can_be_changed_when_loading(tmp_path):
     config = ReformerConfig.from_pretrained(tmp_path, attn_layers=["full", "full"], num_hashes=5)
     config.validate()
     assert (tuple(config.attn_layers), config.num_hashes) == (("full", "full"), 5)
+
+
+def test_positions_that_do_not_fit_each_other_are_told(warnings_of):
+    contradiction = {"axial_pos_shape": [4, 17], "max_position_embeddings": 65536}
+    config, messages = warnings_of(lambda: ReformerConfig(**contradiction))
+    assert config.max_sequence_length == 68
+    assert len(messages) == 1 and "holds 68 positions, and no input may be longer" in messages[0]
+    assert warnings_of(lambda: ReformerConfig.from_dict(config.to_dict()))[1] == []

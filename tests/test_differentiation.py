@@ -118,6 +118,23 @@ def test_all_derivatives_of_ordinary_layers(derive):
     assert_close(*derive(make(False, attn_implementation="eager", **SETTINGS)))
 
 
+def test_gradients_of_each_row_by_the_model_s_own_loss():
+    """What is said of wrong values in masks and labels needs one answer for all rows, and is not said here."""
+    model = make(False, attn_implementation="eager", **SETTINGS)
+    weights, ids = arguments_of(model)[0], random_ids(BATCH, LENGTH)
+    mask = torch.ones_like(ids)
+
+    def of_row(weights, ids, mask):
+        arguments = {"input_ids": ids[None], "attention_mask": mask[None], "labels": ids[None]}
+        return functional_call(model, weights, (), arguments).loss
+
+    found = vmap(grad(of_row), in_dims=(None, 0, 0), randomness="same")(weights, ids, mask)
+    for row in range(BATCH):
+        expected = grad(of_row)(weights, ids[row], mask[row])
+        # The loss is in float32.
+        torch.testing.assert_close({name: rows[row] for name, rows in found.items()}, expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["gradient", "gradient of some weights", "gradients of each row", "slope"])
 def test_transforms_find_an_implementation(name):
     assert_close(*DERIVATIVES[name](make(False, **SETTINGS)))

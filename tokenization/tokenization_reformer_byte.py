@@ -7,6 +7,7 @@ from numbers import Integral
 from types import MappingProxyType
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -58,7 +59,7 @@ def _longest_input(path: str, **kwargs: Any) -> int | None:
     local_files_only = kwargs.get("local_files_only", False)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=local_files_only, **_hub_arguments(kwargs))
-    except (OSError, ValueError):
+    except (OSError, ValueError, StrictDataclassError):
         return None
     return getattr(config, "max_sequence_length", None)
 
