@@ -32,6 +32,9 @@ Each is refused with the reason, before anything is computed; the rows above mar
 - **Adapters that are keys and values** (PEFT's prefix tuning, cartridges). Keys are the queries here, and there is no
   place for a key without one. Prompt tuning and P-tuning put vectors before the text instead, and work.
 - **Several documents in one row**, as packing and padding-free collators send them: a row is one text.
+
+Not tried: PEFT's adaption prompt (made for named models), Poly and X-LoRA (several adapters at a time) and Shadow
+(around whole blocks of one stream).
 """
 
 
