@@ -8,7 +8,7 @@ CONTROL, OURS = "control", "reformer"
 WORKS, REFUSED, FAILS, NOT_RUN = "works", "refused", "**fails**", "not run"
 OF_THE_TOOL = "the control fails too"
 SOURCES = ("check", "examples", "hf_reformer")
-LONGEST_REMARK = 200
+LONGEST_REMARK = 320
 
 HEADER = """# In other people's tools
 
@@ -32,6 +32,9 @@ Each is refused with the reason, before anything is computed; the rows above mar
 - **Adapters that are keys and values** (PEFT's prefix tuning, cartridges). Keys are the queries here, and there is no
   place for a key without one. Prompt tuning and P-tuning put vectors before the text instead, and work.
 - **Several documents in one row**, as packing and padding-free collators send them: a row is one text.
+
+Not tried: PEFT's adaption prompt (made for named models), Poly and X-LoRA (several adapters at a time) and Shadow
+(around whole blocks of one stream).
 """
 
 
@@ -78,10 +81,8 @@ def versions_line(results: dict[str, dict[str, Any]]) -> str:
 def row_line(name: str, row: dict[str, dict[str, Any]]) -> str:
     """A line of a tool's table."""
     ours, control = row.get(OURS), row.get(CONTROL)
-    words = [status_of(ours), status_of(control)]
-    if words == [FAILS, FAILS]:
-        words = [OF_THE_TOOL, "fails"]
-    return f"| {name} | {words[0]} | {words[1]} | {remark(ours, control)} |"
+    word = OF_THE_TOOL if status_of(ours) == status_of(control) == FAILS else status_of(ours)
+    return f"| {name} | {word} | {status_of(control).strip('*')} | {remark(ours, control)} |"
 
 
 def remark(ours: dict[str, Any] | None, control: dict[str, Any] | None) -> str:
