@@ -1,5 +1,7 @@
 """Muon: PyTorch's, in a precision that the device multiplies fast."""
 
+from types import SimpleNamespace
+
 import muon
 import pytest
 import torch
@@ -66,7 +68,22 @@ def test_state_goes_both_ways():
 
 def test_on_a_cpu_that_emulates_bfloat16_it_multiplies_in_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not multiplies_in_bfloat16("cpu") and multiplies_in_bfloat16("cuda")
+    assert not multiplies_in_bfloat16("cpu")
     expected, _ = after_steps(lambda params: ours(params, dtype=torch.float32))
     actual, _ = after_steps(ours)
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize(("major", "native"), [(7, False), (8, True)], ids=["V100, T4", "A100"])
+def test_gpus_that_emulate_bfloat16(major, native, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=major))
+    assert multiplies_in_bfloat16("cuda") == native
+
+
+@pytest.mark.parametrize("macos", [13, 14])
+def test_mps_multiplies_in_bfloat16_from_macos_14_on(macos, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: (macos, 0) >= (major, minor))
+    assert multiplies_in_bfloat16("mps") == (macos == 14)
