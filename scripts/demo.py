@@ -11,8 +11,10 @@ If it is stopped (Ctrl-C), it goes on from there when it is started again.
 """
 
 import argparse
+import json
 import shutil
 import time
+from pathlib import Path
 
 import torch
 from bfloat16 import multiplies_in_bfloat16
@@ -24,7 +26,7 @@ from recipe import (
     ModelRecipe,
     ReformerTrainingArguments,
 )
-from run_checkpoints import newest_whole
+from run_checkpoints import newest_whole, read_run
 from train import ModelArguments, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import sort_checkpoints
@@ -83,6 +85,14 @@ def continue_prompt(folder: str) -> str:
     return generator(PROMPT, max_new_tokens=NEW_TOKENS, do_sample=True, temperature=0.7)[0]["generated_text"]
 
 
+def delete_own_checkpoints(folder: str) -> None:
+    """Delete the checkpoints of the run that was finished in this folder, and no others."""
+    run = json.loads((Path(folder) / "training_log.json").read_text(encoding="utf-8"))["run"]
+    for checkpoint in sort_checkpoints(folder):
+        if read_run(checkpoint) == run:
+            shutil.rmtree(checkpoint)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the demo."""
     arguments = parse_arguments(argv)
@@ -99,11 +109,9 @@ def main(argv: list[str] | None = None) -> None:
             max_steps=arguments.steps,
             output_dir=arguments.output_dir,
             resume_from_checkpoint="last" if stopped else None,
-            overwrite_output_dir=not stopped,
         ),
     )
-    for done_with in sort_checkpoints(arguments.output_dir):
-        shutil.rmtree(done_with)
+    delete_own_checkpoints(arguments.output_dir)
     print_figures(figures)
     print(f"\nsaved in {arguments.output_dir}; loaded from there, it continues this prompt:\n")
     print(continue_prompt(arguments.output_dir))

@@ -26,6 +26,8 @@ class StopOnSignal(TrainerCallback):
     """
     Ends training after the step in which a signal came, with a checkpoint; all ranks do if one gets it.
 
+    In the last step it ends anyway, and the run is finished as if none had come.
+
     As a context it takes the signals on entering and gives them back on leaving. A second Ctrl-C stops at once.
 
     Attributes:
@@ -62,6 +64,8 @@ class StopOnSignal(TrainerCallback):
             self._ranks = dist.new_group(backend="gloo")
 
     def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step >= state.max_steps:
+            return
         self.number = self._on_any_rank(self._received)
         if self.number:
             control.should_save = control.should_training_stop = True

@@ -1,5 +1,6 @@
 """The checkpoints of a run: which are whole, whose they are, and from which one a run goes on."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from recipe import ReformerTrainingArguments
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
 
 # Written into a checkpoint when everything else is there.
 RUN_FILE = "run.json"
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def mark_whole(checkpoint: Path, run: dict[str, Any]) -> None:
@@ -26,9 +29,13 @@ def mark_whole(checkpoint: Path, run: dict[str, Any]) -> None:
 
 
 def read_run(checkpoint: str | Path) -> dict[str, Any] | None:
-    """Which run's checkpoint this is; None if that is not noted."""
-    path = Path(checkpoint) / RUN_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Which run's checkpoint this is; None if that is not noted, or cannot be read."""
+    try:
+        run = json.loads((Path(checkpoint) / RUN_FILE).read_text(encoding="utf-8"))
+    # A file that was cut off is no text or no JSON.
+    except (FileNotFoundError, ValueError):
+        return None
+    return run if isinstance(run, dict) and {"fixed", "free"} <= run.keys() else None
 
 
 def newest_whole(folder: str | Path) -> str | None:
@@ -39,20 +46,32 @@ def newest_whole(folder: str | Path) -> str | None:
 @contextmanager
 def saving(folder: str | Path) -> Iterator[None]:
     """
-    Whatever goes wrong while something is saved into a folder says that it was the saving, and how full the disk is.
+    An error for want of room while something is saved into a folder says what to do; any other stays as it is.
 
     Raises:
-        OSError: for any error.
+        OSError: there was no room.
     """
     try:
         yield
     except Exception as error:
+        if not _says_no_room(error):
+            raise
         there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.is_dir())
         free = shutil.disk_usage(there).free / 2**20
         raise OSError(
             f"{folder} could not be saved ({error}). {free:,.0f} MiB are free there. Make room or choose another "
             "output_dir; --resume_from_checkpoint last goes on from the newest checkpoint that is whole."
         ) from error
+
+
+def _says_no_room(error: Exception) -> bool:
+    """PyTorch and safetensors have no error of their own for it, only words."""
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    if isinstance(error, SafetensorError):
+        return any(f"(os error {number})" in str(error) for number in NO_ROOM)
+    # The writer of `torch.save` does not say why it could not go on.
+    return isinstance(error, RuntimeError) and "inline_container.cc" in str(error)
 
 
 def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
@@ -84,8 +103,11 @@ def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
 
 def checkpoints_in_the_way(arguments: ReformerTrainingArguments) -> list[str]:
     """Those in the output folder, unless the run goes on from one of them."""
-    wanted, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir).absolute()
-    goes_on = wanted == "last" or (wanted is not None and Path(wanted).absolute().parent == folder)
+    wanted, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir).resolve()
+    if wanted == "last":
+        return []
+    # The folder or the checkpoint may be a link.
+    goes_on = wanted is not None and folder in (Path(wanted).resolve().parent, Path(wanted).parent.resolve())
     return [] if goes_on else sort_checkpoints(arguments.output_dir)
 
 

@@ -45,6 +45,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.trainer_utils import rotate_checkpoints
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
 
@@ -124,6 +125,13 @@ class BitsPerByteTrainer(Trainer):
             )
         return super().create_optimizer(*args, **kwargs)
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # The Trainer looks at the number of steps after a step only.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         # With the filter, which is on by default, the Trainer itself looks at every loss, and hides it if it is none.
@@ -136,10 +144,16 @@ class BitsPerByteTrainer(Trainer):
         with saving(folder):
             if self.args.should_save:
                 (folder / RUN_FILE).unlink(missing_ok=True)
-            super()._save_checkpoint(*args, **kwargs)
+            # None of the older ones is deleted before this one is whole.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                self.args.save_total_limit = limit
             self.args.distributed_state.wait_for_everyone()
             if self.args.should_save:
                 mark_whole(folder, self.run)
+                rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         smoother, self.label_smoother = self.label_smoother, None
@@ -233,7 +247,10 @@ def check_strategy(arguments: ReformerTrainingArguments) -> None:
             "a learning_rate to match), or shard with FSDP instead (scripts/accelerate/fsdp2.yaml)."
         )
     if arguments.bf16 and not multiplies_in_bfloat16(arguments.device):
-        warnings.warn("bf16 is True, but this CPU has no instructions for it; float32 is much faster.", stacklevel=2)
+        warnings.warn(
+            f"bf16 is True, but this device ({arguments.device.type}) has no instructions for it; float32 is faster.",
+            stacklevel=2,
+        )
     on_cpu = arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
     if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise ValueError(
@@ -342,7 +359,7 @@ def describe(trainer: Trainer, data_arguments: DataArguments, corpus: Corpus) ->
 
 
 def save_report(
-    trainer: Trainer,
+    trainer: BitsPerByteTrainer,
     model_arguments: ModelArguments,
     data_arguments: DataArguments,
     corpus: Corpus,
@@ -364,6 +381,7 @@ def save_report(
     )
     write_log(
         folder / "training_log.json",
+        run=trainer.run,
         figures=figures,
         model_arguments=vars(model_arguments),
         data_arguments=vars(data_arguments),

@@ -1,5 +1,7 @@
 """Runs of train.py that are stopped, killed, mixed up or diverge: nothing is lost or goes on as something else."""
 
+import errno
+import json
 import os
 import resource
 import shutil
@@ -7,7 +9,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
+import demo
 import interruptions
 import pytest
 import recipe
@@ -16,6 +20,7 @@ import run_identity
 import time_left
 import torch
 import train
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import DEFAULT_CALLBACKS
@@ -136,6 +141,21 @@ def test_a_second_ctrl_c_stops_at_once(send_signals, text_folder, tmp_path, monk
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_signal_in_the_last_step_changes_nothing():
+    stop, control = interruptions.StopOnSignal(), TrainerControl()
+    stop._receive(signal.SIGTERM, None)
+    stop.on_step_end(None, TrainerState(global_step=4, max_steps=4), control)
+    assert not stop.number and not control.should_save
+    stop.on_step_end(None, TrainerState(global_step=3, max_steps=4), control)
+    assert stop.number == signal.SIGTERM and control.should_save
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_only_finished(begun, text_folder, whole):
+    train.main(arguments_of(text_folder, begun, resume_from_checkpoint="last"))
+    assert_same_weights(begun, whole)
+    assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 4
+
+
 def test_one_of_two_ranks_gets_the_signal_and_both_save(text_folder, tmp_path):
     settings = {"max_steps": 10**6, "save_strategy": "no", "ddp_backend": "gloo"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -178,6 +198,25 @@ def test_a_full_disk_is_named_and_the_run_goes_on_before_it(begun, text_folder, 
     assert run_checkpoints.newest_whole(begun) == str(begun / "checkpoint-4")
 
 
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (PermissionError(errno.EACCES, "Permission denied"), False),
+        (SafetensorError("Error while serializing: I/O error: Permission denied (os error 13)"), False),
+        (RuntimeError("some fault"), False),
+        (KeyError("steps"), False),
+    ],
+    ids=repr,
+)
+def test_only_want_of_room_asks_for_room(error, is_full, tmp_path):
+    with pytest.raises((OSError, type(error)), match=r".") as raised, run_checkpoints.saving(tmp_path):
+        raise error
+    assert (raised.value is not error) == ("Make room" in str(raised.value)) == is_full
+
+
 def find(folder, wanted=None, **changed):
     return run_checkpoints.find_checkpoint(
         recipe.ReformerTrainingArguments(output_dir=str(folder), resume_from_checkpoint=wanted, **changed)
@@ -193,6 +232,24 @@ def test_a_checkpoint_written_again_is_not_whole_meanwhile(begun, text_folder, m
         train.main(arguments_of(text_folder, begun, resume_from_checkpoint=begun / "checkpoint-2"))
     with pytest.warns(UserWarning, match="checkpoint-4 in .* was not finished"):
         assert find(begun, "last") == str(begun / "checkpoint-2")
+
+
+def test_old_checkpoints_are_deleted_once_the_new_one_is_whole(begun, text_folder, monkeypatch):
+    shutil.rmtree(begun / "checkpoint-4")
+    settings = {"resume_from_checkpoint": "last", "save_total_limit": 1}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train, "mark_whole", Mock(side_effect=KeyboardInterrupt))
+        train.main(arguments_of(text_folder, begun, **settings))
+    assert run_checkpoints.newest_whole(begun) == str(begun / "checkpoint-2")
+    with pytest.warns(UserWarning, match="checkpoint-4 in .* was not finished"):
+        train.main(arguments_of(text_folder, begun, **settings))
+    assert [path.name for path in begun.glob("checkpoint-*")] == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"fixed": {', b"\xff\xfe", b"[]", b"{}"], ids=repr)
+def test_a_run_file_that_was_cut_off(content, begun):
+    (begun / "checkpoint-4" / run_checkpoints.RUN_FILE).write_bytes(content)
+    assert run_checkpoints.newest_whole(begun) == str(begun / "checkpoint-2")
 
 
 def test_no_checkpoint_is_whole(begun):
@@ -219,6 +276,37 @@ def test_a_new_run_in_the_folder_of_another(begun, text_folder, whole):
     assert len(list(begun.glob("checkpoint-*"))) == 2
     train.main(arguments_of(text_folder, begun, overwrite_output_dir=True, max_steps=1))
     assert [path.name for path in begun.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_links_to_the_folder_or_the_checkpoint_resumed(begun, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "run").symlink_to(begun)
+    (elsewhere / "checkpoint").symlink_to(begun / "checkpoint-4")
+    (begun / "checkpoint-6").symlink_to(elsewhere)
+    for folder, wanted in [
+        (elsewhere / "run", begun / "checkpoint-4"),
+        (begun, elsewhere / "run" / "checkpoint-4"),
+        (begun, elsewhere / "checkpoint"),
+        (begun, begun / "checkpoint-6"),
+    ]:
+        arguments = recipe.ReformerTrainingArguments(output_dir=str(folder), resume_from_checkpoint=str(wanted))
+        assert not run_checkpoints.checkpoints_in_the_way(arguments)
+
+
+def test_the_demo_deletes_no_checkpoints_of_others(begun, whole, monkeypatch):
+    names = {path.name for path in begun.iterdir()}
+    for name in names:
+        (begun / name / run_checkpoints.RUN_FILE).unlink()
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run"):
+        demo.main(["--output_dir", str(begun)])
+    assert {path.name for path in begun.iterdir()} == names
+    run = run_checkpoints.read_run(whole / "checkpoint-4")
+    run_checkpoints.mark_whole(begun / "checkpoint-2", run | {"free": {}})
+    shutil.copytree(whole / "checkpoint-4", begun / "checkpoint-6")
+    shutil.copy(whole / "training_log.json", begun)
+    demo.delete_own_checkpoints(str(begun))
+    assert {path.name for path in begun.glob("checkpoint-*")} == names
 
 
 def test_a_resumed_run_says_what_differs(begun, text_folder):
@@ -289,7 +377,7 @@ def test_impossible_values_are_refused_before_anything_is_read(changed, message,
 
 def test_bfloat16_on_a_cpu_that_emulates_it_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    with pytest.warns(UserWarning, match="bf16 is True, but this CPU has no instructions for it"):
+    with pytest.warns(UserWarning, match=r"bf16 is True, but this device \(cpu\) has no instructions for it"):
         train.check_strategy(recipe.ReformerTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
 
 
