@@ -1,7 +1,12 @@
 """The language models' head: a projection to the vocabulary, its loss, its resizing, and the names of its bias."""
 
+from collections.abc import Sequence
+
 import torch
+from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 
 from .argument_checks import check_labels
 from .lm_loss import chunked_cross_entropy
@@ -11,25 +16,23 @@ class ReformerOnlyLMHead(nn.Module):
     """
     Projection of both streams to the vocabulary.
 
-    Its bias has two names, `bias` and `decoder.bias`, because files of some versions of transformers have the one,
-    some the other, some both. It is one parameter, and what is saved holds it under both.
+    In files its bias has two names, because some versions of transformers read the one, some the other: see
+    `LMHeadMixin`. Here it is the projection's.
     """
 
     def __init__(self, config):
         super().__init__()
         self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size)
-        self.share_bias()
-        self.register_state_dict_post_hook(_copy_shared_bias)
-        self.register_load_state_dict_pre_hook(_name_bias_twice)
-        self.register_load_state_dict_post_hook(_share_loaded_bias)
+        self.register_load_state_dict_pre_hook(_name_bias_once)
+
+    @property
+    def bias(self) -> nn.Parameter:
+        """`[V]`."""
+        return self.decoder.bias
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[..., 2 * hidden_size]` to logits `[..., V]`."""
         return self.decoder(hidden_states)
-
-    def share_bias(self):
-        """Make `bias` the projection's again, after something replaced one of the two."""
-        self.bias = self.decoder.bias
 
     def replace_decoder(self, decoder: nn.Linear):
         """Take another projection. One without a bias gets the old one's values, and 0 for tokens it did not have."""
@@ -38,32 +41,28 @@ class ReformerOnlyLMHead(nn.Module):
             bias = nn.functional.pad(kept, (0, decoder.out_features - len(kept)))
             decoder.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
         self.decoder = decoder
-        self.share_bias()
 
 
-def _copy_shared_bias(head, state_dict, prefix, local_metadata):
-    """Files cannot hold one tensor under two names."""
-    if prefix + "bias" in state_dict:
-        state_dict[prefix + "bias"] = state_dict[prefix + "bias"].clone()
+def _name_bias_once(head, state_dict, prefix, *args):
+    _keep_one_bias(state_dict, prefix)
 
 
-def _name_bias_twice(head, state_dict, prefix, *args):
-    """The projection's own bias counts; state dicts of before it had one have only the other."""
-    name, projection = prefix + "bias", prefix + "decoder."
-    if projection + "bias" in state_dict:
-        state_dict[name] = state_dict[projection + "bias"]
-    elif name in state_dict and projection + "weight" in state_dict:
-        state_dict[projection + "bias"] = state_dict[name]
+def _keep_one_bias(state_dict: dict, prefix: str):
+    """Rename the bias that transformers 5.0 to 5.23 has; beside the projection's, which counts, leave it out."""
+    other = state_dict.pop(prefix + "bias", None)
+    if other is not None:
+        state_dict.setdefault(prefix + "decoder.bias", other)
 
 
-def _share_loaded_bias(head, incompatible_keys):
-    """Loading with `assign=True` gives each name a parameter of its own."""
-    head.share_bias()
-
-
-# trf-ignore: TRF004 `_tied_weights_keys` counts only if word embeddings are tied, and two different values untie it
 class LMHeadMixin:
-    """What the two language models share: the head, its resizing, and the loss in chunks."""
+    """
+    What the two language models share: the head, its resizing, its bias in files, and the loss in chunks.
+
+    Files of transformers v4 hold the bias as `lm_head.bias` and as `lm_head.decoder.bias`, those of 5.0 to 5.23 under
+    the first name. 5.24 has two biases and computes with the second one. What is saved here holds it under both.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"lm_head\.bias"]
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -75,25 +74,26 @@ class LMHeadMixin:
         # Added tokens get no bias, however their weights begin.
         new_lm_head.bias.data[-added_num_tokens:] = 0
 
-    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True):
-        """
-        Same as `PreTrainedModel.tie_weights`, which comes after loading, and the two names of the head's bias are one
-        parameter again. Where a checkpoint has both, the one of the projection counts.
-        """
-        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
-        names = {"lm_head.bias", "lm_head.decoder.bias"}
-        missing = names & (missing_keys or set())
-        if missing == {"lm_head.decoder.bias"}:
-            if self.lm_head.bias.is_meta:
-                raise ValueError(
-                    "The language model's head cannot be read from disk as it is needed: the file names its bias "
-                    "`lm_head.bias` only, as files of older versions do. Save it anew: load it with `device_map=None` "
-                    "and call `save_pretrained`."
-                )
-            self.lm_head.decoder.bias = self.lm_head.bias
-        self.lm_head.share_bias()
-        if missing_keys is not None:
-            missing_keys -= {"lm_head.decoder.bias"} if missing == names else names
+    def save_pretrained(self, save_directory, is_main_process: bool = True, state_dict: dict | None = None, **kwargs):
+        """Same as `PreTrainedModel.save_pretrained`, with the head's bias under both of its names."""
+        state_dict = dict(self.state_dict() if state_dict is None else state_dict)
+        bias = state_dict.get("lm_head.decoder.bias")
+        if bias is not None and not bias.is_meta:
+            # Files cannot hold one tensor under two names.
+            state_dict["lm_head.bias"] = bias.clone()
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # Under its first name alone the bias would be left out.
+        if state_dict is None and _has_first_name_only(checkpoint_files or ()):
+            state_dict = {}
+            for file in checkpoint_files:
+                state_dict |= load_state_dict(file)
+        if state_dict is not None:
+            state_dict = dict(state_dict)
+            _keep_one_bias(state_dict, "lm_head.")
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
     def _logits_and_loss(self, hidden_states, labels, kept=slice(None), **kwargs):
         """Logits of the `kept` positions, or None where training computes the loss in pieces; the loss, or None."""
@@ -127,3 +127,13 @@ class LMHeadMixin:
             num_items_in_batch=num_items_in_batch,
             ignore_index=ignore_index,
         )
+
+
+def _has_first_name_only(files: Sequence[str]) -> bool:
+    """Whether safetensors files hold `lm_head.bias` and not `lm_head.decoder.bias`. Others are those of v4."""
+    names = set()
+    for file in files:
+        if str(file).endswith(".safetensors"):
+            with safe_open(file, framework="pt") as weights:
+                names |= set(weights.keys()) & {"lm_head.bias", "lm_head.decoder.bias"}
+    return names == {"lm_head.bias"}

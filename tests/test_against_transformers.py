@@ -75,7 +75,7 @@ def exchange(stock, own_class, tmp_path):
     ours.save_pretrained(tmp_path / "ours")
     back, info = type(stock).from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "mismatched_keys")), info
-    assert info["unexpected_keys"] == ours.state_dict().keys() - stock.state_dict().keys() <= {"lm_head.decoder.bias"}
+    assert info["unexpected_keys"] <= {"lm_head.decoder.bias"} - stock.state_dict().keys()
     for (name, old), (_, new) in zip(stock.state_dict().items(), back.state_dict().items(), strict=True):
         assert name == "lm_head.bias" or torch.equal(old, new), name
     return ours
@@ -92,13 +92,12 @@ def compare_gradients(ours, stock, ids, mask=None):
     weight = torch.randn_like(expected) * (1 if mask is None else mask[..., None])
     (expected * weight).sum().backward()
     (actual * weight).sum().backward()
-    assert {id(own) for _, own in ours.named_parameters()} == {
-        id(ours.get_parameter(name)) for name, _ in stock.named_parameters()
-    }
-    for name, theirs in stock.named_parameters():
-        # Stock v5 ignores one bias of its LM head.
-        if name != "lm_head.bias":
-            assert relative_error(ours.get_parameter(name).grad, theirs.grad) < 1e-4, name
+    # Stock v5 ignores one bias of its LM head, and has no other until 5.23.
+    theirs = {name: weight for name, weight in stock.named_parameters() if name != "lm_head.bias"}
+    own = dict(ours.named_parameters())
+    assert own.keys() - {"lm_head.decoder.bias"} == theirs.keys() - {"lm_head.decoder.bias"}
+    for name, weight in theirs.items():
+        assert relative_error(own[name].grad, weight.grad) < 1e-4, name
 
 
 def cases():
