@@ -20,10 +20,6 @@ TOOLS_VENV := .venv-integrations
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Threads that wait give their core away. By default they turn on it, and with another busy process beside two threads on
-# two cores a training step then takes ten times as long.
-demo test: export OMP_WAIT_POLICY := passive
-
 # Huge pages where glibc can give them: a step spends a fifth of its time in page faults otherwise.
 demo: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
 demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a small model on two CPU cores

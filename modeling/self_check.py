@@ -20,8 +20,8 @@ from .modeling_reformer import ReformerForCausalLM
 
 logger = logging.get_logger(__name__)
 
-# Releases that the whole test suite has passed with: from the first, and below the second. Moving a bound is a change
-# of its own; CONTRIBUTING.md says what it takes.
+# Releases from the first, and below the second. CONTRIBUTING.md says which of them the tests ran with, and how a bound
+# moves.
 TESTED = {"torch": ("2.11", "2.16"), "transformers": ("5.17", "5.25")}
 
 # In float64, for sums in another order; and for what transformers gives in float32.
