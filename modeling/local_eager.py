@@ -33,7 +33,7 @@ def local_attention_eager(
     length, chunk_length, around = query.shape[1], options.chunk_length, options.around
     positions = torch.arange(options.padded_length, device=query.device).view(1, 1, -1, chunk_length)
     key_positions = look_adjacent(positions, *around)
-    visible = visible_local_keys(positions[0, 0], key_positions[0, 0], key_mask, options)
+    visible = visible_local_keys(positions[0, 0], key_positions[0, 0], key_mask, options, slice(None))
 
     query, key, value = (
         pad_rows(rows, options.padded_length).unflatten(2, (-1, chunk_length)) for rows in (query, key, value)

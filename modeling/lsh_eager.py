@@ -63,8 +63,8 @@ def _scores(query, key, visibility):
     scores = query @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if not visibility.options.allow_duplicate_attention:
-        scores = scores - visibility.count_meetings().to(scores.dtype).log()
-    visible = visibility.visible_keys()
+        scores = scores - visibility.count_meetings(slice(None)).to(scores.dtype).log()
+    visible = visibility.visible_keys(slice(None))
     if visible is not None:
         scores = scores.masked_fill(~visible, masked_score(scores.dtype))
     is_self = visibility.positions[..., :, None] == visibility.key_positions[..., None, :]

@@ -48,14 +48,14 @@ class LSHVisibility:
         if not options.allow_duplicate_attention:
             self._places = place_in_all_rounds(order.argsort(dim=-1))
 
-    def visible_keys(self, chunks: slice = slice(None)) -> torch.Tensor | None:
+    def visible_keys(self, chunks: slice) -> torch.Tensor | None:
         """`[B, H, n, C, W]` (or broadcastable), True where a query may attend to a key, or None for everywhere."""
         conditions = self.conditions(chunks)
         if self.options.causal:
             conditions.append(self.positions[:, :, chunks, :, None] >= self.key_positions[:, :, chunks, None, :])
         return reduce(and_, conditions) if conditions else None
 
-    def conditions(self, chunks: slice = slice(None)) -> list[torch.Tensor]:
+    def conditions(self, chunks: slice) -> list[torch.Tensor]:
         """All conditions of `visible_keys` but the direction, each `[B, H, n, C, W]` or broadcastable to it."""
         conditions, options, device = [], self.options, self.positions.device
         if self._key_is_real is not None:
@@ -70,7 +70,7 @@ class LSHVisibility:
             conditions.append(own == self._window_bucket_ids[:, :, chunks, None, :])
         return conditions
 
-    def count_meetings(self, chunks: slice = slice(None)) -> torch.Tensor:
+    def count_meetings(self, chunks: slice) -> torch.Tensor:
         """
         How often a query meets a key over all rounds and windows: the `N_ij` of the paper's appendix A.
 
@@ -143,7 +143,7 @@ def visible_local_keys(
     key_positions: torch.Tensor,
     key_mask: torch.Tensor | None,
     options: LocalOptions,
-    chunks: slice = slice(None),
+    chunks: slice,
 ) -> torch.Tensor | None:
     """
     What the queries of local attention see in their windows.
