@@ -22,9 +22,6 @@ class CachedGenerationMixin:
             "values and the order of buckets in a cache of its own. Call `generate` with a padded batch."
         )
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
-        """None: the model counts places in a row from its first real token, where counted tokens would skip gaps."""
-
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):

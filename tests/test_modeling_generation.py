@@ -175,24 +175,6 @@ def test_each_step_reads_the_new_token_only():
     assert counts == [20] + [1] * 29
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"prompt_lookup_num_tokens": 3}], ids=str)
-@pytest.mark.parametrize("masked", [slice(5, 8), slice(-3, None)], ids=["within", "at the end"])
-def test_masked_tokens_of_a_prompt_keep_their_places(masked, options):
-    """As in one forward pass, whatever positions transformers would count."""
-    model = make_generator()
-    ids, mask = random_ids(1, 40), torch.ones(1, 40, dtype=torch.long)
-    mask[:, masked] = 0
-    made = model.generate(
-        ids, attention_mask=mask, **GREEDY, **options, output_logits=True, return_dict_in_generate=True
-    )
-    with torch.no_grad():
-        seen = torch.nn.functional.pad(mask, (0, 30), value=1)
-        expected = model(made.sequences, attention_mask=seen).logits[:, 39:-1]
-    # `generate` keeps logits in float32. Those of a masked token, the first ones here, may be anything.
-    first = 1 - mask[0, -1]
-    torch.testing.assert_close(torch.stack(made.logits, dim=1)[:, first:], expected[:, first:].float())
-
-
 @pytest.mark.parametrize("name", CACHE_NAMES)
 def test_a_cache_goes_on_where_a_text_ended(name):
     model = make_generator()
