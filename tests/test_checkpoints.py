@@ -9,29 +9,18 @@ import torch
 import transformers
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import TINY, assert_equal_tensors, make_model, random_ids, tiny_config
+from tiny_models import MODEL_CLASSES, TINY, assert_equal_tensors, make_model, random_ids, tiny_config
 
 from hf_reformer import (
     ReformerConfig,
     ReformerForCausalLM,
     ReformerForMaskedLM,
     ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
     ReformerForTokenClassification,
     ReformerModel,
 )
 
 
-MODEL_CLASSES = (
-    ReformerModel,
-    ReformerForCausalLM,
-    ReformerForMaskedLM,
-    ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
-    ReformerForTokenClassification,
-)
 LEARNED = {"axial_pos_embds": False}
 THREE_AXES = {"axial_pos_shape": [4, 2, 16], "axial_pos_embds_dim": [8, 8, 16]}
 WEIGHTS = "model.safetensors"

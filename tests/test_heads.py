@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import VOCAB, assert_equal_tensors, gradients, make_model, random_ids, tiny_config
+from tiny_models import MODEL_CLASSES, VOCAB, assert_equal_tensors, gradients, make_model, random_ids, tiny_config
 
 from hf_reformer import (
     ReformerForCausalLM,
@@ -11,19 +11,10 @@ from hf_reformer import (
     ReformerForQuestionAnswering,
     ReformerForSequenceClassification,
     ReformerForTokenClassification,
-    ReformerModel,
 )
 
 
 LANGUAGE_MODELS = (ReformerForCausalLM, ReformerForMaskedLM)
-MODEL_CLASSES = (
-    ReformerModel,
-    *LANGUAGE_MODELS,
-    ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
-    ReformerForTokenClassification,
-)
 LENGTH = 40
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import STACKS, left_padded, make_model, random_ids
+from tiny_models import MODEL_CLASSES, STACKS, left_padded, make_model, random_ids
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DataCollatorWithFlattening
 
@@ -10,23 +10,10 @@ from hf_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
     ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
-    ReformerForTokenClassification,
-    ReformerModel,
 )
 from hf_reformer.modeling.argument_checks import check_one_document_per_row
 
 
-MODEL_CLASSES = (
-    ReformerModel,
-    ReformerForCausalLM,
-    ReformerForMaskedLM,
-    ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
-    ReformerForTokenClassification,
-)
 WHAT_TO_DO = "would read each other here. Give each one a row of its own and pad"
 LENGTHS = (9, 1, 20)
 TOTAL = sum(LENGTHS)

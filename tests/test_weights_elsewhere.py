@@ -6,30 +6,16 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
-from tiny_models import make_model, random_ids
+from tiny_models import MODEL_CLASSES, make_model, random_ids
 
 from hf_reformer import (
     ReformerForCausalLM,
-    ReformerForMaskedLM,
     ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
-    ReformerForTokenClassification,
-    ReformerModel,
 )
 from hf_reformer.modeling.cache_naming import CACHE_NAME
 from hf_reformer.modeling.checkpoints import CheckpointMixin
 
 
-MODEL_CLASSES = (
-    ReformerModel,
-    ReformerForCausalLM,
-    ReformerForMaskedLM,
-    ReformerForMultipleChoice,
-    ReformerForQuestionAnswering,
-    ReformerForSequenceClassification,
-    ReformerForTokenClassification,
-)
 LAYERS = {"attn_layers": ["local", "lsh", "full"], "hash_seed": 1}
 CPU = torch.device("cpu")
 

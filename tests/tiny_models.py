@@ -2,7 +2,16 @@
 
 import torch
 
-from hf_reformer import ReformerConfig
+from hf_reformer import (
+    ReformerConfig,
+    ReformerForCausalLM,
+    ReformerForMaskedLM,
+    ReformerForMultipleChoice,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerForTokenClassification,
+    ReformerModel,
+)
 
 
 TINY = {
@@ -39,6 +48,17 @@ DROPOUT = {
 }
 NO_ATTENTION_DROPOUT = {"local_attention_probs_dropout_prob": 0.0, "lsh_attention_probs_dropout_prob": 0.0}
 
+
+# The base model and every head.
+MODEL_CLASSES = (
+    ReformerModel,
+    ReformerForCausalLM,
+    ReformerForMaskedLM,
+    ReformerForMultipleChoice,
+    ReformerForQuestionAnswering,
+    ReformerForSequenceClassification,
+    ReformerForTokenClassification,
+)
 
 # The settings with which cached and uncached results are the same at every position.
 WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
