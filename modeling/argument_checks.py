@@ -75,15 +75,20 @@ def check_inputs(
 
 
 def check_one_document_per_row(
-    attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, others: Mapping[str, Any]
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    others: Mapping[str, Any],
+    past_length: int = 0,
 ):
     """
     Raise ValueError where rows hold several documents: attention does not know where one ends.
 
     Args:
-        attention_mask: `[B, L]`; 0 and 1 in any dtype.
-        position_ids: `[B, L]` or `[1, L]`; each real token's must be larger than those of the ones before it.
+        attention_mask: `[B, past_length + L]`; 0 and 1 in any dtype.
+        position_ids: `[B, L]` or `[1, L]`; each real token's must be larger than those of the ones before it, so that
+            none is smaller than the number of those.
         others: Further keyword arguments of the call.
+        past_length: Tokens in a cache.
     """
     given = [f"`{name}`" for name in PACKING_ARGUMENTS if others.get(name) is not None]
     if given:
@@ -97,12 +102,15 @@ def check_one_document_per_row(
             f"number documents. {ONE_DOCUMENT_PER_ROW}",
             may_wait=attention_mask.is_floating_point(),
         )
-    if position_ids is not None and position_ids.shape[1] > 1:
-        is_real = torch.ones_like(position_ids).bool() if attention_mask is None else attention_mask.bool()
+    if position_ids is not None and position_ids.shape[1] + past_length > 1:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(position_ids[:, :1]).expand(-1, past_length + position_ids.shape[1])
+        is_past, is_real = attention_mask.bool().tensor_split((past_length,), dim=1)
         # the smallest position that is left for the next token
-        free = torch.where(is_real, position_ids + 1, 0).cummax(dim=1).values
+        free = torch.where(is_real, position_ids + 1, 0)
+        free = torch.cat([is_past.sum(1, keepdim=True), free[:, :-1]], dim=1).cummax(dim=1).values
         _demand(
-            (~is_real[:, 1:] | (position_ids[:, 1:] >= free[:, :-1])).all(),
+            (~is_real | (position_ids >= free)).all(),
             "position_ids",
             position_ids,
             f"must grow along each row, without starting again. {ONE_DOCUMENT_PER_ROW} Padding needs an "

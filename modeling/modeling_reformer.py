@@ -161,9 +161,8 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
-        attention_mask = None if attention_mask is None else attention_mask[:, past_length:]
-        check_one_document_per_row(attention_mask, position_ids, kwargs)
-        attention_mask = None if attention_mask is None else attention_mask.bool()
+        check_one_document_per_row(attention_mask, position_ids, kwargs, past_length)
+        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
         # Rows begin with their first real token; what continues a text stays where it is.
         shift = None if attention_mask is None or past_length else first_real_token(attention_mask)
         attention_mask, input_ids, position_ids, inputs_embeds = (

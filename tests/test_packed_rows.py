@@ -125,6 +125,27 @@ def test_positions_of_one_document(dtype):
         check_one_document_per_row(mask, positions.to(dtype), {"seq_idx": None, "token_type_ids": positions})
 
 
+@pytest.mark.parametrize("stack", STACKS)
+def test_positions_that_start_again_behind_a_cache(stack):
+    """The next document of a row cannot continue the cache of the ones before it; padding is no token of those."""
+    model = make_model(ReformerForCausalLM, attn_layers=STACKS[stack])
+    ids, mask = left_padded([random_ids(1, length)[0] for length in (25, 9)], length=30)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        cache = model(ids, attention_mask=mask, position_ids=positions, use_cache=True).past_key_values
+        longer = torch.cat([mask, torch.ones_like(mask[:, :3])], dim=1)
+        for wrong in (COUNTED[None, :3], COUNTED[None, :3] + 24, COUNTED[None, :1] + 8):
+            with pytest.raises(ValueError, match=WHAT_TO_DO):
+                model(
+                    ids[:, : wrong.shape[1]],
+                    attention_mask=longer[:, : 30 + wrong.shape[1]],
+                    position_ids=wrong,
+                    past_key_values=cache,
+                )
+        assert cache.get_seq_length() == 30
+        model(ids[:, :3], attention_mask=longer, position_ids=longer.cumsum(1)[:, -3:] - 1, past_key_values=cache)
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}, {"use_cache": False}], ids=str
 )
