@@ -88,6 +88,7 @@ BEYOND_STOCK = {
     "allow_duplicate_attention": True,
     "full_attention_threshold": None,
     "lsh_sliding_window": False,
+    "lsh_value_shift": 0,
 }
 
 
@@ -171,6 +172,9 @@ class ReformerConfig(PreTrainedConfig):
         wherever chunks begin. A causal model's results then do not depend on later tokens in any way, and generation
         with a cache computes exactly what one forward pass over the whole text does. Needs
         `circular_look_around=False` and `attend_across_buckets=False`.
+    lsh_value_shift (`int`, *optional*, defaults to 0):
+        With 1 a token of an LSH layer reads what followed the tokens like it: each key carries the value of the next
+        token instead of its own. It costs nothing and sees nothing of the future. Causal models only.
 
     A value that cannot work raises `StrictDataclassClassValidationError` or `StrictDataclassFieldValidationError`, a
     misspelt name or another model's name for a setting a `ValueError`; the message says what was given and what is
@@ -237,6 +241,7 @@ class ReformerConfig(PreTrainedConfig):
     allow_duplicate_attention: bool = True
     full_attention_threshold: int | None = None
     lsh_sliding_window: bool = False
+    lsh_value_shift: int = 0
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -358,6 +363,10 @@ class ReformerConfig(PreTrainedConfig):
                 f"`lsh_sliding_window=True` needs `circular_look_around=False` and `attend_across_buckets=False`, but "
                 f"they are {self.circular_look_around} and {self.attend_across_buckets}."
             )
+
+    def validate_value_shift(self):
+        if self.lsh_value_shift not in (0, 1):
+            raise ValueError(f"`lsh_value_shift` must be 0 or 1, but got {self.lsh_value_shift}.")
 
     def validate_circle(self):
         if not self.circular_look_around:

@@ -13,6 +13,7 @@ from .bucket_order import bucket_of, position_of
 from .chunking import circular_offset, masked_score, self_score
 from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
 from .lsh_options import LSHOptions
+from .value_shift import next_real_token, weights_of_values
 
 
 # Numbers that are gathered, or scores that are computed, at once.
@@ -76,50 +77,63 @@ def attend_to_rows(
     mask: Callable[[torch.Tensor], torch.Tensor],
     scales: torch.Tensor | float,
     map_length: int | None,
+    value_positions: torch.Tensor | None = None,
 ) -> Attended:
     """
     Softmax attention of each query to keys of its own.
 
     Args:
         query: `[B, M, H, D]`.
-        positions: `[B, H, M, K]`, of the keys and values.
+        positions: `[B, H, M, K]`, of the keys.
         mask: Masks scores `[B, H, M, K]`.
         scales: What dot products with a key are multiplied with: `[B, capacity, H]`, or one number for all.
         map_length: Positions of the attention map; None for no map.
+        value_positions: The same of the values, if others than those of the keys.
     """
-    batch, capacity, heads, size = rows.keys.shape
+    capacity, heads = rows.keys.shape[1:3]
     # The cache may have been made under autocast and this call not.
     dtype, query = query.dtype, query.transpose(1, 2).to(rows.keys.dtype)
-    slots = rows.slots(positions)
-    row = torch.arange(batch, device=query.device).view(-1, 1, 1, 1)
+    row = torch.arange(len(query), device=query.device).view(-1, 1, 1, 1)
     head = torch.arange(heads, device=query.device).view(1, -1, 1, 1)
-    index = ((row * capacity + slots) * heads + head).flatten()
-    keys, values = (
-        table.view(-1, size).index_select(0, index).view(*positions.shape, size) for table in (rows.keys, rows.values)
-    )
+
+    def index_of(positions):
+        return ((row * capacity + rows.slots(positions)) * heads + head).flatten()
+
+    def look_up(table, index):
+        return table.flatten(0, 2).index_select(0, index).unflatten(0, positions.shape)
+
+    index = index_of(positions)
+    keys = look_up(rows.keys, index)
+    values = look_up(rows.values, index if value_positions is None else index_of(value_positions))
     scores = (query[..., None, :] @ keys.transpose(-1, -2)).squeeze(-2)
     if isinstance(scales, torch.Tensor):
-        scales = scales.view(-1).index_select(0, index).view(positions.shape)
+        scales = look_up(scales, index)
     probabilities = mask(scores * scales).softmax(dim=-1)
     output = (probabilities.to(values.dtype)[..., None, :] @ values).squeeze(-2).transpose(1, 2).to(dtype)
     if map_length is None:
         return output, None
     weights = probabilities.new_zeros(*positions.shape[:3], map_length)
     # What is beyond the text has no probability; any place will do.
-    return output, weights.scatter_add_(3, positions.clamp(0, map_length - 1), probabilities)
+    columns = (positions if value_positions is None else value_positions).clamp(0, map_length - 1)
+    return output, weights.scatter_add_(3, columns, probabilities)
 
 
 def attend_exactly(
-    query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int, return_weights: bool
+    query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int, value_shift: int, return_weights: bool
 ) -> Attended:
     """Shared-query/key attention of `[B, M, H, D]` to all of the first `reach` positions up to their own."""
     count = min(step.longest, reach)
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
     keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
     scores = (query.transpose(1, 2).to(keys.dtype) @ keys.transpose(-1, -2)) * scales[:, :, None]
+    is_self = key_positions == step.positions[:, None, :, None]
     scores = scores.masked_fill(~step.sees(key_positions), masked_score(scores.dtype))
-    scores = scores.masked_fill(key_positions == step.positions[:, None, :, None], self_score(scores.dtype))
+    scores = scores.masked_fill(is_self, self_score(scores.dtype))
     probabilities = scores.softmax(dim=-1)
+    if value_shift:
+        # An earlier key's successor is at most the query itself.
+        mask = None if step.mask is None else step.mask[:, :count]
+        probabilities = weights_of_values(probabilities.masked_fill(is_self, 0), mask)
     output = (probabilities.to(values.dtype) @ values).transpose(1, 2).to(query.dtype)
     return output, nn.functional.pad(probabilities, (0, step.longest - count)) if return_weights else None
 
@@ -162,7 +176,14 @@ def attend_in_buckets(
             scores = scores.masked_fill(~visible, masked_score(scores.dtype))
             return scores.masked_fill(is_self, self_score(scores.dtype))
 
-        return attend_to_rows(query, cache.rows, positions, mask, cache.scales, map_length)
+        if not options.value_shift:
+            return attend_to_rows(query, cache.rows, positions, mask, cache.scales, map_length)
+        output, weights = attend_to_rows(
+            query, cache.rows, positions, mask, cache.scales, map_length, _successors(positions, step)
+        )
+        sees_nothing = ~visible.any(dim=-1)
+        output = output.masked_fill(sees_nothing.transpose(1, 2)[..., None], 0)
+        return output, None if weights is None else weights.masked_fill(sees_nothing[..., None], 0)
 
     keys_per_head = options.chunk_length * (sum(options.around) + 1) * codes.shape[2]
     return in_pieces(attend, query, step, keys_per_head * query.shape[2] * query.shape[3])
@@ -187,6 +208,14 @@ def _window(places: torch.Tensor, options: LSHOptions, padded_length: int) -> tu
         chunks, exists = neighbour_chunks(chunk, chunks_per_round, options.around, circular=False)
     window = chunks[..., None] * length + torch.arange(length, device=device)
     return window.flatten(-2) + first_of_round, exists[..., None].expand(window.shape).flatten(-2)
+
+
+def _successors(positions: torch.Tensor, step: CacheStep) -> torch.Tensor:
+    """The next real position behind each of `[B, H, M, K]`."""
+    if step.mask is None:
+        return positions + 1
+    successor = next_real_token(step.mask)[:, None, None].expand(*positions.shape[:3], -1)
+    return successor.gather(3, positions.clamp(0, step.longest - 1))
 
 
 def _count_equal(numbers: torch.Tensor) -> torch.Tensor:

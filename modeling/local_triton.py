@@ -60,7 +60,13 @@ class _LocalAttention(OnceDifferentiable):
 
         rows = tuple(with_contiguous_rows(each) for each in (query, key, value))
         options = KernelOptions(
-            **kind, sliding_window=False, own_bucket=False, shared_qk=False, is_sorted=False, widen=IS_INTERPRETED
+            **kind,
+            sliding_window=False,
+            own_bucket=False,
+            shared_qk=False,
+            own_value=False,
+            is_sorted=False,
+            widen=IS_INTERPRETED,
         )
         output, log_sum_exp, _ = attention_forward(*rows, (None, None, key_mask), 1, padded_length, options)
         ctx.save_for_backward(*rows, output, log_sum_exp, key_mask)

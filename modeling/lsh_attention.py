@@ -26,6 +26,11 @@ class LSHSelfAttention(nn.Module):
         self.num_heads = config.num_attention_heads
         self.head_size = config.attention_head_size
         self.chunk_length = config.lsh_attn_chunk_length
+        if config.lsh_value_shift and not config.is_decoder:
+            raise ValueError(
+                "`lsh_value_shift=1` is for causal models: elsewhere a key can carry the query's own value. Set it to "
+                "0, or `is_decoder=True`."
+            )
         threshold = config.full_attention_threshold
         self.full_attention_threshold = self.chunk_length if threshold is None else threshold
         self.dropout = nn.Dropout(config.lsh_attention_probs_dropout_prob or 0.0)
@@ -130,7 +135,7 @@ class LSHSelfAttention(nn.Module):
         if self._is_exact(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
-            return attend_exactly(query_key, cache, step, step.longest, return_weights)
+            return self._attend_exactly_to_cache(query_key, cache, step, step.longest, return_weights)
         if cache.order is None:
             # Up to now attention was exact.
             all_keys = cache.rows.keys[:, : step.longest]
@@ -147,13 +152,16 @@ class LSHSelfAttention(nn.Module):
             return output, weights
         is_exact = self._exact_queries(step.positions, step.real_lengths)
         if is_exact is not None:
-            exact, exact_weights = attend_exactly(
+            exact, exact_weights = self._attend_exactly_to_cache(
                 query_key, cache, step, self.full_attention_threshold, return_weights
             )
             output = torch.where(is_exact[:, :, None, None], exact, output)
             if return_weights:
                 weights = torch.where(is_exact[:, None, :, None], exact_weights, weights)
         return output, weights
+
+    def _attend_exactly_to_cache(self, query_key, cache, step, reach, return_weights):
+        return attend_exactly(query_key, cache, step, reach, self.config.lsh_value_shift, return_weights)
 
     def _exact_queries(self, positions, lengths):
         """`[B, L]` or `[B, 1]`, bool: queries that get exact attention while others are hashed; None for none."""
@@ -180,6 +188,7 @@ class LSHSelfAttention(nn.Module):
             "allow_duplicate_attention": self.config.allow_duplicate_attention,
             "circular_look_around": self.config.circular_look_around,
             "sliding_window": self.config.lsh_sliding_window,
+            "value_shift": self.config.lsh_value_shift,
         }
 
     def _is_exact(self, length: int, circle_length: int | None) -> bool:
@@ -210,6 +219,7 @@ class LSHSelfAttention(nn.Module):
             chunk_length=length,
             num_chunks_before=0,
             num_chunks_after=0,
+            value_shift=self.config.lsh_value_shift,
             attention_mask=attention_mask,
             **self._common_arguments(return_weights),
         )

@@ -26,7 +26,7 @@ def lsh_attention_eager(
     Chunked LSH attention to what `lsh_operator.lsh_attention` has sorted.
 
     Args:
-        query_key, value: `[B, L, H, D]`.
+        query_key, value: `[B, L, H, D]`; with `options.value_shift` the values are what the keys carry.
         buckets: `[B, H, R, P]`, the bucket of each position.
         order: `[B, H, R, P]`, the positions of each round in sorted order.
         key_mask: `[B, P]`, bool, or None if every token is real.
@@ -47,6 +47,8 @@ def lsh_attention_eager(
     key, values = (look_adjacent(rows, *options.around) for rows in (unit_keys(query), in_chunks(value)))
     rank = order.argsort(dim=-1)
     probabilities, round_weights = _softmax_of_each_round(_scores(query, key, visibility), rank)
+    if options.value_shift:
+        probabilities = probabilities.masked_fill(_is_self(visibility), 0)
     dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
     output = _combine_rounds((dropped.to(values.dtype) @ values).flatten(2, 3), round_weights, rank)
     output = output[:, :, :length].transpose(1, 2)
@@ -67,8 +69,11 @@ def _scores(query, key, visibility):
     visible = visibility.visible_keys(slice(None))
     if visible is not None:
         scores = scores.masked_fill(~visible, masked_score(scores.dtype))
-    is_self = visibility.positions[..., :, None] == visibility.key_positions[..., None, :]
-    return scores.masked_fill(is_self, self_score(scores.dtype))
+    return scores.masked_fill(_is_self(visibility), self_score(scores.dtype))
+
+
+def _is_self(visibility):
+    return visibility.positions[..., :, None] == visibility.key_positions[..., None, :]
 
 
 def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,6 +28,7 @@ from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
 from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
 from .lsh_triton import lsh_attention_triton, why_not_triton
+from .value_shift import shift_values, weights_of_values
 
 
 LSH_IMPLEMENTATIONS = {
@@ -68,7 +69,8 @@ def lsh_attention(
             influence on real ones.
         padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
             changes results only with `circular_look_around`.
-        return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
+        return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`. With `value_shift=1` a column
+            is what a query reads of that token's value, because it is like the token before.
         num_buckets: What the vectors were hashed with, if it is known: kernels can then sort by counting. Buckets must
             be below it, and not negative.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
@@ -94,7 +96,12 @@ def lsh_attention(
     if num_buckets is not None:
         num_buckets = math.prod(bucket_factors(num_buckets))
     order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
-    return attend(query_key, value, buckets, order, key_mask, options, return_weights)
+    if options.value_shift:
+        value = shift_values(value, attention_mask)
+    output, weights = attend(query_key, value, buckets, order, key_mask, options, return_weights)
+    if options.value_shift and weights is not None:
+        weights = weights_of_values(weights, attention_mask)
+    return output, weights
 
 
 def _check_shapes(query_key, value, buckets, attention_mask):

@@ -18,6 +18,9 @@ class LSHOptions:
         allow_duplicate_attention: Count a key once for each round that finds it, rather than once.
         sliding_window: Look at as many tokens before and after the query, in the sorted order, as the chunks looked at
             hold, wherever in its chunk the query stands. Not on the circle.
+        value_shift: With 1 a key carries the value of the next real token instead of its own, and a token that sees
+            nothing but itself reads nothing: zeros. So a token reads what followed the tokens like it, and as it never
+            sees itself beside others, nothing after it. Needs `causal`.
         dropout_p: Dropout on the attention probabilities.
 
     Raises:
@@ -32,6 +35,7 @@ class LSHOptions:
     attend_across_buckets: bool = True
     allow_duplicate_attention: bool = True
     sliding_window: bool = False
+    value_shift: int = 0
     dropout_p: float = 0.0
 
     def __post_init__(self):
@@ -42,6 +46,10 @@ class LSHOptions:
             )
         if self.sliding_window and self.circular_look_around:
             raise ValueError("`sliding_window=True` needs `circular_look_around=False`: windows do not cross a seam.")
+        if self.value_shift not in (0, 1):
+            raise ValueError(f"`value_shift` must be 0 or 1, but got {self.value_shift}.")
+        if self.value_shift and not self.causal:
+            raise ValueError("`value_shift=1` needs `causal=True`: elsewhere a key can carry the query's own value.")
         if not 0 <= self.dropout_p <= 1:
             raise ValueError(f"`dropout_p` is a probability and must be between 0 and 1, but got {self.dropout_p}.")
 

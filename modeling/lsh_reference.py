@@ -24,6 +24,7 @@ def lsh_attention_reference(
     allow_duplicate_attention: bool = True,
     padded_length: int | None = None,
     sliding_window: bool = False,
+    value_shift: int = 0,
 ) -> torch.Tensor:
     """
     Dense LSH attention, O(L^2) memory. Arguments and result as in `lsh_operator.lsh_attention`; use float64.
@@ -65,7 +66,22 @@ def lsh_attention_reference(
     scores = scores.masked_fill(weight == 0, -torch.inf)
     probabilities = weight * torch.exp(scores - scores.amax(-1, keepdim=True).detach())
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    if value_shift:
+        probabilities = probabilities.masked_fill(is_self, 0)
+        value = _values_of_successors(value, attention_mask.tolist())
     return (probabilities @ value.transpose(1, 2)).transpose(1, 2)
+
+
+def _values_of_successors(value, is_real):
+    """At each place the value of the next real token, zeros behind the last."""
+    rows = []
+    for row, row_is_real in zip(value, is_real, strict=True):
+        values, following = [], 0 * row[0]
+        for i in reversed(range(len(row))):
+            values.insert(0, following)
+            following = row[i] if row_is_real[i] else following
+        rows.append(torch.stack(values))
+    return torch.stack(rows)
 
 
 def _list_chunks(buckets, is_real, padded_length, chunk_length):

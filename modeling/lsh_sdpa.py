@@ -53,7 +53,7 @@ def lsh_attention_sdpa(
     Chunked LSH attention to what `lsh_operator.lsh_attention` has sorted.
 
     Args:
-        query_key, value: `[B, L, H, D]`.
+        query_key, value: `[B, L, H, D]`; with `options.value_shift` the values are what the keys carry.
         buckets: `[B, H, R, P]`, the bucket of each position.
         order: `[B, H, R, P]`, the positions of each round in sorted order.
         key_mask: `[B, P]`, bool, or None if every token is real.
@@ -277,7 +277,12 @@ class _Group:
             largest, total = new_largest, total.mul_(old).add_(new)
         if self.rounds > 1:
             output /= total[..., None]
-        return torch.where(self._is_alone(largest)[..., None], self.value, output, out=output), largest, total
+        is_alone = self._is_alone(largest)[..., None]
+        if self.options.value_shift:
+            output.masked_fill_(is_alone, 0)
+        else:
+            torch.where(is_alone, self.value, output, out=output)
+        return output, largest, total
 
     def _attend_in_round(self, round_index):
         sorted_output = self._scratch_for_rows("sorted output")
@@ -305,7 +310,7 @@ class _Group:
         )
 
     def _is_alone(self, log_sum_exp: torch.Tensor) -> torch.Tensor:
-        """Which tokens have nothing but themselves to attend to. Their output is exactly their value."""
+        """Which tokens have nothing but themselves to attend to. Their output is exactly their value, or zeros."""
         return log_sum_exp < self_score(self.mask_dtype) / 2
 
     def attend_backward(
@@ -324,7 +329,10 @@ class _Group:
             self._scratch_for_rows(name, log_sum_exp.dtype)
             for name in ("query's gradient", "key's gradient", "value's gradient", "product")
         )
-        value_grad.copy_(gradient).masked_fill_(~is_alone, 0)
+        if self.options.value_shift:
+            value_grad.zero_()
+        else:
+            value_grad.copy_(gradient).masked_fill_(~is_alone, 0)
         gradient.masked_fill_(is_alone, 0)
         # Nothing then has a probability, where a difference of two scores of masks could be any number.
         log_sum_exp = log_sum_exp.masked_fill(is_alone.squeeze(-1), 0)

@@ -34,10 +34,11 @@ def lsh_attention_triton(
     """
     Chunked LSH attention (paper section 2, "LSH attention"), all rounds combined.
 
-    A token that sees nothing but itself gets exactly its value.
+    A token that sees nothing but itself gets exactly its value, or with `options.value_shift` zeros.
 
     Args:
-        query_key, value: `[B, L, H, D]`, float32, bfloat16 or float16; any strides.
+        query_key, value: `[B, L, H, D]`, float32, bfloat16 or float16; any strides. With `options.value_shift` the
+            values are what the keys carry.
         buckets: `[B, H, R, P]`, integer, the bucket of each position; P is a multiple of the chunk length.
         order: `[B, H, R, P]`, integer, the positions of each round in sorted order; those from L on are padding.
         key_mask: `[B, P]`, bool, or None if every token is real.
@@ -78,6 +79,7 @@ class _LSHAttention(OnceDifferentiable):
             sliding_window=options.sliding_window,
             own_bucket=not options.attend_across_buckets,
             shared_qk=True,
+            own_value=not options.value_shift,
             is_sorted=True,
             has_mask=key_mask is not None,
             is_padded=padded_length > query_key.shape[1],

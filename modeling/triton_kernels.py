@@ -49,7 +49,7 @@ class KernelOptions:
         chunk_length, head_size: Sizes C and D, powers of two.
         num_before, num_after: Neighbouring chunks looked at.
         causal, circular, sliding_window, own_bucket: As in `LSHOptions`.
-        shared_qk: Keys are queries at unit length, and a token attends to itself only if it sees nothing else.
+        shared_qk, own_value: Keys are queries at unit length; a token that sees nothing but itself gets its value.
         is_sorted: The order of the tokens is given; without it, it is that of the sequence.
         has_mask: There is a mask of keys.
         is_padded: P > L.
@@ -66,6 +66,7 @@ class KernelOptions:
     sliding_window: bool
     own_bucket: bool
     shared_qk: bool
+    own_value: bool
     is_sorted: bool
     has_mask: bool
     is_padded: bool
@@ -335,7 +336,7 @@ def _store_round(
     tl.store(log_sum_exp + (row * heads + head) * length + position, largest + tl.log2(total), mask=is_real)
     columns = tl.arange(0, SIZE)
     pointers = output + ((row * length + position)[:, None] * heads + head) * SIZE + columns[None, :]
-    if OPTIONS.shared_qk:
+    if OPTIONS.own_value:
         # A token that sees nothing but itself passes its value on as it is.
         is_alone = (is_real & saw_nothing)[:, None]
         tl.store(pointers, tl.load(own_values + columns[None, :], mask=is_alone), mask=is_alone)
@@ -508,7 +509,7 @@ def _sum_over_queries(
             )
             if offset == 0 and IS_CHUNK:
                 own_scores = grad_scores
-            if offset == 0 and OPTIONS.shared_qk:
+            if offset == 0 and OPTIONS.own_value:
                 # A token that sees nothing but itself has its value for output, once over all rounds.
                 is_alone = (log_sum_exp == NOTHING_SEEN) & (chunk < sizes[4])
                 is_self = query_tokens[1][:, None] == key_position[None, :]

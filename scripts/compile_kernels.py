@@ -44,6 +44,7 @@ LSH = KernelOptions(
     sliding_window=False,
     own_bucket=False,
     shared_qk=True,
+    own_value=True,
     is_sorted=True,
     has_mask=False,
     is_padded=False,
@@ -53,7 +54,7 @@ VARIANTS = {
     "LSH": LSH,
     "LSH, circle, mask": replace(LSH, causal=False, circular=True, has_mask=True, is_padded=True),
     "LSH, own bucket": replace(LSH, own_bucket=True, sliding_window=True, is_padded=True),
-    "local": replace(LSH, shared_qk=False, is_sorted=False),
+    "local": replace(LSH, shared_qk=False, own_value=False, is_sorted=False),
 }
 
 

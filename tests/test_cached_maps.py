@@ -22,7 +22,9 @@ def cached_maps(model, ids, splits, mask=None):
     return [torch.cat(of_layer, dim=2) for of_layer in zip(*calls, strict=True)]
 
 
-@pytest.mark.parametrize("changes", [{"threshold": 40}, {"duplicates": False, "before": 2}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"threshold": 40}, {"duplicates": False, "before": 2}, {"threshold": 40, "value_shift": 1}], ids=str
+)
 @pytest.mark.parametrize("stack", WINDOW_STACKS)
 def test_maps_are_the_rows_of_the_whole_map(stack, changes, monkeypatch):
     """At the columns of the batch, for rows of any length, across everything that is done in pieces."""
@@ -31,6 +33,7 @@ def test_maps_are_the_rows_of_the_whole_map(stack, changes, monkeypatch):
         full_attention_threshold=changes.get("threshold"),
         allow_duplicate_attention=changes.get("duplicates", True),
         local_num_chunks_before=changes.get("before", 1),
+        lsh_value_shift=changes.get("value_shift", 0),
         num_hashes=3,
         **WINDOWS,
     )

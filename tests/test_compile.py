@@ -102,6 +102,7 @@ CASES = {
     "chunked feed-forward": ("aot_eager", {"attn_layers": ["local"], "chunk_size_feed_forward": 8}, {}),
     "as in the paper": ("eager", LSH | {"attend_across_buckets": False, "allow_duplicate_attention": False}, {}),
     "one round": ("eager", LSH | {"num_hashes": 1}, {}),
+    "successors": ("eager", LSH | {"lsh_value_shift": 1}, {"attention_mask": RIGHT.flip(1)}),
     "factors": ("eager", LSH | {"num_buckets": [4, 6]}, {}),
     "buckets by length": ("eager", LSH | {"num_buckets": None}, {}),
     "exact attention": ("eager", LSH | {"full_attention_threshold": 64}, {}),

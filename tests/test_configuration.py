@@ -24,6 +24,7 @@ OWN_FIELDS = {
     "allow_duplicate_attention": True,
     "full_attention_threshold": None,
     "lsh_sliding_window": False,
+    "lsh_value_shift": 0,
 }
 # Each makes the model compute what stock transformers cannot.
 BEYOND_STOCK = (
@@ -32,6 +33,7 @@ BEYOND_STOCK = (
     {"allow_duplicate_attention": False},
     {"full_attention_threshold": 64},
     {"lsh_sliding_window": True, "circular_look_around": False, "attend_across_buckets": False},
+    {"lsh_value_shift": 1},
 )
 
 
@@ -336,6 +338,7 @@ INVALID = {
         {"full_attention_threshold": 15},
         "`full_attention_threshold` must be None or at least `lsh_attn_chunk_length=16`, but got 15",
     ),
+    "values further on": ({"lsh_value_shift": 2}, "`lsh_value_shift` must be 0 or 1, but got 2"),
     "windows on the circle": (
         {"lsh_sliding_window": True, "attend_across_buckets": False},
         "`lsh_sliding_window=True` needs .* but they are True and False",

@@ -97,14 +97,16 @@ def rows_with_padding(length, paddings):
     duplicates=st.booleans(),
     threshold=st.sampled_from([None, 40]),
     before=st.integers(0, 2),
+    value_shift=st.sampled_from([0, 1]),
     seed=st.integers(0, 99),
 )
 def test_equals_one_forward_pass_over_each_row(
-    stack, splits, paddings, num_hashes, num_buckets, duplicates, threshold, before, seed
+    stack, splits, paddings, num_hashes, num_buckets, duplicates, threshold, before, value_shift, seed
 ):
     """Any split, and left-padded rows of different lengths, against each row alone and whole."""
     torch.manual_seed(seed)
     model = make(
+        lsh_value_shift=value_shift,
         attn_layers=WINDOW_STACKS[stack],
         num_hashes=num_hashes,
         num_buckets=num_buckets,
@@ -133,6 +135,7 @@ def test_equals_one_forward_pass_over_each_row(
     around=st.tuples(st.integers(0, 2), st.integers(0, 1)),
     threshold=st.sampled_from([None, 40]),
     chunks=st.sampled_from([(16, 16), (8, 16), (16, 8)]),
+    value_shift=st.sampled_from([0, 1]),
     seed=st.integers(0, 99),
 )
 # The circle is longer than the local layer's chunks alone would make it, and its last chunk looks at the first one.
@@ -146,13 +149,15 @@ def test_equals_one_forward_pass_over_each_row(
     around=(1, 1),
     threshold=None,
     chunks=(8, 16),
+    value_shift=0,
     seed=0,
 )
 def test_equals_layers_that_see_the_text_up_to_each_call(
-    stack, splits, num_hashes, circular, across, duplicates, around, threshold, chunks, seed
+    stack, splits, num_hashes, circular, across, duplicates, around, threshold, chunks, value_shift, seed
 ):
     torch.manual_seed(seed)
     model = make(
+        lsh_value_shift=value_shift,
         attn_layers=STACKS[stack],
         num_hashes=num_hashes,
         circular_look_around=circular,
@@ -176,13 +181,15 @@ def test_equals_layers_that_see_the_text_up_to_each_call(
     paddings=st.lists(st.integers(0, 60), min_size=3, max_size=3),
     threshold=st.sampled_from([None, 40]),
     across=st.booleans(),
+    value_shift=st.sampled_from([0, 1]),
     seed=st.integers(0, 99),
 )
 # A row below the threshold beside one above it.
-@example(splits=[50, 1, 1], paddings=[0, 20, 40], threshold=40, across=False, seed=0)
-def test_chunks_of_padded_rows_are_those_of_the_row_alone(splits, paddings, threshold, across, seed):
+@example(splits=[50, 1, 1], paddings=[0, 20, 40], threshold=40, across=False, value_shift=0, seed=0)
+def test_chunks_of_padded_rows_are_those_of_the_row_alone(splits, paddings, threshold, across, value_shift, seed):
     torch.manual_seed(seed)
     model = make(
+        lsh_value_shift=value_shift,
         attn_layers=STACKS["mixed"],
         circular_look_around=False,
         full_attention_threshold=threshold,
@@ -237,7 +244,11 @@ def test_masks_count_less_than_scores_of_any_size():
         close(cached_logits(model, ids, [1, 19, *[1] * 40]), model(ids).logits)
 
 
-@pytest.mark.parametrize("settings_", [WINDOWS, {"circular_look_around": False}], ids=["windows", "chunks"])
+@pytest.mark.parametrize(
+    "settings_",
+    [WINDOWS, WINDOWS | {"lsh_value_shift": 1}, {"circular_look_around": False}],
+    ids=["windows", "successors", "chunks"],
+)
 def test_masked_tokens_inside_a_text_stay_unseen(settings_):
     """Their ids do not matter, and the others get what the whole masked text gives."""
     model = make(
@@ -253,8 +264,9 @@ def test_masked_tokens_inside_a_text_stay_unseen(settings_):
         close(logits[mask.bool()], model(ids, attention_mask=mask).logits[mask.bool()])
 
 
-def test_right_padding_of_a_prompt_stays_in_place():
-    model = make(attn_layers=STACKS["mixed"], **WINDOWS)
+@pytest.mark.parametrize("value_shift", [0, 1])
+def test_right_padding_of_a_prompt_stays_in_place(value_shift):
+    model = make(attn_layers=STACKS["mixed"], lsh_value_shift=value_shift, **WINDOWS)
     ids, mask = random_ids(2, 60), torch.ones(2, 60, dtype=torch.long)
     mask[1, 20:40] = 0
     for splits in ([40, *[1] * 20], [30, 10, 20]):

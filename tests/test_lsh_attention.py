@@ -54,15 +54,22 @@ def exact_attention(module, hidden_states, attention_mask=None):
         allowed = allowed & attention_mask[:, None, None, :]
     allowed = torch.where(allowed.any(-1, keepdim=True), allowed, itself)
     weights = (query_key @ key.mT).masked_fill(~allowed, -torch.inf).softmax(-1)
+    if module.config.lsh_value_shift:
+        # Of the values behind the keys, which in these texts are those of real tokens; nothing of its own.
+        weights = torch.nn.functional.pad(weights.masked_fill(itself, 0)[..., :-1], (1, 0))
     return (weights @ value).transpose(1, 2).flatten(2), weights
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("circular", [True, False])
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "direction",
+    [{"is_decoder": True}, {"is_decoder": False}, {"is_decoder": True, "lsh_value_shift": 1}],
+    ids=["causal", "both ways", "successors"],
+)
 @pytest.mark.parametrize("threshold", [None, CHUNK, 21])
-def test_exact_up_to_the_threshold(threshold, causal, circular, implementation):
-    module = make(implementation, full_attention_threshold=threshold, is_decoder=causal, circular_look_around=circular)
+def test_exact_up_to_the_threshold(threshold, direction, circular, implementation):
+    module = make(implementation, full_attention_threshold=threshold, circular_look_around=circular, **direction)
     reach = threshold or CHUNK
     for length in (1, 2, 5, 8, 20, 21):
         hidden_states, gradient = torch.randn(2, 2, length, HIDDEN, dtype=torch.float64)
@@ -98,6 +105,8 @@ SETTINGS = {
     "no duplicates": {"allow_duplicate_attention": False, "num_hashes": 4},
     "factors": {"num_buckets": [4, 6]},
     "no number of buckets": {"num_buckets": None},
+    "successors": {"is_decoder": True, "lsh_value_shift": 1},
+    "successors, no circle": {"is_decoder": True, "lsh_value_shift": 1, "circular_look_around": False},
 }
 
 
@@ -130,11 +139,17 @@ def test_beyond_it_equals_the_oracle(setting, length, implementation):
         attend_across_buckets=config.attend_across_buckets,
         allow_duplicate_attention=config.allow_duplicate_attention,
         padded_length=circle_length,
+        value_shift=config.lsh_value_shift,
     ).flatten(2)
     grads = torch.autograd.grad(expected, [leaf, *module.parameters()], gradient)
     torch.testing.assert_close(actual[0][mask], expected[mask], rtol=1e-10, atol=1e-10)
     for ours, theirs in zip(actual[1:], grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_successors_are_for_causal_models():
+    with pytest.raises(ValueError, match=r"`lsh_value_shift=1` is for causal models.* Set it to 0, or"):
+        make(lsh_value_shift=1)
 
 
 def test_hashes_its_queries():

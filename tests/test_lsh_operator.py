@@ -88,6 +88,25 @@ CASES = {
         "causal": True,
     },
     "longer circle": {"length": 37, "rounds": 2, "padded_length": 64},
+    "successors": {"length": 40, "rounds": 1, "causal": True, "value_shift": 1},
+    "successors, one token": {"length": 1, "rounds": 2, "causal": True, "value_shift": 1},
+    "successors, no duplicates, no circle": {
+        "length": 37,
+        "rounds": 3,
+        "causal": True,
+        "value_shift": 1,
+        "allow_duplicate_attention": False,
+        "circular_look_around": False,
+    },
+    "successors, windows, own bucket": {
+        "length": 45,
+        "rounds": 4,
+        "causal": True,
+        "value_shift": 1,
+        "circular_look_around": False,
+        "attend_across_buckets": False,
+        "sliding_window": True,
+    },
 }
 MASKS = ("none", "right", "left", "scattered")
 # A sum of some dozens of float32 products.
@@ -230,10 +249,26 @@ def test_a_token_that_sees_only_itself_gets_exactly_its_value(implementation):
     torch.testing.assert_close(output[:, 0], value[:, 0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("mask", ["none", "scattered"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_the_future_has_no_influence(implementation):
+def test_with_successors_it_reads_nothing(implementation, mask):
+    query_key, value, gradient, buckets, attention_mask = make_inputs(40, 4, mask, dtype=torch.float32)
+    first = torch.zeros_like(gradient)
+    first[:, 0] = gradient[:, 0]
+    options = {"causal": True, "value_shift": 1, "chunk_length": 8, "attention_mask": attention_mask}
+    output, *gradients = run(
+        lsh_attention, query_key, value, first, buckets=buckets, implementation=implementation, **options
+    )
+    assert not output[:, 0].any() and output[:, 1].any()
+    assert not any(each.any() for each in gradients)
+
+
+@pytest.mark.parametrize("value_shift", [0, 1])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_future_has_no_influence(implementation, value_shift):
     query_key, value, _, buckets, _ = make_inputs(40, 2, dtype=torch.float32)
     options = {"buckets": buckets, "chunk_length": 8, "causal": True, "implementation": implementation}
+    options["value_shift"] = value_shift
     before, _ = lsh_attention(query_key, value, **options)
     query_key[:, 25:], value[:, 25:] = torch.randn(2, *query_key[:, 25:].shape)
     after, _ = lsh_attention(query_key, value, **options)
@@ -294,7 +329,16 @@ def test_takes_non_contiguous_inputs(implementation):
 
 
 @pytest.mark.parametrize(
-    "case", ["causal", "odd length", "far neighbours", "no duplicates, no circle", "longer circle"]
+    "case",
+    [
+        "causal",
+        "odd length",
+        "far neighbours",
+        "no duplicates, no circle",
+        "longer circle",
+        "successors",
+        "successors, windows, own bucket",
+    ],
 )
 @pytest.mark.parametrize("mask", MASKS)
 def test_attention_map_reproduces_the_output(case, mask):
@@ -308,7 +352,14 @@ def test_attention_map_reproduces_the_output(case, mask):
         attention_mask = torch.ones(query_key.shape[:2], dtype=torch.bool)
     torch.testing.assert_close(output[attention_mask], expected[attention_mask], rtol=1e-10, atol=1e-10)
     rows = weights.transpose(1, 2)[attention_mask]
-    torch.testing.assert_close(rows.sum(-1), torch.ones_like(rows.sum(-1)))
+    sums = torch.ones_like(rows.sum(-1))
+    if "value_shift" in options:
+        sums = lsh_attention(
+            query_key, torch.ones_like(value), buckets, chunk_length=8, attention_mask=attention_mask, **options
+        )[0][attention_mask].mean(-1)
+        # Who sees nothing reads nothing.
+        assert set(sums.round(decimals=9).flatten().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(rows.sum(-1), sums)
     if CASES[case].get("causal"):
         assert not weights.triu(1).any()
 
@@ -351,6 +402,8 @@ ERRORS = {
     "before": ({"num_chunks_before": -1}, "at least 0, but got 4, -1 before"),
     "padded": ({"padded_length": 8}, "multiple of `chunk_length=4` that holds 10 tokens, but is 8"),
     "windows on the circle": ({"sliding_window": True}, "`sliding_window=True` needs `circular_look_around=False`"),
+    "shift": ({"value_shift": 2}, "`value_shift` must be 0 or 1, but got 2"),
+    "successors both ways": ({"value_shift": 1}, "`value_shift=1` needs `causal=True`"),
     "maps of sdpa": (
         {"implementation": "sdpa", "return_weights": True},
         "'sdpa' implementation .* keeps no attention probabilities to return; use 'eager'",

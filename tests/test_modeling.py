@@ -153,6 +153,11 @@ CAUSAL_CASES = {
         },
         (33, 100),
     ),
+    "lsh, successors, exact": (
+        {"attn_layers": STACKS["lsh"], "lsh_value_shift": 1, "full_attention_threshold": 64},
+        (5, 33, 64),
+    ),
+    "lsh, successors, one bucket": ({"attn_layers": STACKS["lsh"], "lsh_value_shift": 1}, (33, 100)),
     "mixed": ({"attn_layers": STACKS["mixed"], "lsh_num_chunks_after": 1}, (33, 100)),
 }
 

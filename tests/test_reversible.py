@@ -158,6 +158,7 @@ VARIANTS = {
     "bidirectional": Variant(DROPOUT, model_class=ReformerForMaskedLM),
     "without the circle": Variant(DROPOUT | {"circular_look_around": False}),
     "as in the paper": Variant({"attend_across_buckets": False, "allow_duplicate_attention": False}),
+    "successors": Variant({"lsh_value_shift": 1} | DROPOUT, {"attention_mask": SCATTERED}),
     "hash_seed": Variant(DROPOUT | {"hash_seed": 5}),
     "num_hashes": Variant(DROPOUT, {"num_hashes": 5}),
     "evaluation": Variant(DROPOUT, prepare=nn.Module.eval),

@@ -23,6 +23,7 @@ from hf_reformer.modeling.lsh_operator import lsh_attention
 from hf_reformer.modeling.lsh_options import LSHOptions
 from hf_reformer.modeling.lsh_reference import lsh_attention_reference
 from hf_reformer.modeling.lsh_triton import lsh_attention_triton, why_not_triton
+from hf_reformer.modeling.value_shift import shift_values
 
 
 IS_GPU = torch.cuda.is_available()
@@ -84,6 +85,16 @@ CASES = {
     "chunks of 256": {"length": 250, "chunk_length": 256, "num_chunks_before": 0, "rounds": 1, "batch": 1},
     "heads of 128": {"length": 90, "chunk_length": 64, "size": 128, "batch": 1},
     "long queries": {"scale": 1e3, "causal": True},
+    "successors": {"length": 37, "rounds": 3, "mask": "left", "causal": True, "value_shift": 1},
+    "successors, windows, own bucket": {
+        "length": 37,
+        "rounds": 1,
+        "mask": "scattered",
+        "causal": True,
+        "value_shift": 1,
+        "attend_across_buckets": False,
+        **WINDOWS,
+    },
 }
 
 
@@ -123,7 +134,7 @@ def make_inputs(length=48, rounds=2, mask="none", batch=2, heads=1, size=32, sca
 
 
 def attend(query_key, value, buckets, mask=None, padded_length=None, chunk_length=16, **options):
-    """`lsh_attention_triton`, with the order and the padding that the operator gives it."""
+    """`lsh_attention_triton`, with the order, the padding and the values that the operator gives it."""
     batch, length = query_key.shape[:2]
     options = LSHOptions(chunk_length=chunk_length, **options)
     padded_length = padded_length or padded_to_multiple(length, chunk_length)
@@ -132,6 +143,8 @@ def attend(query_key, value, buckets, mask=None, padded_length=None, chunk_lengt
     # Without a mask, the kernels know padding by its position.
     tables = buckets, sort_by_bucket(buckets, key_mask), None if mask is None else key_mask
     tables = [None if table is None else table.to(query_key.device) for table in tables]
+    if options.value_shift:
+        value = shift_values(value, None if mask is None else mask.to(value.device))
     return lsh_attention_triton(query_key, value, *tables, options)[0]
 
 

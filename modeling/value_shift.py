@@ -1,0 +1,44 @@
+"""
+Values of the successor: a key carries the value of the next token, so that a query reads what followed its like.
+
+Shapes: B batch, L length, H heads, D head size.
+"""
+
+import torch
+from torch import nn
+
+
+def next_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
+    """`[B, L]`, bool, to the index of the first True behind each place, `[B, L]`; L where there is none."""
+    length = attention_mask.shape[1]
+    places = torch.arange(1, length, device=attention_mask.device)
+    behind = torch.where(attention_mask[:, 1:], places, length).flip(1).cummin(1).values.flip(1)
+    return nn.functional.pad(behind, (0, 1), value=length)
+
+
+def shift_values(value: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    Each token's value replaced by that of the next real token, by zeros behind the last one.
+
+    Args:
+        value: `[B, L, H, D]`.
+        attention_mask: `[B, L]`, bool, or None if every token is real.
+    """
+    if attention_mask is None:
+        return nn.functional.pad(value[:, 1:], (0, 0, 0, 0, 0, 1))
+    successor = next_real_token(attention_mask)[:, :, None, None].expand(-1, -1, *value.shape[2:])
+    return nn.functional.pad(value, (0, 0, 0, 0, 0, 1)).gather(1, successor)
+
+
+def weights_of_values(weights: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    Weights of keys to weights of what the keys carry: `weights_of_values(w) @ value` is `w @ shift_values(value)`.
+
+    Args:
+        weights: `[B, H, M, L]`, of M queries.
+        attention_mask: `[B, L]`, bool, or None if every token is real.
+    """
+    if attention_mask is None:
+        return nn.functional.pad(weights[..., :-1], (1, 0))
+    successor = next_real_token(attention_mask)[:, None, None].expand_as(weights)
+    return nn.functional.pad(torch.zeros_like(weights), (0, 1)).scatter_add(3, successor, weights)[..., :-1]
