@@ -1,0 +1,106 @@
+"""The models that experiments on text compare: one size, and one thing that differs."""
+
+from collections.abc import Callable
+
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM
+from hf_reformer.modeling.full_attention import FullSelfAttention
+
+
+VOCABULARY = len(ReformerByteTokenizer())
+SIZE = {
+    "hidden_size": 256,
+    "num_attention_heads": 4,
+    "attention_head_size": 64,
+    "feed_forward_size": 1024,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.0,
+    "local_attention_probs_dropout_prob": 0.0,
+    "axial_norm_std": 0.02,
+}
+WINDOWS = {"circular_look_around": False, "attend_across_buckets": False, "lsh_sliding_window": True}
+SHIFTED = {"lsh_value_shift": 1}
+
+
+class ShiftedFullAttention(FullSelfAttention):
+    """
+    Dense attention with separate queries and keys, to earlier tokens only, of which it reads the successors' values.
+
+    A token's key is moved to its successor, so that the causal mask does the rest: the first token has no key, and
+    counts for a token that sees nothing else.
+    """
+
+    def _attend(self, query, key, value, mask, return_weights):
+        return super()._attend(query, nn.functional.pad(key[:, :-1], (0, 0, 0, 0, 1, 0)), value, mask, return_weights)
+
+
+def reformer(context_length: int, layers: list[str], **changes) -> ReformerForCausalLM:
+    """A Reformer of the demo's size; half a bucket per chunk, as windows want it."""
+    settings = (
+        SIZE
+        | WINDOWS
+        | {
+            "attn_layers": layers,
+            "local_attn_chunk_length": 8,
+            "num_buckets": max(2, context_length // 64 // 2),
+            "max_position_embeddings": context_length,
+        }
+    )
+    return ReformerForCausalLM(
+        ReformerConfig(is_decoder=True, vocab_size=VOCABULARY, eos_token_id=0, pad_token_id=None, **settings | changes)
+    )
+
+
+def with_shifted_full_layers(context_length: int) -> ReformerForCausalLM:
+    """Local layers and `ShiftedFullAttention`."""
+    model = reformer(context_length, ["local", "full"] * 2)
+    for layer in model.reformer.encoder.layers:
+        attention = layer.attention.self_attention
+        if isinstance(attention, FullSelfAttention):
+            attention.__class__ = ShiftedFullAttention
+    return model
+
+
+def llama(context_length: int) -> PreTrainedModel:
+    """A Llama with about as many weights."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=704,
+            max_position_embeddings=context_length,
+            bos_token_id=None,
+            eos_token_id=0,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+def mixed(**changes) -> Callable[[int], nn.Module]:
+    """Local and LSH layers in turn."""
+    return lambda context_length: reformer(context_length, ["local", "lsh"] * 2, **changes)
+
+
+def dense(**changes) -> Callable[[int], nn.Module]:
+    """The same, but that LSH layers attend to everything."""
+    return lambda context_length: reformer(
+        context_length, ["local", "lsh"] * 2, full_attention_threshold=context_length, **changes
+    )
+
+
+# What is compared, by name: a model for a context.
+CONTENDERS: dict[str, Callable[[int], nn.Module]] = {
+    "local": lambda context_length: reformer(context_length, ["local"] * 4),
+    "lsh": mixed(),
+    "lsh, successors": mixed(**SHIFTED),
+    "lsh, successors, 2 rounds": mixed(**SHIFTED, num_hashes=2),
+    "lsh, successors, 4 rounds": mixed(**SHIFTED, num_hashes=4),
+    "full": lambda context_length: reformer(context_length, ["local", "full"] * 2),
+    "dense, shared, successors": dense(**SHIFTED),
+    "dense, separate, successors": with_shifted_full_layers,
+    "llama": llama,
+}

@@ -1,0 +1,138 @@
+"""
+Twins on text (docs/experiments.md): what LSH layers add to local ones, beside dense attention that has the same idea.
+
+Every contender has the demo's size and is trained on windows of 4,096 bytes of the standard library's source for 3,000
+steps, with the learning rate that was best for it after 300 steps with seed 0. Seeds 0, 1 and 2.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+
+from .text_models import CONTENDERS
+from .text_training import ROOT, TextRun, Training
+
+
+NUM_STEPS, CONTEXT_LENGTH, EVAL_EVERY = 3000, 4096, 250
+GRID, GRID_STEPS = (2.5e-3, 5e-3, 1e-2), 300
+RESULTS = ROOT / "docs" / "experiments" / "twins"
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help="these contenders alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
+    parser.add_argument("--grid_steps", type=int, default=GRID_STEPS, help="(default %(default)s)")
+    parser.add_argument("--context_length", type=int, default=CONTEXT_LENGTH, help="(default %(default)s)")
+    parser.add_argument("--eval_every", type=int, default=EVAL_EVERY, help="steps (default %(default)s)")
+    parser.add_argument("--text_path", help="another text: a file or a folder")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (docs/experiments/twins)")
+    parser.add_argument("--report", action="store_true", help="run nothing: print the table and draw the figure")
+    return parser.parse_args(argv)
+
+
+def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rate: float, num_steps: int) -> dict:
+    """The record of one run."""
+    run = TextRun(
+        contender=contender,
+        seed=seed,
+        learning_rate=learning_rate,
+        num_steps=num_steps,
+        context_length=arguments.context_length,
+        eval_every=min(arguments.eval_every, num_steps),
+        text_path=arguments.text_path,
+    )
+    return Training(run, lambda: CONTENDERS[contender](arguments.context_length), arguments.results)()
+
+
+def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:
+    """Of the grid, the one with the fewest bits after the short runs."""
+    records = {rate: train(arguments, contender, 0, rate, arguments.grid_steps) for rate in GRID}
+    return min(records, key=lambda rate: records[rate]["evaluations"][-1]["bits_per_byte"])
+
+
+def read_records(folder: Path, num_steps: int) -> dict[str, list[dict]]:
+    """All records of whole runs, by contender, in the order of their seeds."""
+    records = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["run"]["num_steps"] == num_steps:
+            records[record["run"]["contender"]].append(record)
+    return {name: records[name] for name in CONTENDERS if name in records}
+
+
+def spread(values: list[float]) -> str:
+    """The mean of all seeds, with the smallest and the largest."""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def table(records: dict[str, list[dict]]) -> str:
+    """A line of markdown for each contender: after the last step, the mean of all seeds and their spread."""
+    lines = [
+        "| layers | seeds | learning rate | bits per byte | first / last quarter of the context | repeated from afar | "
+        "seconds a step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in records.items():
+        last = [run["evaluations"][-1] for run in runs]
+        quarters = [mean(row["quarters"][part] for row in last) for part in (0, -1)]
+        lines.append(
+            f"| {name} | {len(runs)} | {runs[0]['run']['learning_rate']:g} | "
+            f"{spread([row['bits_per_byte'] for row in last])} | {quarters[0]:.3f} / {quarters[1]:.3f} | "
+            f"{mean(row['repeated'] for row in last):.3f} | "
+            f"{mean(run['cpu_seconds'] / run['step'] for run in runs):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(path: Path, records: dict[str, list[dict]]) -> None:
+    """Held-out bits per byte against steps and against seconds of one core, the mean of all seeds and their spread."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    for (name, runs), color in zip(records.items(), plt.get_cmap("tab10").colors, strict=False):
+        bits = [[row["bits_per_byte"] for row in run["evaluations"]] for run in runs]
+        low, high, middle = (list(map(best, zip(*bits, strict=True))) for best in (min, max, mean))
+        seconds = [mean(values) for values in zip(*[_seconds(run) for run in runs], strict=True)]
+        steps = [row["step"] for row in runs[0]["evaluations"]]
+        for axes, across in zip(panels, (steps, seconds), strict=True):
+            axes.plot(across, middle, color=color, label=name)
+            axes.fill_between(across, low, high, color=color, alpha=0.2, linewidth=0)
+    panels[0].set(xlabel="steps", ylabel="held-out bits per byte", title="At equal steps")
+    panels[1].set(xlabel="CPU seconds of training", title="At equal time")
+    panels[1].legend()
+    for axes in panels:
+        axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _seconds(record):
+    return [row["cpu_seconds"] for row in record["evaluations"]]
+
+
+def main(argv: list[str]) -> None:
+    """Run what is asked for and not there yet; print the table and draw the figure."""
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(arguments.threads)
+    if not arguments.report:
+        for seed in arguments.seeds:
+            for contender in arguments.only or CONTENDERS:
+                train(arguments, contender, seed, best_learning_rate(arguments, contender), arguments.steps)
+    records = read_records(arguments.results, arguments.steps)
+    if records:
+        print(table(records))
+        draw(arguments.results.with_suffix(".png"), records)
