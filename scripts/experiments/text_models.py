@@ -28,8 +28,8 @@ class ShiftedFullAttention(FullSelfAttention):
     """
     Dense attention with separate queries and keys, to earlier tokens only, of which it reads the successors' values.
 
-    A token's key is moved to its successor, so that the causal mask does the rest: the first token has no key, and
-    counts for a token that sees nothing else.
+    A token's key is moved to its successor, so that the causal mask does the rest. The first value has no key; its
+    score is always 0.
     """
 
     def _attend(self, query, key, value, mask, return_weights):

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -133,14 +133,21 @@ class Training:
 
     Args:
         run: What to do.
-        make_model: Builds the model, of random weights.
+        make_model: Builds the model for a context length, of random weights.
         results: Folder for the record.
+        measure: What else to put into the record, of the trained model, the text, and whether to use bfloat16.
     """
 
-    def __init__(self, run: TextRun, make_model, results: Path):
+    def __init__(
+        self,
+        run: TextRun,
+        make_model: Callable[[int], nn.Module],
+        results: Path,
+        measure: Callable[[nn.Module, Corpus, bool], dict] | None = None,
+    ):
         self.run, self.path = run, results / f"{run.name}.json"
         self.checkpoint = ROOT / "runs" / "experiments" / f"{run.name}.pt"
-        self._make_model = make_model
+        self._make_model, self._measure = make_model, measure
         self.bf16 = multiplies_in_bfloat16("cpu")
 
     def __call__(self) -> dict:
@@ -149,7 +156,7 @@ class Training:
             return json.loads(self.path.read_text(encoding="utf-8"))
         corpus = read_corpus(self.run)
         torch.manual_seed(self.run.seed)
-        model = self._make_model()
+        model = self._make_model(self.run.context_length)
         optimizer = MuonWithAdamW(model, learning_rate=self.run.learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
         record = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "evaluations": []}
         if self.checkpoint.is_file():
@@ -159,6 +166,8 @@ class Training:
             torch.set_rng_state(saved["random"])
             record = saved["record"]
         self._train(model, optimizer, corpus, record)
+        if self._measure is not None:
+            record |= self._measure(model, corpus, self.bf16)
         record |= {
             "run": asdict(self.run),
             "bfloat16": self.bf16,

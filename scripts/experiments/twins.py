@@ -55,7 +55,7 @@ def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rat
         eval_every=min(arguments.eval_every, num_steps),
         text_path=arguments.text_path,
     )
-    return Training(run, lambda: CONTENDERS[contender](arguments.context_length), arguments.results)()
+    return Training(run, CONTENDERS[contender], arguments.results)()
 
 
 def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:
@@ -84,8 +84,8 @@ def spread(values: list[float]) -> str:
 def table(records: dict[str, list[dict]]) -> str:
     """A line of markdown for each contender: after the last step, the mean of all seeds and their spread."""
     lines = [
-        "| layers | seeds | learning rate | bits per byte | first / last quarter of the context | repeated from afar | "
-        "seconds a step |",
+        "| layers | seeds | learning rate | bits per byte | first / last quarter of the context "
+        "| repeated from afar | CPU seconds a step |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, runs in records.items():

@@ -1,0 +1,155 @@
+"""
+Does context help? (docs/experiments.md)
+
+Models with rotary positions, so without a longest input, are trained on windows of 4,096 and of 16,384 bytes of the
+standard library's source, as many bytes in both cases as 3,000 windows of 4,096 hold, and evaluated on held-out text
+up to 65,536 bytes: bits per byte by position, and of a passage that is read again a number of bytes later.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from corpus import Corpus
+from torch import nn
+
+from .text_models import CONTENDERS
+from .text_training import ROOT, TextRun, Training, bits_of_tokens
+
+
+CHOSEN = ("local, rotary", "full, rotary", "lsh, rotary", "lsh, successors, rotary")
+TRAINED_BYTES, CONTEXT_LENGTHS, LEARNING_RATE, NUM_EVALUATIONS = 3000 * 4096, (4096, 16384), 5e-3, 12
+# Ends of the ranges of positions.
+RANGES = (1024, 4096, 16384, 65536)
+# Bytes from the beginning of a passage to its beginning again; what stands before the first; what its bits leave out,
+# until it can be known again.
+DISTANCES, PASSAGE, BEFORE, LEFT_OUT, NUM_PASSAGES = (256, 1024, 4096, 16384, 60000), 256, 512, 16, 8
+RESULTS = ROOT / "docs" / "experiments" / "context"
+
+
+def bits_by_position(model: nn.Module, text: torch.Tensor, bf16: bool) -> dict[str, float]:
+    """Mean bits per byte in each range of positions, of all whole windows in `text`."""
+    windows = text[: len(text) // RANGES[-1] * RANGES[-1]].view(-1, RANGES[-1])
+    bits = torch.cat([bits_of_tokens(model, window[None], bf16) for window in windows]).numpy()
+    starts = (0, *RANGES[:-1])
+    # The first byte of a window is not predicted.
+    return {
+        f"{start}-{end}": float(bits[:, max(0, start - 1) : end - 1].mean())
+        for start, end in zip(starts, RANGES, strict=True)
+    }
+
+
+def bits_of_repetition(model: nn.Module, text: torch.Tensor, distance: int, bf16: bool) -> dict[str, float]:
+    """Mean bits per byte of passages when they are read first, and again `distance` bytes later."""
+    bits = []
+    for start in np.linspace(0, len(text) - BEFORE - distance, NUM_PASSAGES).astype(int):
+        window = text[start : start + BEFORE + distance]
+        passage = window[BEFORE : BEFORE + PASSAGE]
+        costs = bits_of_tokens(model, torch.cat([window, passage])[None], bf16)[0]
+        first, again = BEFORE + LEFT_OUT - 1, BEFORE + distance + LEFT_OUT - 1
+        length = PASSAGE - LEFT_OUT
+        bits.append((costs[first : first + length].mean().item(), costs[again : again + length].mean().item()))
+    first, again = np.mean(bits, axis=0)
+    return {"first": float(first), "again": float(again)}
+
+
+def measure(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, dict]:
+    """What a trained model gets out of context."""
+    model.eval()
+    text = torch.tensor(np.frombuffer(corpus.held_out.text, dtype=np.uint8).astype(np.int64))
+    text = text + corpus.held_out.dataset[0]["input_ids"][0].item() - corpus.held_out.text[0]
+    return {
+        "positions": bits_by_position(model, text, bf16),
+        "repetition": {str(distance): bits_of_repetition(model, text, distance, bf16) for distance in DISTANCES},
+    }
+
+
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CHOSEN, metavar="NAME", help="these contenders alone")
+    parser.add_argument("--context_lengths", type=int, nargs="+", default=CONTEXT_LENGTHS, help="(default both)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (docs/experiments/context)")
+    parser.add_argument("--report", action="store_true", help="run nothing: print the table and draw the figure")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """Run what is asked for and not there yet; print the table and draw the figure."""
+    arguments = parse_arguments(argv)
+    torch.set_num_threads(arguments.threads)
+    for seed in [] if arguments.report else arguments.seeds:
+        for context_length in arguments.context_lengths:
+            for contender in arguments.only or CHOSEN:
+                num_steps = TRAINED_BYTES // context_length
+                run = TextRun(contender, seed, LEARNING_RATE, num_steps, context_length, num_steps // NUM_EVALUATIONS)
+                Training(run, CONTENDERS[contender], arguments.results, measure)()
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
+    if records:
+        print(table(records))
+        draw(arguments.results.with_suffix(".png"), records)
+
+
+def _by_run(records):
+    runs = {}
+    for record in records:
+        runs.setdefault((record["run"]["contender"], record["run"]["context_length"]), []).append(record)
+    return runs
+
+
+def table(records: list[dict]) -> str:
+    """Two tables of markdown, of positions and of repetitions; means of all seeds."""
+    lines = ["| layers | trained at | seeds | " + " | ".join(f"to {end:,}" for end in RANGES) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(RANGES))
+    for (name, length), runs in _by_run(records).items():
+        means = np.mean([list(run["positions"].values()) for run in runs], axis=0)
+        lines.append(f"| {name} | {length:,} | {len(runs)} | " + " | ".join(f"{mean:.3f}" for mean in means) + " |")
+    lines += [
+        "",
+        "| layers | trained at | first | " + " | ".join(f"{distance:,} later" for distance in DISTANCES) + " |",
+    ]
+    lines.append("|---|---|---|" + "---|" * len(DISTANCES))
+    for (name, length), runs in _by_run(records).items():
+        first, again = (
+            np.mean([[row[which] for row in run["repetition"].values()] for run in runs], axis=0)
+            for which in ("first", "again")
+        )
+        lines.append(
+            f"| {name} | {length:,} | {first.mean():.3f} | " + " | ".join(f"{mean:.3f}" for mean in again) + " |"
+        )
+    return "\n".join(lines)
+
+
+def draw(path: Path, records: list[dict]) -> None:
+    """Bits per byte by position, and of a passage read again as a share of those when it was read first."""
+    figure, (positions, repetition) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for ((name, length), runs), color in zip(_by_run(records).items(), plt.get_cmap("tab10").colors, strict=False):
+        label = f"{name}, trained at {length:,}"
+        bits = np.mean([list(run["positions"].values()) for run in runs], axis=0)
+        positions.plot([f"to {end // 1024}K" for end in RANGES], bits, marker="o", color=color, label=label)
+        shares = [[row["again"] / row["first"] for row in run["repetition"].values()] for run in runs]
+        repetition.plot(DISTANCES, np.mean(shares, axis=0), marker="o", color=color, label=label)
+    positions.set(xlabel="position in the text", ylabel="held-out bits per byte", title="What more context brings")
+    repetition.axhline(1 / 3, color="gray", linestyle="--", linewidth=0.8)
+    repetition.set(
+        xscale="log",
+        ylim=(0, None),
+        xlabel="bytes later",
+        ylabel="bits of a passage read again, as a share",
+        title="What is remembered",
+    )
+    repetition.legend(fontsize=8)
+    for axes in (positions, repetition):
+        axes.grid(alpha=0.2)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
