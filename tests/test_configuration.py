@@ -182,6 +182,8 @@ def test_tied_embeddings_are_refused_where_they_are_typed(tmp_path, warnings_of)
         model, (message,) = warnings_of(lambda load=load: ReformerForCausalLM(load()))
         assert "The weights stay separate, as in stock Reformer" in message
         assert not model.config.tie_word_embeddings
+        # Resizing ties again what is to be tied.
+        model.config.tie_word_embeddings = True
         model.resize_token_embeddings(60)
         assert model(torch.tensor([[59]])).logits.shape == (1, 1, 60)
 
