@@ -25,6 +25,7 @@ from transformers.utils import auto_docstring, logging
 logger = logging.get_logger(__name__)
 
 ATTENTION_KINDS = ("lsh", "local", "full")
+STREAMS_TO_OUTPUT = ("concat", "mean")
 
 # Keys that published config files carry and nothing reads any more. In a file they are kept as they are.
 LEGACY_KEYS = (
@@ -89,6 +90,8 @@ BEYOND_STOCK = {
     "full_attention_threshold": None,
     "lsh_sliding_window": False,
     "lsh_value_shift": 0,
+    "attention_output_bias": False,
+    "combine_streams": "concat",
 }
 
 
@@ -175,6 +178,14 @@ class ReformerConfig(PreTrainedConfig):
     lsh_value_shift (`int`, *optional*, defaults to 0):
         With 1 a token of an LSH layer reads what followed the tokens like it: each key carries the value of the next
         token instead of its own. It costs nothing and sees nothing of the future. Causal models only.
+    attention_output_bias (`bool`, *optional*, defaults to `False`):
+        A bias in the projection of the heads' outputs, of every kind of attention.
+    combine_streams (`str`, *optional*, defaults to `"concat"`):
+        What the last LayerNorm and the heads read of the two streams: `"concat"` both side by side, `2 * hidden_size`
+        numbers per token, `"mean"` their mean, `hidden_size` numbers, as trax's `Reformer` does.
+    tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+        One matrix for the words that go in and those that come out. Needs `combine_streams="mean"`. In a file with
+        `"concat"` it changes nothing, as in stock Reformer.
 
     A value that cannot work raises `StrictDataclassClassValidationError` or `StrictDataclassFieldValidationError`, a
     misspelt name or another model's name for a setting a `ValueError`; the message says what was given and what is
@@ -242,6 +253,8 @@ class ReformerConfig(PreTrainedConfig):
     full_attention_threshold: int | None = None
     lsh_sliding_window: bool = False
     lsh_value_shift: int = 0
+    attention_output_bias: bool = False
+    combine_streams: str = "concat"
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -257,11 +270,12 @@ class ReformerConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _refuse_foreign_keys(self, extra_keys, typed):
-        if typed and self.tie_word_embeddings:
+        if typed and self.tie_word_embeddings and self.output_size != self.hidden_size:
             raise ValueError(
-                f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {2 * self.hidden_size} "
-                f"numbers per token, and a word embedding has {self.hidden_size}. Set it to False. Stock Reformer "
-                "ignores it, so a stock checkpoint holds separate weights either way."
+                f"`tie_word_embeddings=True` is not possible: the LM head reads both streams, {self.output_size} "
+                f"numbers per token, and a word embedding has {self.hidden_size}. Set it to False, or let a new model "
+                "read the mean of the streams: `combine_streams='mean'`. Stock Reformer ignores it, so a stock "
+                "checkpoint holds separate weights either way."
             )
         for key, value in extra_keys.items():
             fault = self._fault_of_key(key, value, typed)
@@ -382,6 +396,12 @@ class ReformerConfig(PreTrainedConfig):
                 "the other."
             )
 
+    def validate_combine_streams(self):
+        if self.combine_streams not in STREAMS_TO_OUTPUT:
+            raise ValueError(
+                f"`combine_streams` must be one of {list(STREAMS_TO_OUTPUT)}, but got {self.combine_streams!r}."
+            )
+
     def validate_direction(self):
         if self.is_encoder_decoder:
             raise ValueError(
@@ -447,6 +467,11 @@ class ReformerConfig(PreTrainedConfig):
         if not self.axial_pos_embds:
             return self.max_position_embeddings
         return min(self.max_position_embeddings, prod(self.axial_pos_shape))
+
+    @property
+    def output_size(self) -> int:
+        """Numbers per token that the heads read."""
+        return 2 * self.hidden_size if self.combine_streams == "concat" else self.hidden_size
 
     def to_dict(self):
         """

@@ -26,7 +26,8 @@ class ReformerSelfOutput(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.dense = nn.Linear(config.num_attention_heads * config.attention_head_size, config.hidden_size, bias=False)
+        size = config.num_attention_heads * config.attention_head_size
+        self.dense = nn.Linear(size, config.hidden_size, bias=config.attention_output_bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.dense(hidden_states))
@@ -192,14 +193,14 @@ class _ShownStates:
 
 
 class ReformerEncoder(nn.Module):
-    """All layers, and the LayerNorm over the two streams side by side."""
+    """All layers, and the LayerNorm over what becomes of the two streams."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
-        self.layer_norm = nn.LayerNorm(2 * config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm = nn.LayerNorm(config.output_size, eps=config.layer_norm_eps)
 
     @skip
     def forward(
@@ -222,7 +223,7 @@ class ReformerEncoder(nn.Module):
             **kwargs: Passed to each layer.
 
         Returns:
-            `[B, L, 2 * hidden_size]`; the hidden states, with None for what was not asked for, or None; the attention
+            `[B, L, output_size]`; the hidden states, with None for what was not asked for, or None; the attention
             map of each layer, or None.
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
@@ -250,12 +251,20 @@ class ReformerEncoder(nn.Module):
             all_attentions.append(weights)
             hidden_states = shown.append(hidden_states)
         streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
-        output = self.layer_norm(torch.cat([stream.to(self.layer_norm.weight.dtype) for stream in streams], dim=-1))
+        output = self.layer_norm(self._combine_streams(streams))
         return (
             shift_back(self.dropout(output), shift),
             shown.states(),
             tuple(all_attentions) if return_weights else None,
         )
+
+    def _combine_streams(self, streams: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """`[B, L, output_size]`, in the precision of the layers."""
+        dtype = self.layer_norm.weight.dtype
+        # CODEPATH: published checkpoints read both streams; the mean, in their own precision, is for new models.
+        if self.config.combine_streams == "mean":
+            return (torch.add(*streams) / 2).to(dtype)
+        return torch.cat([stream.to(dtype) for stream in streams], dim=-1)
 
     def _begin_streams(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""

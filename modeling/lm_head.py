@@ -14,7 +14,7 @@ from .lm_loss import chunked_cross_entropy
 
 class ReformerOnlyLMHead(nn.Module):
     """
-    Projection of both streams to the vocabulary.
+    Projection of the streams, side by side or their mean, to the vocabulary.
 
     In files its bias has two names, because some versions of transformers read the one, some the other: see
     `LMHeadMixin`. Here it is the projection's.
@@ -22,7 +22,7 @@ class ReformerOnlyLMHead(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.decoder = nn.Linear(2 * config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.output_size, config.vocab_size)
         self.register_load_state_dict_pre_hook(_name_bias_once)
 
     @property
@@ -31,7 +31,7 @@ class ReformerOnlyLMHead(nn.Module):
         return self.decoder.bias
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., 2 * hidden_size]` to logits `[..., V]`."""
+        """`[..., output_size]` to logits `[..., V]`."""
         return self.decoder(hidden_states)
 
     def replace_decoder(self, decoder: nn.Linear):
@@ -56,13 +56,21 @@ def _keep_one_bias(state_dict: dict, prefix: str):
 
 class LMHeadMixin:
     """
-    What the two language models share: the head, its resizing, its bias in files, and the loss in chunks.
+    What the two language models share: the head, its tying, its resizing, its bias in files, and the loss in chunks.
 
     Files of transformers v4 hold the bias as `lm_head.bias` and as `lm_head.decoder.bias`, those of 5.0 to 5.23 under
     the first name. 5.24 has two biases and computes with the second one. What is saved here holds it under both.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"lm_head\.bias"]
+
+    @property
+    def _tied_weights_keys(self) -> dict[str, str] | None:
+        # Read by transformers where `tie_word_embeddings` is set.
+        # CODEPATH: published checkpoints read both streams, which are wider than a word embedding; new models may not.
+        if self.config.output_size != self.config.hidden_size:
+            return None
+        return {"lm_head.decoder.weight": "reformer.embeddings.word_embeddings.weight"}
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder

@@ -107,7 +107,8 @@ def _with_direction(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
 
 
 def _untie_embeddings(config: ReformerConfig):
-    if config.tie_word_embeddings:
+    # CODEPATH: a file of a stock model, which reads both streams, may ask for what only new models can do.
+    if config.tie_word_embeddings and config.output_size != config.hidden_size:
         logger.warning_once(
             "`tie_word_embeddings=True` is not possible: the LM head reads both streams and is twice as wide as a "
             "word embedding. The weights stay separate, as in stock Reformer, which ignores the setting."
@@ -115,7 +116,9 @@ def _untie_embeddings(config: ReformerConfig):
         config.tie_word_embeddings = False
 
 
-@auto_docstring(custom_intro="The Reformer without a head: both residual streams of the last layer, normalised.")
+@auto_docstring(
+    custom_intro="The Reformer without a head: the residual streams of the last layer, combined and normalised."
+)
 class ReformerModel(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
         super().__init__(config)
@@ -310,16 +313,16 @@ class ReformerForMaskedLM(LMHeadMixin, ReformerPreTrainedModel):
 
 
 class ReformerClassificationHead(nn.Module):
-    """Two-layer head on one token's two streams."""
+    """Two-layer head on one token's vector."""
 
     def __init__(self, config: ReformerConfig):
         super().__init__()
-        self.dense = nn.Linear(2 * config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.output_size, config.hidden_size)
         self.dropout = nn.Dropout(_head_dropout(config))
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[B, 2 * hidden_size]` to `[B, num_labels]`."""
+        """`[B, output_size]` to `[B, num_labels]`."""
         hidden_states = torch.tanh(self.dense(self.dropout(hidden_states)))
         return self.out_proj(self.dropout(hidden_states))
 
@@ -401,7 +404,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         self.num_labels = config.num_labels
         self.reformer = ReformerModel(config)
         self.dropout = nn.Dropout(_head_dropout(config))
-        self.classifier = nn.Linear(2 * config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.output_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -444,7 +447,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
         super().__init__(config)
         self.reformer = ReformerModel(config)
-        self.qa_outputs = nn.Linear(2 * config.hidden_size, 2)
+        self.qa_outputs = nn.Linear(config.output_size, 2)
         self.post_init()
 
     @can_return_tuple
@@ -496,7 +499,7 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
         self.loss_type = "ForSequenceClassification"
         self.reformer = ReformerModel(config)
         self.dropout = nn.Dropout(_head_dropout(config))
-        self.classifier = nn.Linear(2 * config.hidden_size, 1)
+        self.classifier = nn.Linear(config.output_size, 1)
         self.post_init()
 
     @can_return_tuple

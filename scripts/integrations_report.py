@@ -33,6 +33,9 @@ Each is refused with the reason, before anything is computed; the rows above mar
   place for a key without one. Prompt tuning and P-tuning put vectors before the text instead, and work.
 - **Several documents in one row**, as packing and padding-free collators send them: a row is one text.
 
+With tied embeddings (`combine_streams="mean"`) PEFT's `trainable_token_indices` leave out the head's bias, in every
+model whose tied head has one, and adapters on the words alone cannot be merged: the head is the same matrix.
+
 Not tried: PEFT's adaption prompt (made for named models), Poly and X-LoRA (several adapters at a time) and Shadow
 (around whole blocks of one stream).
 """

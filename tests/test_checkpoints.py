@@ -9,7 +9,7 @@ import torch
 import transformers
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
-from tiny_models import MODEL_CLASSES, TINY, assert_equal_tensors, make_model, random_ids, tiny_config
+from tiny_models import MODEL_CLASSES, TIED, TINY, assert_equal_tensors, make_model, random_ids, tiny_config
 
 from hf_reformer import (
     ReformerConfig,
@@ -40,6 +40,11 @@ def position_table(model):
     return [table.flatten(0, -2) for table in positions.weights]
 
 
+def parameter_names(model):
+    """One for each parameter, whatever names it has."""
+    return [name for name, _ in model.named_parameters()]
+
+
 def log_lines(caplog):
     return [
         record.getMessage() for record in caplog.records if record.name.startswith(("hf_reformer", "transformers"))
@@ -63,7 +68,7 @@ def logits_of(model, ids, **kwargs):
 # --- round trips ---
 
 
-@pytest.mark.parametrize("settings", [{}, LEARNED, THREE_AXES], ids=["axial", "learned", "three axes"])
+@pytest.mark.parametrize("settings", [{}, LEARNED, THREE_AXES, TIED], ids=["axial", "learned", "three axes", "tied"])
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_nothing_is_lost(model_class, settings, tmp_path, logs):
     model = saved(tmp_path, model_class, num_labels=3, attn_layers=["local", "lsh", "full"], **settings)
@@ -74,6 +79,7 @@ def test_nothing_is_lost(model_class, settings, tmp_path, logs):
     assert logs() == []
     assert not loaded.training
     assert_equal_tensors(loaded.state_dict(), model.state_dict())
+    assert parameter_names(loaded) == parameter_names(model)
     assert loaded.config.architectures == [model_class.__name__]
     assert {**loaded.config.to_dict(), "_name_or_path": ""} == {**model.config.to_dict(), "_name_or_path": ""}
     ids = random_ids(2, 40)
@@ -82,8 +88,9 @@ def test_nothing_is_lost(model_class, settings, tmp_path, logs):
     torch.testing.assert_close(logits_of(loaded, ids), logits_of(model, ids))
 
 
-def test_a_shard_at_a_time(tmp_path):
-    model = make_model(ReformerForCausalLM)
+@pytest.mark.parametrize("settings", [{}, TIED], ids=["untied", "tied"])
+def test_a_shard_at_a_time(settings, tmp_path):
+    model = make_model(ReformerForCausalLM, **settings)
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert_equal_tensors(ReformerForCausalLM.from_pretrained(tmp_path).state_dict(), model.state_dict())
@@ -97,21 +104,24 @@ def test_every_missing_weight_is_told_once(tmp_path):
     assert not model.lm_head.bias.any()
 
 
-def test_a_head_on_a_language_models_body(tmp_path):
-    body = saved(tmp_path, ReformerForCausalLM)
+@pytest.mark.parametrize("settings", [{}, TIED], ids=["untied", "tied"])
+def test_a_head_on_a_language_models_body(settings, tmp_path):
+    body = saved(tmp_path, ReformerForCausalLM, **settings)
     model, info = ReformerForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert info["missing_keys"] == {"classifier.weight", "classifier.bias"}
-    assert info["unexpected_keys"] == {"lm_head.bias", "lm_head.decoder.bias", "lm_head.decoder.weight"}
+    head = {"lm_head.bias", "lm_head.decoder.bias"} | ({"lm_head.decoder.weight"} if settings != TIED else set())
+    assert info["unexpected_keys"] == head
     assert_equal_tensors(model.reformer.state_dict(), body.reformer.state_dict())
     # A new layer starts like any other, and the tables of the base model too.
     assert model.classifier.weight.std().item() == pytest.approx(TINY["initializer_range"], rel=0.3)
     assert not model.classifier.bias.any()
 
 
-def test_new_models_have_the_initial_weights_of_their_config():
+@pytest.mark.parametrize("settings", [{}, TIED], ids=["untied", "tied"])
+def test_new_models_have_the_initial_weights_of_their_config(settings):
     """Five standard deviations of the estimate, for 1024 numbers or more, are below 12%."""
     model = ReformerForCausalLM(
-        tiny_config(initializer_range=0.05, axial_norm_std=3.0, attn_layers=["lsh", "local"] * 2)
+        tiny_config(initializer_range=0.05, axial_norm_std=3.0, attn_layers=["lsh", "local"] * 2, **settings)
     )
     for name, weight in model.named_parameters():
         if name.endswith("bias"):
@@ -476,9 +486,10 @@ PUSH = {
 }
 
 
+@pytest.mark.parametrize("settings", [{}, TIED], ids=["untied", "tied"])
 @pytest.mark.parametrize("way", PUSH)
-def test_the_card_of_a_pushed_model_says_how_to_load_it(way, hub, tmp_path, monkeypatch):
-    model = make_model(ReformerForCausalLM)
+def test_the_card_of_a_pushed_model_says_how_to_load_it(way, settings, hub, tmp_path, monkeypatch):
+    model = make_model(ReformerForCausalLM, **settings)
     PUSH[way](model, tmp_path / "pushed")
     card = ModelCard(hub["README.md"].decode())
     assert card.data.library_name == "transformers"

@@ -25,6 +25,8 @@ OWN_FIELDS = {
     "full_attention_threshold": None,
     "lsh_sliding_window": False,
     "lsh_value_shift": 0,
+    "attention_output_bias": False,
+    "combine_streams": "concat",
 }
 # Each makes the model compute what stock transformers cannot.
 BEYOND_STOCK = (
@@ -34,6 +36,9 @@ BEYOND_STOCK = (
     {"full_attention_threshold": 64},
     {"lsh_sliding_window": True, "circular_look_around": False, "attend_across_buckets": False},
     {"lsh_value_shift": 1},
+    {"attention_output_bias": True},
+    {"combine_streams": "mean"},
+    {"combine_streams": "mean", "tie_word_embeddings": True},
 )
 
 
@@ -167,7 +172,8 @@ def test_what_a_file_or_a_tool_carries_is_kept_with_a_warning(tmp_path, warnings
 
 
 def test_tied_embeddings_are_refused_where_they_are_typed(tmp_path, warnings_of):
-    with pytest.raises(ValueError, match=r"`tie_word_embeddings=True` is not possible: .* 512 numbers .* has 256"):
+    message = "`tie_word_embeddings=True` is not possible: .* 512 numbers .* has 256.*: `combine_streams='mean'`"
+    with pytest.raises(ValueError, match=message):
         ReformerConfig(tie_word_embeddings=True)
     config = tiny_config()
     config.tie_word_embeddings = True
@@ -176,6 +182,8 @@ def test_tied_embeddings_are_refused_where_they_are_typed(tmp_path, warnings_of)
         model, (message,) = warnings_of(lambda load=load: ReformerForCausalLM(load()))
         assert "The weights stay separate, as in stock Reformer" in message
         assert not model.config.tie_word_embeddings
+        # Resizing ties again what is to be tied.
+        model.config.tie_word_embeddings = True
         model.resize_token_embeddings(60)
         assert model(torch.tensor([[59]])).logits.shape == (1, 1, 60)
 
@@ -339,6 +347,11 @@ INVALID = {
         "`full_attention_threshold` must be None or at least `lsh_attn_chunk_length=16`, but got 15",
     ),
     "values further on": ({"lsh_value_shift": 2}, "`lsh_value_shift` must be 0 or 1, but got 2"),
+    "streams": ({"combine_streams": "sum"}, r"`combine_streams` must be one of \['concat', 'mean'\], but got 'sum'"),
+    "streams of tied embeddings": (
+        {"combine_streams": "average", "tie_word_embeddings": True},
+        r"one of \['concat', 'mean'\], but got 'average'",
+    ),
     "windows on the circle": (
         {"lsh_sliding_window": True, "attend_across_buckets": False},
         "`lsh_sliding_window=True` needs .* but they are True and False",

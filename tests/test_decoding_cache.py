@@ -17,7 +17,7 @@ import torch
 from benchmark_generation import bytes_held_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import STACKS, WINDOWS, left_padded, make_model, random_ids
+from tiny_models import STACKS, TIED, WINDOWS, left_padded, make_model, random_ids
 from transformers import DynamicCache
 
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
@@ -98,10 +98,11 @@ def rows_with_padding(length, paddings):
     threshold=st.sampled_from([None, 40]),
     before=st.integers(0, 2),
     value_shift=st.sampled_from([0, 1]),
+    streams=st.sampled_from([{}, TIED]),
     seed=st.integers(0, 99),
 )
 def test_equals_one_forward_pass_over_each_row(
-    stack, splits, paddings, num_hashes, num_buckets, duplicates, threshold, before, value_shift, seed
+    stack, splits, paddings, num_hashes, num_buckets, duplicates, threshold, before, value_shift, streams, seed
 ):
     """Any split, and left-padded rows of different lengths, against each row alone and whole."""
     torch.manual_seed(seed)
@@ -115,6 +116,7 @@ def test_equals_one_forward_pass_over_each_row(
         local_num_chunks_before=before,
         lsh_num_chunks_before=before,
         **WINDOWS,
+        **streams,
     )
     length = sum(splits)
     rows, ids, mask = rows_with_padding(length, paddings)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from peft import LoraConfig, get_peft_model
 from reversible_models import layers_of, relative_error
-from tiny_models import DROPOUT, STACKS, VOCAB, assert_close, assert_equal_tensors, gradients, make_model
+from tiny_models import DROPOUT, STACKS, TIED, VOCAB, assert_close, assert_equal_tensors, gradients, make_model
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import (
@@ -89,6 +89,7 @@ CASES = {
     "accumulation": Case(micro_batches=2),
     "accumulation and autocast": Case(dtype=torch.float32, autocast=True, micro_batches=2),
     "chunked loss": Case(changes={"chunk_size_lm_head": 16}),
+    "tied embeddings": Case(changes=TIED),
 }
 
 

@@ -21,7 +21,7 @@ from reversible_models import (
     relative_error,
     with_each_implementation,
 )
-from tiny_models import DROPOUT, assert_equal_tensors
+from tiny_models import AVERAGED, DROPOUT, assert_equal_tensors
 
 from hf_reformer.modeling import reversible as reversible_module
 from hf_reformer.modeling.reversible import GRID, RoundToGrid, narrowed
@@ -50,7 +50,7 @@ CASES = {
     "bfloat16 autocast": Case(autocast=torch.bfloat16),
     "float16 autocast": Case(autocast=torch.float16),
     "bfloat16 weights": Case(torch.bfloat16),
-    "float16 weights": Case(torch.float16),
+    "float16 weights": Case(torch.float16, config=AVERAGED),
     "bfloat16 weights, float32 adapters": Case(torch.bfloat16, prepare=add_lora),
 }
 

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from tiny_models import MODEL_CLASSES, VOCAB, assert_equal_tensors, gradients, make_model, random_ids, tiny_config
+from tiny_models import (
+    MODEL_CLASSES,
+    TIED,
+    VOCAB,
+    assert_close,
+    assert_equal_tensors,
+    gradients,
+    make_model,
+    random_ids,
+    tiny_config,
+)
 
 from hf_reformer import (
     ReformerForCausalLM,
@@ -16,6 +26,7 @@ from hf_reformer import (
 
 LANGUAGE_MODELS = (ReformerForCausalLM, ReformerForMaskedLM)
 LENGTH = 40
+with_tied_embeddings = pytest.mark.parametrize("settings", [{}, TIED], ids=["untied", "tied"])
 
 
 # --- pooling ---
@@ -164,10 +175,11 @@ def test_the_bias_of_the_head_is_added(model_class):
         torch.testing.assert_close(model(ids).logits, before + bias)
 
 
+@with_tied_embeddings
 @pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
-def test_output_embeddings_are_the_whole_head(model_class):
+def test_output_embeddings_are_the_whole_head(model_class, settings):
     """Who computes the loss from them gets the loss and every gradient of the head, as TRL's trainers do."""
-    model = make_model(model_class)
+    model = make_model(model_class, **settings)
     ids = random_ids(2, LENGTH)
     outputs = model(ids)
     hidden_states, head = model.reformer(ids).last_hidden_state, model.get_output_embeddings()
@@ -413,9 +425,10 @@ def test_dropout_of_the_head(model_class):
 # --- embeddings ---
 
 
+@with_tied_embeddings
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_input_and_output_embeddings(model_class):
-    model = make_model(model_class)
+def test_input_and_output_embeddings(model_class, settings):
+    model = make_model(model_class, **settings)
     words = model.get_input_embeddings()
     assert words is model.base_model.embeddings.word_embeddings
     doubled = torch.nn.Embedding.from_pretrained(2 * words.weight.detach())
@@ -427,15 +440,17 @@ def test_input_and_output_embeddings(model_class):
     torch.testing.assert_close(embed(ids), before + words(ids))
     if model_class in LANGUAGE_MODELS:
         assert model.get_output_embeddings() is model.lm_head.decoder
-        assert model.get_output_embeddings().weight.shape == (VOCAB, 64)
+        assert model.get_output_embeddings().weight.shape == (VOCAB, model.config.output_size)
+        assert (model.get_output_embeddings().weight is words.weight) is (settings == TIED)
     else:
         assert model.get_output_embeddings() is None
 
 
+@with_tied_embeddings
 @pytest.mark.parametrize("new_size", [VOCAB - 13, VOCAB + 13])
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_resizing_keeps_what_stays(model_class, new_size, tmp_path):
-    model = make_model(model_class)
+def test_resizing_keeps_what_stays(model_class, new_size, settings, tmp_path):
+    model = make_model(model_class, **settings)
     kept = min(new_size, VOCAB)
     words = model.get_input_embeddings().weight.detach().clone()
     ids = random_ids(2, 20).clamp(max=kept - 1)
@@ -452,7 +467,7 @@ def test_resizing_keeps_what_stays(model_class, new_size, tmp_path):
         torch.testing.assert_close(after[..., :kept], before[..., :kept])
         assert model.lm_head.bias.shape == (new_size,)
         assert not model.lm_head.bias[kept:].any()
-        assert model.get_output_embeddings().weight.shape == (new_size, 64)
+        assert model.get_output_embeddings().weight.shape == (new_size, model.config.output_size)
     else:
         assert torch.equal(after, before)
 
@@ -460,15 +475,17 @@ def test_resizing_keeps_what_stays(model_class, new_size, tmp_path):
     loaded, info = model_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     assert_equal_tensors(loaded.state_dict(), model.state_dict())
+    assert len(list(loaded.parameters())) == len(list(model.parameters()))
     # Loaded weights are aligned differently in memory, which can change the order of a sum.
     torch.testing.assert_close(loaded(ids)[0].detach(), after)
 
 
+@with_tied_embeddings
 @pytest.mark.parametrize("chunk_size", [0, 8])
 @pytest.mark.parametrize("new_size", [VOCAB - 13, VOCAB + 13])
 @pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
-def test_a_resized_model_trains(model_class, new_size, chunk_size):
-    model = make_model(model_class, chunk_size_lm_head=chunk_size).train()
+def test_a_resized_model_trains(model_class, new_size, chunk_size, settings):
+    model = make_model(model_class, chunk_size_lm_head=chunk_size, **settings).train()
     model.resize_token_embeddings(new_size)
     ids = torch.randint(new_size, (2, 20))
     ids[0, 7] = new_size - 1
@@ -482,3 +499,25 @@ def test_resizing_keeps_frozen_what_is_frozen():
     model = make_model(ReformerForCausalLM).requires_grad_(False)
     model.resize_token_embeddings(VOCAB + 5)
     assert not model.lm_head.bias.requires_grad
+
+
+# --- one matrix for both ends ---
+
+
+@pytest.mark.parametrize("chunk_size", [0, 7])
+@pytest.mark.parametrize("model_class", LANGUAGE_MODELS)
+def test_the_gradient_of_tied_embeddings_is_that_of_both_uses(model_class, chunk_size):
+    tied, untied = (
+        make_model(model_class, chunk_size_lm_head=chunk_size, hash_seed=2, **TIED | changes).double().train()
+        for changes in ({}, {"tie_word_embeddings": False})
+    )
+    untied.load_state_dict(tied.state_dict())
+    ids = random_ids(2, LENGTH)
+    for model in (tied, untied):
+        model(ids, labels=ids).loss.backward()
+    expected = gradients(untied)
+    head = expected.pop("lm_head.decoder.weight")
+    assert head.any(dim=0).all()
+    expected["reformer.embeddings.word_embeddings.weight"] += head
+    assert_close(gradients(tied), expected)
+    assert untied.num_parameters() - tied.num_parameters() == head.numel()

@@ -11,7 +11,7 @@ import memory
 import pytest
 import torch
 from allocations import Allocations
-from tiny_models import DROPOUT, TINY
+from tiny_models import DROPOUT, TIED, TINY
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -51,6 +51,7 @@ CASES = {
     "ordinary autograd": ({"reversible": False}, {"batch_size": 4, "length": 300}),
     "masked, full, dropout": ({"is_decoder": False, "attn_layers": ["full", "lsh"], **DROPOUT}, {"length": 256}),
     "weights, accumulation": (CHUNKED | {"vocab_size": 20000}, {"length": 128, "gradient_accumulation_steps": 3}),
+    "weights, tied": (CHUNKED | TIED | {"vocab_size": 20000}, {"length": 128}),
     "weights, Muon": ({"feed_forward_size": 20000}, {"length": 16, "optimizer": memory.MUON}),
 }
 

@@ -17,7 +17,7 @@ from reversible_models import (
     make_inputs,
     with_each_implementation,
 )
-from tiny_models import DROPOUT, STACKS, TINY, assert_close, assert_equal_tensors
+from tiny_models import DROPOUT, STACKS, TIED, TINY, assert_close, assert_equal_tensors
 from torch import nn
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
@@ -170,6 +170,7 @@ VARIANTS = {
     "chunked head": Variant(DROPOUT | {"chunk_size_lm_head": 8}),
     "learned positions": Variant(DROPOUT | {"axial_pos_embds": False}),
     "word ids": Variant(DROPOUT, compute=word_ids),
+    "tied embeddings": Variant({"attn_layers": STACKS["mixed"]} | DROPOUT | TIED, compute=word_ids),
     "frozen embeddings": Variant(DROPOUT, prepare=freeze("embeddings"), compute=word_ids),
     "frozen first layer": Variant(DROPOUT, prepare=freeze("layers.0.")),
     "frozen embeddings and first layer": Variant(DROPOUT, prepare=freeze("embeddings", "layers.0."), compute=word_ids),
@@ -181,6 +182,7 @@ VARIANTS = {
     "LoRA": Variant({"attn_layers": STACKS["mixed"]} | DROPOUT, prepare=add_lora),
     "LoRA, chunked feed-forward": Variant({"chunk_size_feed_forward": 8}, prepare=add_lora),
     "LoRA, word ids": Variant(DROPOUT, prepare=add_lora, compute=word_ids),
+    "LoRA, tied embeddings": Variant(DROPOUT | TIED, prepare=add_lora, compute=word_ids),
     "exact inversion": Variant(DROPOUT | {"exact_inversion": True}),
     "hooks inside layers": Variant({"chunk_size_feed_forward": 8}, prepare=steer_inside_layers),
     "hook behind a frozen start": Variant(DROPOUT, prepare=change_the_output_of_a_frozen_start, compute=word_ids),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
-from tiny_models import MODEL_CLASSES, make_model, random_ids
+from tiny_models import MODEL_CLASSES, TIED, make_model, random_ids
 
 from hf_reformer import (
     ReformerForCausalLM,
@@ -103,9 +103,11 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-def test_embeddings_inside_an_adapter(adapter):
-    model = make_model(ReformerForCausalLM, axial_pos_embds="learned" not in adapter, **LAYERS)
+@pytest.mark.parametrize(
+    ("adapter", "settings"), [(name, {}) for name in ADAPTERS] + [("lora on words", TIED), ("whole modules", TIED)]
+)
+def test_embeddings_inside_an_adapter(adapter, settings):
+    model = make_model(ReformerForCausalLM, axial_pos_embds="learned" not in adapter, **LAYERS, **settings)
     inputs = inputs_for(ReformerForCausalLM)
     with torch.no_grad():
         expected = model(**inputs).logits

@@ -63,6 +63,10 @@ MODEL_CLASSES = (
 # The settings with which cached and uncached results are the same at every position.
 WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
 
+# The mean of the streams goes out, by the matrix that words come in by if there is a head for them.
+AVERAGED = {"attention_output_bias": True, "combine_streams": "mean"}
+TIED = AVERAGED | {"tie_word_embeddings": True}
+
 
 def tiny_config(**changes):
     return ReformerConfig(**(TINY | changes))
