@@ -108,7 +108,10 @@ def check_one_document_per_row(
         is_past, is_real = attention_mask.bool().tensor_split((past_length,), dim=1)
         # the smallest position that is left for the next token
         free = torch.where(is_real, position_ids + 1, 0)
-        free = torch.cat([is_past.sum(1, keepdim=True), free[:, :-1]], dim=1).cummax(dim=1).values
+        num_past = is_past.sum(1, keepdim=True)
+        # Where a text may begin is not for here.
+        first = num_past.masked_fill(num_past == 0, torch.iinfo(torch.int64).min)
+        free = torch.cat([first, free[:, :-1]], dim=1).cummax(dim=1).values
         _demand(
             (~is_real | (position_ids >= free)).all(),
             "position_ids",

@@ -10,6 +10,7 @@ from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
 from .padding import attend_by_map, last_real_token
+from .value_shift import zero_of_masked
 
 
 class LSHSelfAttention(nn.Module):
@@ -102,6 +103,8 @@ class LSHSelfAttention(nn.Module):
             cache.update(query_key, value, step)
             if not step.is_first:
                 output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
+                if self.config.lsh_value_shift:
+                    output, weights = zero_of_masked(output, weights, step.is_real)
                 return output.flatten(2), weights, None
         if self._is_exact(length, circle_length):
             buckets = None

@@ -28,7 +28,7 @@ from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
 from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
 from .lsh_triton import lsh_attention_triton, why_not_triton
-from .value_shift import shift_values, weights_of_values
+from .value_shift import shift_values, weights_of_values, zero_of_masked
 
 
 LSH_IMPLEMENTATIONS = {
@@ -84,24 +84,26 @@ def lsh_attention(
     """
     options = LSHOptions(**options)
     _check_shapes(query_key, value, buckets, attention_mask)
-    batch, length = query_key.shape[:2]
     call = AttentionCall.of(query_key, options, return_weights, not options.allow_duplicate_attention)
     attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
-    padded_length = _check_padded_length(padded_length, length, options.chunk_length)
-    if attention_mask is not None:
-        attention_mask = attention_mask.bool()
-    key_mask = pad_mask(attention_mask, batch, length, padded_length, query_key.device)
-    if padded_length > length:
-        buckets = nn.functional.pad(buckets, (0, padded_length - length))
-    if num_buckets is not None:
-        num_buckets = math.prod(bucket_factors(num_buckets))
+    padded_length = _check_padded_length(padded_length, query_key.shape[1], options.chunk_length)
+    attention_mask = None if attention_mask is None else attention_mask.bool()
+    buckets, key_mask = _pad(buckets, attention_mask, padded_length)
+    num_buckets = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
     order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
     if options.value_shift:
         value = shift_values(value, attention_mask)
     output, weights = attend(query_key, value, buckets, order, key_mask, options, return_weights)
-    if options.value_shift and weights is not None:
-        weights = weights_of_values(weights, attention_mask)
+    if options.value_shift:
+        weights = None if weights is None else weights_of_values(weights, attention_mask)
+        return zero_of_masked(output, weights, attention_mask)
     return output, weights
+
+
+def _pad(buckets, attention_mask, padded_length):
+    batch, _, _, length = buckets.shape
+    key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
+    return nn.functional.pad(buckets, (0, padded_length - length)) if padded_length > length else buckets, key_mask
 
 
 def _check_shapes(query_key, value, buckets, attention_mask):

@@ -18,9 +18,9 @@ class LSHOptions:
         allow_duplicate_attention: Count a key once for each round that finds it, rather than once.
         sliding_window: Look at as many tokens before and after the query, in the sorted order, as the chunks looked at
             hold, wherever in its chunk the query stands. Not on the circle.
-        value_shift: With 1 a key carries the value of the next real token instead of its own, and a token that sees
-            nothing but itself reads nothing: zeros. So a token reads what followed the tokens like it, and as it never
-            sees itself beside others, nothing after it. Needs `causal`.
+        value_shift: With 1 a key carries the value of the next real token instead of its own. A masked token reads
+            nothing, zeros, and neither does one that sees nothing but itself. So a token reads what followed the
+            tokens like it, and as it never sees itself beside others, nothing after it. Needs `causal`.
         dropout_p: Dropout on the attention probabilities.
 
     Raises:

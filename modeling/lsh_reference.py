@@ -6,6 +6,8 @@ oracle counts how often each query meets each key and takes that softmax directl
 implementations.
 """
 
+from functools import partial
+
 import torch
 
 
@@ -34,16 +36,12 @@ def lsh_attention_reference(
         attention_mask = torch.ones(batch, length, dtype=torch.bool)
     if padded_length is None:
         padded_length = (length + chunk_length - 1) // chunk_length * chunk_length
+    meetings = _list_sliding_meetings if sliding_window else partial(_list_meetings, circular=circular_look_around)
     counts = torch.zeros(batch, num_heads, length, length, dtype=query_key.dtype)
     for b in range(batch):
         for h in range(num_heads):
             chunks = _list_chunks(buckets[b, h].tolist(), attention_mask[b].tolist(), padded_length, chunk_length)
-            reach = range(-num_chunks_before, num_chunks_after + 1)
-            if sliding_window:
-                meetings = _list_sliding_meetings(chunks, num_chunks_before, num_chunks_after, chunk_length, length)
-            else:
-                meetings = _list_meetings(chunks, reach, circular_look_around, length)
-            for round_index, i, key_round, j in meetings:
+            for round_index, i, key_round, j in meetings(chunks, num_chunks_before, num_chunks_after, length):
                 same_bucket = key_round == round_index and buckets[b, h, key_round, i] == buckets[b, h, key_round, j]
                 if same_bucket or attend_across_buckets:
                     counts[b, h, i, j] += 1
@@ -67,7 +65,7 @@ def lsh_attention_reference(
     probabilities = weight * torch.exp(scores - scores.amax(-1, keepdim=True).detach())
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     if value_shift:
-        probabilities = probabilities.masked_fill(is_self, 0)
+        probabilities = probabilities.masked_fill(is_self, 0) * attention_mask[:, None, :, None]
         value = _values_of_successors(value, attention_mask.tolist())
     return (probabilities @ value.transpose(1, 2)).transpose(1, 2)
 
@@ -96,10 +94,10 @@ def _list_chunks(buckets, is_real, padded_length, chunk_length):
     return chunks
 
 
-def _list_meetings(chunks, reach, circular, length):
+def _list_meetings(chunks, num_before, num_after, length, circular):
     """Each time a query meets a key: the query's round and position, the key's round and position."""
     for c, (round_index, queries) in enumerate(chunks):
-        for offset in reach:
+        for offset in range(-num_before, num_after + 1):
             neighbour = c + offset
             if circular:
                 # Stock Reformer's circle: further round than once is the chunk itself.
@@ -111,8 +109,9 @@ def _list_meetings(chunks, reach, circular, length):
                 yield from ((round_index, i, key_round, j) for i in queries for j in keys if max(i, j) < length)
 
 
-def _list_sliding_meetings(chunks, num_before, num_after, chunk_length, length):
+def _list_sliding_meetings(chunks, num_before, num_after, length):
     """The same where a query meets what stands near it in the order, whatever chunks it is cut into."""
+    chunk_length = len(chunks[0][1])
     for round_index in {round_index for round_index, _ in chunks}:
         order = [i for chunk_round, positions in chunks if chunk_round == round_index for i in positions]
         for place, i in enumerate(order):

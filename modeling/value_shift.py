@@ -42,3 +42,20 @@ def weights_of_values(weights: torch.Tensor, attention_mask: torch.Tensor | None
         return nn.functional.pad(weights[..., :-1], (1, 0))
     successor = next_real_token(attention_mask)[:, None, None].expand_as(weights)
     return nn.functional.pad(torch.zeros_like(weights), (0, 1)).scatter_add(3, successor, weights)[..., :-1]
+
+
+def zero_of_masked(
+    output: torch.Tensor, weights: torch.Tensor | None, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Masked queries read nothing: the next real token behind a key is not always before them.
+
+    Args:
+        output: `[B, M, H, D]`, of M queries.
+        weights: Their map `[B, H, M, L]`, or None.
+        attention_mask: `[B, M]`, bool, of the queries, or None if every one is real.
+    """
+    if attention_mask is None:
+        return output, weights
+    output = output * attention_mask[..., None, None]
+    return output, None if weights is None else weights * attention_mask[:, None, :, None]
