@@ -21,10 +21,10 @@ FACTORISE_FROM = 256
 @dataclass
 class ModelRecipe:
     """
-    Size and structure of a new model; `recipe_config` turns them into a config for a training context.
+    Size and structure of a new model; `recipe_config` makes its config.
 
-    A field named like a setting of `ReformerConfig` is that setting. The others stand for several settings, or for one
-    that depends on the context.
+    A field named like a setting of `ReformerConfig` is that setting; to add one, add the field. The others stand for
+    several settings, or for one that depends on the context, as `settings` says.
     """
 
     attn_layers: list[str] = field(
@@ -62,6 +62,28 @@ class ModelRecipe:
         default=0, metadata={"help": "Tokens whose logits exist at a time; 0 for all at once."}
     )
 
+    def settings(self, context_length: int, *, is_decoder: bool) -> dict[str, Any]:
+        """The settings of `ReformerConfig` that this means for a training context."""
+        settings = dict(vars(self))
+        full_attention, per_chunk, dropout = map(settings.pop, ("full_attention", "buckets_per_chunk", "dropout"))
+        if full_attention:
+            settings["attn_layers"] = ["full"] * len(self.attn_layers)
+        chunk_length = self.lsh_attn_chunk_length
+        return settings | {
+            "is_decoder": is_decoder,
+            "local_num_chunks_after": 0 if is_decoder else 1,
+            "lsh_num_chunks_after": 0 if is_decoder else 1,
+            # Explicit, so that a result does not depend on how long a batch was padded.
+            "num_buckets": num_buckets(context_length, chunk_length, per_chunk) if chunk_length else None,
+            # Off, so that neither padding nor the other rows of a batch change a result.
+            "circular_look_around": False,
+            "attend_across_buckets": not self.lsh_sliding_window,
+            "max_position_embeddings": context_length,
+            "hidden_dropout_prob": dropout,
+            "local_attention_probs_dropout_prob": dropout,
+            "lsh_attention_probs_dropout_prob": dropout,
+        }
+
 
 def recipe_config(
     context_length: int,
@@ -95,34 +117,17 @@ def recipe_config(
     """
     tokenizer = ReformerByteTokenizer() if tokenizer is None else tokenizer
     names = {setting.name for setting in fields(ModelRecipe)}
-    recipe = vars(ModelRecipe(**{name: settings[name] for name in names & settings.keys()}))
-    full_attention, per_chunk, dropout = map(recipe.pop, ("full_attention", "buckets_per_chunk", "dropout"))
-    others = {name: value for name, value in settings.items() if name not in names}
-    if full_attention:
-        recipe["attn_layers"] = ["full"] * len(recipe["attn_layers"])
-    chunk_length = recipe["lsh_attn_chunk_length"]
-    config = ReformerConfig(
-        **recipe
-        | {
-            "is_decoder": is_decoder,
-            "local_num_chunks_after": 0 if is_decoder else 1,
-            "lsh_num_chunks_after": 0 if is_decoder else 1,
-            # Explicit, so that a result does not depend on how long a batch was padded.
-            "num_buckets": num_buckets(context_length, chunk_length, per_chunk) if chunk_length else None,
-            # Off, so that neither padding nor the other rows of a batch change a result.
-            "circular_look_around": False,
-            "attend_across_buckets": not recipe["lsh_sliding_window"],
-            "max_position_embeddings": None if "axial_pos_shape" in settings else context_length,
-            "hidden_dropout_prob": dropout,
-            "local_attention_probs_dropout_prob": dropout,
-            "lsh_attention_probs_dropout_prob": dropout,
-            "vocab_size": len(tokenizer),
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-        | others
-    )
-    _refuse_unknown(others, config, names)
+    recipe = ModelRecipe(**{name: settings.pop(name) for name in names & settings.keys()})
+    if "axial_pos_shape" in settings:
+        # It says by itself how many positions there are.
+        settings.setdefault("max_position_embeddings", None)
+    vocabulary = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = ReformerConfig(**recipe.settings(context_length, is_decoder=is_decoder) | vocabulary | settings)
+    _refuse_unknown(settings, config, names)
     return config
 
 
