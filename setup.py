@@ -1,4 +1,4 @@
-"""Packaging of hf_reformer: the three folders beside it are installed under its one import name."""
+"""Packaging of hf_reformer: the folders beside it are installed under its one import name."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ PACKAGE_DIR = {
     "hf_reformer.configuration": "configuration",
     "hf_reformer.modeling": "modeling",
     "hf_reformer.tokenization": "tokenization",
+    "hf_reformer.training": "training",
 }
 
 # what the scripts need, and nobody who only imports the package

@@ -21,10 +21,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from corpus import DataArguments
-from demo import training_arguments
-from recipe import DEMO_CONTEXT_LENGTH, ModelRecipe
+from demo import DEMO_CONTEXT_LENGTH, training_arguments
 from report import versions
 from train import ModelArguments, train
+
+from hf_reformer.training import ModelRecipe
 
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -17,21 +17,20 @@ import time
 from pathlib import Path
 
 import torch
-from bfloat16 import multiplies_in_bfloat16
 from corpus import DataArguments
-from recipe import (
-    DEMO_CONTEXT_LENGTH,
-    DEMO_FLOAT32_TRAINING,
-    DEMO_TRAINING,
-    ModelRecipe,
-    ReformerTrainingArguments,
-)
-from run_checkpoints import newest_whole, read_run
+from run_checkpoints import RunArguments, newest_whole, read_run
 from train import ModelArguments, train
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
 from transformers.trainer_utils import sort_checkpoints
 
+from hf_reformer.training import ModelRecipe, multiplies_in_bfloat16
 
+
+# What the demo changes in the recipe, and nothing else: its context and how long it trains.
+DEMO_CONTEXT_LENGTH = 4096
+DEMO_TRAINING = {"max_steps": 1200, "eval_steps": 0.25, "save_strategy": "no"}
+# On a CPU without bfloat16 a step takes up to six times as long.
+DEMO_FLOAT32_TRAINING = {"max_steps": 240, "eval_steps": 0.5}
 NEW_TOKENS = 400
 PROMPT = '''"""Read and write settings files."""
 
@@ -61,9 +60,9 @@ def demo_training() -> dict[str, object]:
     return DEMO_TRAINING | ({} if bf16 else DEMO_FLOAT32_TRAINING) | {"use_cpu": True, "bf16": bf16}
 
 
-def training_arguments(**changes) -> ReformerTrainingArguments:
+def training_arguments(**changes) -> RunArguments:
     """The same with `changes`."""
-    return ReformerTrainingArguments(**demo_training() | changes)
+    return RunArguments(**demo_training() | changes)
 
 
 def print_figures(figures: dict[str, float]) -> None:

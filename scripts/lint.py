@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from mlinter import DEFAULT_ENABLED_TRF_RULES, analyze_file
 
 
-FOLDERS = ("configuration", "modeling", "tokenization")
+FOLDERS = ("configuration", "modeling", "tokenization", "training")
 MAX_WAIVED_RULES = 2
 WAIVER = re.compile(r"#\s*trf-ignore:\s*(TRF\d+)(.*)", re.IGNORECASE)
 LICENSE_HEADER = "TRF028"

@@ -19,15 +19,14 @@ from multiprocessing import get_context
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from measured_memory import Measurement, measure
-from muon import MuonWithAdamW
-from recipe import ModelRecipe, build_config
 from transformers import AutoConfig, HfArgumentParser
 
-from hf_reformer import ReformerByteTokenizer, ReformerConfig
+from hf_reformer import ReformerConfig
 from hf_reformer.modeling.memory_estimate import MemoryEstimate, TensorGroup, TrainingSetup, estimate_memory
+from hf_reformer.training import ModelRecipe, MuonWithAdamW, recipe_config
 
 
-MUON = partial(MuonWithAdamW, learning_rate=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
+MUON = partial(MuonWithAdamW, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
 # A setting that saves less of the peak is not worth a line.
 WORTH_NAMING = 0.01
 
@@ -81,9 +80,7 @@ def make_config(arguments: MemoryArguments, recipe: ModelRecipe) -> ReformerConf
         changes["vocab_size"] = arguments.vocab_size
     if arguments.model_name_or_path is not None:
         return changed(AutoConfig.from_pretrained(arguments.model_name_or_path), **changes)
-    config = build_config(
-        recipe, context_length=arguments.length, tokenizer=ReformerByteTokenizer(), causal=not arguments.masked
-    )
+    config = recipe_config(arguments.length, is_decoder=not arguments.masked, **vars(recipe))
     return changed(config, **changes)
 
 

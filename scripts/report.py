@@ -15,7 +15,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import transformers
-from bits_per_byte import bits_per_byte
+
+from hf_reformer.training import bits_per_byte
 
 
 TEMPLATE = Path(__file__).parent.parent / "model_card.md"

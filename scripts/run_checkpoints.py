@@ -7,18 +7,33 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipe import ReformerTrainingArguments
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
+
+from hf_reformer.training import ReformerTrainingArguments
 
 
 # Written into a checkpoint when everything else is there.
 RUN_FILE = "run.json"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass
+class RunArguments(ReformerTrainingArguments):
+    """The recipe's arguments, and what shall become of checkpoints that are there before the run."""
+
+    output_dir: str | None = field(default="runs/train", metadata={"help": "Where checkpoints and the model go."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the checkpoints that another run left in output_dir."}
+    )
+    accept_changes: bool = field(
+        default=False, metadata={"help": "Resume although the model, the text or its order differ from before."}
+    )
 
 
 def mark_whole(checkpoint: Path, run: dict[str, Any]) -> None:
@@ -74,7 +89,7 @@ def _says_no_room(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "inline_container.cc" in str(error)
 
 
-def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
+def find_checkpoint(arguments: RunArguments) -> str | None:
     """
     The checkpoint to go on from; `last` means the newest in the output folder that is whole.
 
@@ -101,7 +116,7 @@ def find_checkpoint(arguments: ReformerTrainingArguments) -> str | None:
     return wanted
 
 
-def checkpoints_in_the_way(arguments: ReformerTrainingArguments) -> list[str]:
+def checkpoints_in_the_way(arguments: RunArguments) -> list[str]:
     """Those in the output folder, unless the run goes on from one of them."""
     wanted, folder = arguments.resume_from_checkpoint, Path(arguments.output_dir).resolve()
     if wanted == "last":

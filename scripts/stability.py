@@ -26,15 +26,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from bits_per_byte import bits_per_byte
 from corpus import Corpus, DataArguments, build_corpus
 from datasets import disable_progress_bars
-from recipe import ModelRecipe, ReformerTrainingArguments, build_config
 from report import machine, versions
 from train import BitsPerByteTrainer, collate_causal
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM
+from hf_reformer.training import ReformerTrainingArguments, bits_per_byte, recipe_config
 
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -94,9 +93,7 @@ def make_trainer(variant: str, seed: int, steps: int) -> BitsPerByteTrainer:
     bf16, changes = VARIANTS[variant]
     corpus, tokenizer = read_corpus(), ReformerByteTokenizer()
     set_seed(seed)
-    config = build_config(ModelRecipe(**MODEL), context_length=CONTEXT_LENGTH, tokenizer=tokenizer)
-    for name, value in changes.items():
-        setattr(config, name, value)
+    config = recipe_config(CONTEXT_LENGTH, tokenizer=tokenizer, **MODEL | changes)
     trainer = BitsPerByteTrainer(
         model=ReformerForCausalLM(config),
         args=ReformerTrainingArguments(

@@ -5,8 +5,8 @@ Train a Reformer, causal or masked, with the Trainer, and measure it in bits per
     python scripts/train.py settings.yaml
     accelerate launch scripts/train.py --output_dir runs/mine --dataset_name my_dataset --text_column content
 
-Every argument has a default: the recipe's (recipe.py), and for text the standard library of the running Python. For
-many GPUs see docs/distributed.md.
+Every argument has a default: the recipe's (hf_reformer.training), and for text the standard library of the running
+Python. For many GPUs see docs/distributed.md.
 """
 
 import atexit
@@ -21,15 +21,19 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
-from bfloat16 import multiplies_in_bfloat16
-from bits_per_byte import bits_per_byte, reference_figures
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
 from interruptions import Interrupted, StopOnSignal
-from muon import MuonWithAdamW
-from recipe import ModelRecipe, ReformerTrainingArguments, build_config
 from report import write_curve, write_log, write_model_card
-from run_checkpoints import RUN_FILE, checkpoints_in_the_way, find_checkpoint, mark_whole, newest_whole, saving
+from run_checkpoints import (
+    RUN_FILE,
+    RunArguments,
+    checkpoints_in_the_way,
+    find_checkpoint,
+    mark_whole,
+    newest_whole,
+    saving,
+)
 from run_identity import check_same_run, identify_run
 from time_left import SayTimeLeft
 from tqdm.auto import tqdm
@@ -48,6 +52,14 @@ from transformers import (
 from transformers.trainer_utils import rotate_checkpoints
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
+from hf_reformer.training import (
+    ModelRecipe,
+    ReformerTrainingArguments,
+    bits_per_byte,
+    multiplies_in_bfloat16,
+    recipe_config,
+    reference_figures,
+)
 
 
 OBJECTIVE_SENTENCE = {
@@ -102,7 +114,7 @@ class ModelArguments:
 
 class BitsPerByteTrainer(Trainer):
     """
-    A Trainer with the recipe's optimizer, whose evaluations also say `<prefix>_bits_per_byte`.
+    A Trainer with the optimizer of its arguments, whose evaluations also say `<prefix>_bits_per_byte`.
 
     It stops when the loss is no number, and its checkpoints say which run they are of once they are whole.
 
@@ -110,20 +122,10 @@ class BitsPerByteTrainer(Trainer):
         run: What identifies the run.
     """
 
-    def __init__(self, *args, tokens_per_byte: float, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: PreTrainedModel, args: ReformerTrainingArguments, *, tokens_per_byte: float, **kwargs):
+        super().__init__(model, args, optimizer_cls_and_kwargs=args.optimizer_cls_and_kwargs(model), **kwargs)
         self.tokens_per_byte = tokens_per_byte
         self.run = {}
-
-    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        if self.optimizer is None and self.args.muon:
-            self.optimizer = MuonWithAdamW(
-                self.model,
-                learning_rate=self.args.learning_rate,
-                weight_decay=self.args.weight_decay,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-            )
-        return super().create_optimizer(*args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs) -> None:
         # The Trainer looks at the number of steps after a step only.
@@ -195,9 +197,9 @@ class CompareOnEvaluate(TrainerCallback):
 
 def parse_arguments(
     argv: list[str],
-) -> tuple[ModelArguments, ModelRecipe, DataArguments, ReformerTrainingArguments]:
+) -> tuple[ModelArguments, ModelRecipe, DataArguments, RunArguments]:
     """Arguments from the command line, or from the one JSON or YAML file named there."""
-    parser = HfArgumentParser((ModelArguments, ModelRecipe, DataArguments, ReformerTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, ModelRecipe, DataArguments, RunArguments))
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(argv[0])
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
@@ -219,7 +221,7 @@ def load_model(
 ) -> PreTrainedModel:
     """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
     if arguments.model_name_or_path is None:
-        config = build_config(recipe, context_length=context_length, tokenizer=tokenizer, causal=arguments.causal)
+        config = recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **vars(recipe))
         return ReformerForCausalLM(config) if arguments.causal else ReformerForMaskedLM(config)
     auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
     model = auto_class.from_pretrained(arguments.model_name_or_path)
@@ -239,7 +241,7 @@ def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
     return windows.causal_tokens_per_byte if arguments.causal else windows.masked_tokens_per_byte
 
 
-def check_strategy(arguments: ReformerTrainingArguments) -> None:
+def check_strategy(arguments: RunArguments) -> None:
     """Refuse what `accelerate launch` may ask for and cannot have."""
     if arguments.muon and arguments.deepspeed_plugin is not None:
         raise ValueError(
@@ -263,7 +265,7 @@ def train(
     model_arguments: ModelArguments,
     recipe: ModelRecipe,
     data_arguments: DataArguments,
-    training_arguments: ReformerTrainingArguments,
+    training_arguments: RunArguments,
 ) -> dict[str, float]:
     """
     Train, evaluate and save; returns the held-out bits per byte (`model`) with the reference figures.

@@ -8,7 +8,6 @@ import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
-from muon import MuonWithAdamW
 from reversible_models import layers_of
 from tiny_models import STACKS, VOCAB, assert_close, assert_equal_tensors, make_model
 from torch.distributed.fsdp import FSDPModule
@@ -16,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from two_ranks import WORLD_SIZE, full
 
 from hf_reformer import ReformerForCausalLM
+from hf_reformer.training import MuonWithAdamW
 
 
 MODEL = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_lm_head": 16}
@@ -158,14 +158,12 @@ def test_accelerate_turns_fsdp_on_a_cpu_into_ddp(two_ranks):
 STEPS, SAVED_AT = 4, 2
 
 
+MUON = {"lr": 1e-2, "weight_decay": 0.0, "betas": (0.9, 0.98)}
+
+
 class MuonTrainer(Trainer):
-    def create_optimizer(self, *args, **kwargs):
-        self.optimizer = make_muon(self.model)
-        return super().create_optimizer(*args, **kwargs)
-
-
-def make_muon(model, learning_rate=1e-2):
-    return MuonWithAdamW(model, learning_rate=learning_rate, weight_decay=0.0, betas=(0.9, 0.98))
+    def __init__(self, model, **kwargs):
+        super().__init__(model, optimizer_cls_and_kwargs=(MuonWithAdamW, {"model": model} | MUON), **kwargs)
 
 
 def train_with(trainer_class, folder, batch_size, resume, **options):
@@ -237,7 +235,7 @@ def test_muon_resumes_on_shards(two_ranks, tmp_path):
 
 
 def one_step_of_muon(model, rows, prepare=lambda *both: both):
-    optimizer = make_muon(model)
+    optimizer = MuonWithAdamW(model, **MUON)
     optimizer.parts[0].dtype = torch.float64
     model, optimizer = prepare(model, optimizer)
     before = parameters_of(model)
@@ -274,6 +272,6 @@ def test_muon_on_shards_is_muon_on_the_whole(two_ranks):
 
 def test_muon_takes_no_state_of_another_optimizer():
     model = build()
-    other = torch.optim.AdamW([{"params": part["params"]} for part in make_muon(model).param_groups])
-    with pytest.raises(ValueError, match=r"of another optimizer.*--muon"):
-        make_muon(model).load_state_dict(other.state_dict())
+    other = torch.optim.AdamW([{"params": part["params"]} for part in MuonWithAdamW(model, **MUON).param_groups])
+    with pytest.raises(ValueError, match=r"of another optimizer.*muon"):
+        MuonWithAdamW(model, **MUON).load_state_dict(other.state_dict())

@@ -14,7 +14,6 @@ from unittest.mock import Mock
 import demo
 import interruptions
 import pytest
-import recipe
 import run_checkpoints
 import run_identity
 import time_left
@@ -219,7 +218,7 @@ def test_only_want_of_room_asks_for_room(error, is_full, tmp_path):
 
 def find(folder, wanted=None, **changed):
     return run_checkpoints.find_checkpoint(
-        recipe.ReformerTrainingArguments(output_dir=str(folder), resume_from_checkpoint=wanted, **changed)
+        run_checkpoints.RunArguments(output_dir=str(folder), resume_from_checkpoint=wanted, **changed)
     )
 
 
@@ -289,7 +288,7 @@ def test_links_to_the_folder_or_the_checkpoint_resumed(begun, tmp_path_factory):
         (begun, elsewhere / "checkpoint"),
         (begun, begun / "checkpoint-6"),
     ]:
-        arguments = recipe.ReformerTrainingArguments(output_dir=str(folder), resume_from_checkpoint=str(wanted))
+        arguments = run_checkpoints.RunArguments(output_dir=str(folder), resume_from_checkpoint=str(wanted))
         assert not run_checkpoints.checkpoints_in_the_way(arguments)
 
 
@@ -378,7 +377,7 @@ def test_impossible_values_are_refused_before_anything_is_read(changed, message,
 def test_bfloat16_on_a_cpu_that_emulates_it_is_said(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     with pytest.warns(UserWarning, match=r"bf16 is True, but this device \(cpu\) has no instructions for it"):
-        train.check_strategy(recipe.ReformerTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
+        train.check_strategy(run_checkpoints.RunArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True))
 
 
 # How long it will take
@@ -387,7 +386,7 @@ def test_bfloat16_on_a_cpu_that_emulates_it_is_said(monkeypatch, tmp_path):
 def test_time_left(monkeypatch, capsys, tmp_path):
     clock = iter([10.0, 16.0])
     monkeypatch.setattr(time_left.time, "monotonic", lambda: next(clock))
-    arguments = recipe.ReformerTrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True)
+    arguments = run_checkpoints.RunArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True)
     state = TrainerState(max_steps=1003, eval_steps=500, is_world_process_zero=True)
     callback = time_left.SayTimeLeft(num_evaluated=80)
     for state.global_step in range(1, 10):

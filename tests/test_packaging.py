@@ -18,7 +18,7 @@ from hf_reformer.__main__ import main
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("configuration", "modeling", "tokenization")
+FOLDERS = ("configuration", "modeling", "tokenization", "training")
 PACKAGE_FILES = [path for folder in ("hf_reformer", *FOLDERS) for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
 SOURCE_FILES = [*PACKAGE_FILES, ROOT / "setup.py", *sorted(ROOT.glob("scripts/**/*.py"))]
 TEST_FILES = sorted(ROOT.glob("tests/**/*.py"))
@@ -183,8 +183,9 @@ def test_the_launcher_says_what_it_does_and_what_it_cannot_find(launch):
         assert code.startswith(f"{program!r} is no file, no installed command and no module") and not printed
 
 
-def test_mapped_folders_do_not_import_from_the_checkout():
-    probe = run_python("-c", "import modeling", cwd=ROOT)
+@pytest.mark.parametrize("folder", ["modeling", "training"])
+def test_mapped_folders_do_not_import_from_the_checkout(folder):
+    probe = run_python("-c", f"import {folder}", cwd=ROOT)
     assert "ImportError" in probe.stderr
 
 

@@ -6,19 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections import Counter
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import bits_per_byte
 import corpus
 import datasets
 import demo
 import generate
 import numpy as np
 import pytest
-import recipe
+import run_checkpoints
 import torch
 import train
 from huggingface_hub import ModelCard
@@ -37,6 +35,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_reformer import ReformerByteTokenizer
+from hf_reformer.training import ModelRecipe, conditional_entropy
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -96,55 +95,6 @@ def causal_arguments(text_folder, folder, **changed):
     ]
 
 
-# Bits per byte and the reference figures
-
-
-def entropy_by_counting(data, order):
-    grams = Counter(data[start : start + order + 1] for start in range(len(data) - order))
-    contexts = Counter()
-    for gram, count in grams.items():
-        contexts[gram[:-1]] += count
-    total = sum(grams.values())
-    return -sum(count / total * math.log2(count / contexts[gram[:-1]]) for gram, count in grams.items())
-
-
-@pytest.mark.parametrize("order", range(7))
-def test_conditional_entropy_is_what_counting_gives(order):
-    data = np.random.default_rng(0).integers(0, 256, 2000).clip(250).astype(np.uint8).tobytes() + bytes(100)
-    assert bits_per_byte.conditional_entropy(data, order) == pytest.approx(entropy_by_counting(data, order), abs=1e-12)
-
-
-def test_conditional_entropy_by_hand():
-    assert bits_per_byte.conditional_entropy(b"abab", 0) == 1
-    assert bits_per_byte.conditional_entropy(b"abab", 1) == 0
-    assert bits_per_byte.conditional_entropy(b"aab", 0) == pytest.approx(math.log2(3) - 2 / 3)
-    # The two bytes after an "a" are an "a" and a "b"; nothing follows the "b".
-    assert bits_per_byte.conditional_entropy(b"aab", 1) == 1
-
-
-def test_reference_figures_of_noise_and_of_repetition():
-    noise = np.random.default_rng(0).integers(0, 256, 100_000).astype(np.uint8).tobytes()
-    figures = bits_per_byte.reference_figures(noise)
-    assert figures["order-0"] == pytest.approx(8, abs=0.01)
-    assert 8 < figures["lzma"] < 8.1
-    assert bits_per_byte.reference_figures(b"abc" * 10_000)["lzma"] < 0.1
-
-
-def test_bits_per_byte_of_a_uniform_guess():
-    assert bits_per_byte.bits_per_byte(math.log(256), 1.0) == pytest.approx(8)
-    # One token in 16 equally likely ones for two bytes: four bits for two bytes.
-    assert bits_per_byte.bits_per_byte(math.log(16), 0.5) == pytest.approx(2)
-
-
-def test_reference_figures_refuse_what_has_no_figure():
-    with pytest.raises(ValueError, match="order is 7; it must lie between 0 and 6"):
-        bits_per_byte.conditional_entropy(b"abc", 7)
-    with pytest.raises(ValueError, match="2 bytes hold no byte with 2 bytes before it; give at least 3"):
-        bits_per_byte.conditional_entropy(b"ab", 2)
-    with pytest.raises(ValueError, match="no bytes to compress"):
-        bits_per_byte.lzma_bits_per_byte(b"")
-
-
 def test_figure_equals_a_count_from_the_logits(trained, text_folder):
     """Three windows in batches of two: nothing is averaged that has different weights."""
     folder, figures, _ = trained
@@ -160,7 +110,7 @@ def test_figure_equals_a_count_from_the_logits(trained, text_folder):
             num_bytes += tokens[position].item() != 1
     assert len(held_out.dataset) == 3
     assert figures["model"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
-    assert figures["order-2"] == bits_per_byte.conditional_entropy(held_out.text, 2)
+    assert figures["order-2"] == conditional_entropy(held_out.text, 2)
 
 
 # The corpus
@@ -322,28 +272,6 @@ def test_corpus_errors(tmp_path, text_folder):
         build(text_folder, tokenizer)
 
 
-# The recipe
-
-
-@pytest.mark.parametrize("length", [2, 32, 100, 3000, 4096, 65536])
-def test_recipe_fits_the_context(length):
-    config = recipe.build_config(
-        recipe.ModelRecipe(), context_length=length, tokenizer=ReformerByteTokenizer(), causal=True
-    )
-    assert length <= config.max_position_embeddings < length + 2 * math.isqrt(length) + 2
-    buckets = np.prod(config.num_buckets)
-    assert buckets == 2 or length / config.lsh_attn_chunk_length < buckets <= 2 * length / config.lsh_attn_chunk_length
-    assert not config.circular_look_around
-
-
-def test_full_attention_twin_differs_in_nothing_else():
-    make = partial(recipe.build_config, context_length=64, tokenizer=ReformerByteTokenizer())
-    config, twin = (make(recipe.ModelRecipe(full_attention=full)) for full in (False, True))
-    assert set(twin.attn_layers) == {"full"} and set(config.attn_layers) == {"local", "lsh"}
-    config.attn_layers = twin.attn_layers
-    assert config.to_dict() == twin.to_dict()
-
-
 # Training
 
 
@@ -394,7 +322,7 @@ def test_resumed_run_equals_the_uninterrupted_one(trained, text_folder, tmp_path
 
 def test_find_checkpoint(trained, tmp_path):
     find = lambda folder, wanted: train.find_checkpoint(  # noqa: E731
-        recipe.ReformerTrainingArguments(output_dir=str(folder), resume_from_checkpoint=wanted)
+        run_checkpoints.RunArguments(output_dir=str(folder), resume_from_checkpoint=wanted)
     )
     assert find(trained[0], "last") == str(trained[0] / "checkpoint-4")
     assert find(tmp_path, None) is None
@@ -420,7 +348,7 @@ def test_masked_model_from_a_settings_file(text_folder, tmp_path):
     parsed = train.parse_arguments([str(path)])
     # JSON is YAML, too.
     assert train.parse_arguments([str(path.rename(path.with_suffix(".yaml")))])[:3] == parsed[:3]
-    assert parsed[3].learning_rate == recipe.ReformerTrainingArguments().learning_rate
+    assert parsed[3].learning_rate == run_checkpoints.RunArguments().learning_rate
     figures = train.train(*parsed)
     # A masked model sees both sides, so figures that know only what precedes a byte do not stand beside it.
     assert list(figures) == ["model"] and 4 < figures["model"] < 10
@@ -480,8 +408,8 @@ def test_unknown_objective():
 
 
 def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatch, capsys):
-    assert recipe.DEMO_CONTEXT_LENGTH >= 4096
-    monkeypatch.setattr(demo, "ModelRecipe", partial(recipe.ModelRecipe, **TINY))
+    assert demo.DEMO_CONTEXT_LENGTH >= 4096
+    monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", 2048)
     monkeypatch.setattr(demo, "NEW_TOKENS", 5)
     threads = torch.get_num_threads()
@@ -494,7 +422,7 @@ def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatc
 
 
 def test_a_demo_that_was_stopped_goes_on(text_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "ModelRecipe", partial(recipe.ModelRecipe, **TINY))
+    monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DataArguments", partial(corpus.DataArguments, text_path=str(text_folder)))
     monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", CONTEXT)
     monkeypatch.setattr(demo, "PROMPT", "Line")

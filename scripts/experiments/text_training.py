@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bfloat16 import multiplies_in_bfloat16
 from corpus import Corpus, DataArguments, build_corpus
-from muon import MuonWithAdamW
 from report import machine, versions
 from torch import nn
 from tqdm.auto import tqdm
 
 from hf_reformer import ReformerByteTokenizer
+from hf_reformer.training import MuonWithAdamW, multiplies_in_bfloat16
 
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +156,7 @@ class Training:
         corpus = read_corpus(self.run)
         torch.manual_seed(self.run.seed)
         model = self._make_model(self.run.context_length)
-        optimizer = MuonWithAdamW(model, learning_rate=self.run.learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
+        optimizer = MuonWithAdamW(model, lr=self.run.learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
         record = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "evaluations": []}
         if self.checkpoint.is_file():
             saved = torch.load(self.checkpoint, weights_only=False)

@@ -3,18 +3,18 @@
 import lzma
 import math
 
-import numpy as np
+import torch
 
 
 LARGEST_ORDER = 6
 
 
-def bits_per_byte(nats_per_token: float, tokens_per_byte: float) -> float:
+def bits_per_byte(nats_per_token: float, tokens_per_byte: float = 1.0) -> float:
     """Bits a model spends per byte of text.
 
     Args:
         nats_per_token: mean cross-entropy over the predicted tokens, natural logarithm, as a loss is reported.
-        tokens_per_byte: predicted tokens divided by the bytes of text they stand for.
+        tokens_per_byte: predicted tokens divided by the bytes of text they stand for; 1 where every token is a byte.
     """
     return nats_per_token / math.log(2) * tokens_per_byte
 
@@ -35,18 +35,18 @@ def conditional_entropy(data: bytes, order: int) -> float:
     positions = len(data) - order
     if positions < 1:
         raise ValueError(f"{len(data)} bytes hold no byte with {order} bytes before it; give at least {order + 1}.")
-    symbols = np.frombuffer(data, dtype=np.uint8).astype(np.int64)
-    contexts = np.zeros(positions, dtype=np.int64)
+    symbols = torch.frombuffer(bytearray(data), dtype=torch.uint8).long()
+    contexts = torch.zeros(positions, dtype=torch.long)
     for offset in range(order):
         contexts = contexts * 256 + symbols[offset : offset + positions]
     grams = contexts * 256 + symbols[order:]
     return (_count_log_count(contexts) - _count_log_count(grams)) / positions
 
 
-def _count_log_count(codes: np.ndarray) -> float:
+def _count_log_count(codes: torch.Tensor) -> float:
     """Sum of `count * log2(count)` over the distinct values of `codes`."""
-    counts = np.unique(codes, return_counts=True)[1]
-    return float(counts @ np.log2(counts))
+    counts = codes.unique(return_counts=True)[1].double()
+    return (counts @ counts.log2()).item()
 
 
 def lzma_bits_per_byte(data: bytes) -> float:

@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 import torch
-from bfloat16 import multiplies_in_bfloat16
 from torch import nn
+
+from .bfloat16 import multiplies_in_bfloat16
 
 
 class Muon(torch.optim.Muon):
@@ -78,36 +79,43 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Muon (Jordan et al. 2024) makes every update of a matrix orthogonal, so a layer learns in all its directions at
     the same pace. Its learning rate is scaled to match AdamW's (Liu et al. 2025, arXiv 2502.16982), so one value
-    serves both.
+    serves both. Where a parameter is, its name says, so this takes the model and not its parameters; the Trainer hands
+    it over with `optimizer_cls_and_kwargs=(MuonWithAdamW, {"model": model, "lr": 5e-3})`.
 
     Args:
-        model: A Reformer; its layers are in `encoder.layers`.
-        learning_rate: Of both.
+        model: Whose layers are in a list called `layers`, as a Reformer's and most others' are.
+        lr: Learning rate of both; schedulers find it in `param_groups`.
         weight_decay: Of the matrices; the rest has none.
         betas: Of AdamW.
 
     Raises:
-        ValueError: the model has no matrices in `encoder.layers`.
+        ValueError: it is no model, or has no matrices in `layers`.
     """
 
     def __init__(
-        self, model: nn.Module, *, learning_rate: float, weight_decay: float, betas: tuple[float, float]
+        self,
+        model: nn.Module,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                "MuonWithAdamW takes the model, MuonWithAdamW(model, lr=...), but got parameters, which do not say "
+                'where they belong. Give the Trainer optimizer_cls_and_kwargs=(MuonWithAdamW, {"model": model, ...}).'
+            )
         trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        matrices = [weight for name, weight in trained if "encoder.layers." in name and weight.ndim == 2]
-        others = [weight for name, weight in trained if not ("encoder.layers." in name and weight.ndim == 2)]
+        matrices = [weight for name, weight in trained if "layers." in name and weight.ndim == 2]
+        others = [weight for name, weight in trained if not ("layers." in name and weight.ndim == 2)]
         if not matrices:
-            raise ValueError(f"{type(model).__name__} has no weight matrices in encoder.layers; use --muon False.")
-        self.parts = [Muon(matrices, lr=learning_rate, weight_decay=weight_decay)]
-        if others:
-            self.parts.append(torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0, betas=betas))
-        super().__init__([group for part in self.parts for group in part.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        """Let the parts work on this optimizer's groups, one each, and its state: to others it is one optimizer."""
-        for part, group in zip(self.parts, self.param_groups, strict=True):
-            part.param_groups, part.state = [group], self.state
+            raise ValueError(f"{type(model).__name__} trains no weight matrices in layers; use AdamW (muon=False).")
+        muon = Muon(matrices, lr=lr, weight_decay=weight_decay)
+        adamw = torch.optim.AdamW([{"params": others}], lr=lr, weight_decay=0.0, betas=betas)
+        self.parts = (muon, adamw)
+        super().__init__(muon.param_groups + adamw.param_groups, {})
+        # What groups have that are added later.
+        self.defaults = adamw.defaults
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -116,7 +124,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Groups and state are this optimizer's, so that to others it is one.
         for part in self.parts:
+            part.param_groups = [group for group in self.param_groups if _is_of_muon(group) == isinstance(part, Muon)]
+            part.state = self.state
             part.step()
         return loss
 
@@ -126,11 +137,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         Raises:
             ValueError: if another optimizer gave it.
         """
-        kinds = ["ns_steps" in group for group in state_dict.get("param_groups", ())]
-        if kinds != ["ns_steps" in group for group in self.param_groups]:
+        if [*map(_is_of_muon, state_dict.get("param_groups", ()))] != [*map(_is_of_muon, self.param_groups)]:
             raise ValueError(
                 "This state is not of Muon with AdamW, but of another optimizer. Resume with the optimizer the run "
-                "began with (--muon)."
+                "began with (muon of ReformerTrainingArguments)."
             )
         super().load_state_dict(state_dict)
-        self._share()
+
+
+def _is_of_muon(group: dict[str, Any]) -> bool:
+    return "ns_steps" in group
