@@ -103,8 +103,6 @@ class LSHSelfAttention(nn.Module):
             cache.update(query_key, value, step)
             if not step.is_first:
                 output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
-                if self.config.lsh_value_shift:
-                    output, weights = zero_of_masked(output, weights, step.is_real)
                 return output.flatten(2), weights, None
         if self._is_exact(length, circle_length):
             buckets = None
@@ -135,6 +133,10 @@ class LSHSelfAttention(nn.Module):
 
     def _attend_to_cache(self, query_key, cache, step, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
+        output, weights = self._attend_as_uncached(query_key, cache, step, circle_length, return_weights)
+        return zero_of_masked(output, weights, step.is_real if self.config.lsh_value_shift else None)
+
+    def _attend_as_uncached(self, query_key, cache, step, circle_length, return_weights):
         if self._is_exact(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
