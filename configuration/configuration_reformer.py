@@ -27,6 +27,13 @@ logger = logging.get_logger(__name__)
 ATTENTION_KINDS = ("lsh", "local", "full")
 STREAMS_TO_OUTPUT = ("concat", "mean")
 
+# With a table of vectors, as in stock, and without.
+POSITION_TABLES = ("axial", "learned")
+POSITION_KINDS = (*POSITION_TABLES, "rotary", "none")
+
+# Those of transformers' whose angles stay what they are while a text grows: a cache keeps keys as they were turned.
+ROPE_TYPES = ("default", "linear", "yarn", "llama3")
+
 # Keys that published config files carry and nothing reads any more. In a file they are kept as they are.
 LEGACY_KEYS = (
     "attention_probs_dropout_prob",
@@ -55,6 +62,7 @@ OTHER_NAMES = {
     "max_position_embeddings": ("max_seq_len", "max_seq_length", "n_ctx", "n_positions"),
     "num_attention_heads": ("n_head", "n_heads", "num_heads"),
     "num_hashes": ("n_hashes",),
+    "rope_parameters": ("rope_scaling", "rope_theta"),
 }
 MEANT_BY = {name: ours for ours, names in OTHER_NAMES.items() for name in names}
 
@@ -63,10 +71,6 @@ NOT_IN_A_REFORMER = (
     "add_cross_attention",
     "num_key_value_heads",
     "output_past",
-    "position_embedding_type",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
     "sinusoidal_pos_embds",
     "sliding_window",
     "tie_encoder_decoder",
@@ -110,8 +114,9 @@ class ReformerConfig(PreTrainedConfig):
         depth of the model.
     axial_norm_std (`float`, *optional*, defaults to 1.0):
         Standard deviation of the initial axial position vectors.
-    axial_pos_embds (`bool`, *optional*, defaults to `True`):
-        Axial position embeddings (a learned table per axis) instead of one learned vector per position.
+    axial_pos_embds (`bool`, *optional*):
+        Axial position embeddings (a learned table per axis) instead of one learned vector per position. `None` follows
+        `position_embedding_type`, or is `True` without it.
     axial_pos_shape (`list[int]`, *optional*):
         Length of each axis. Any number of axes; their product bounds the sequence length. `None` takes two axes, as
         square as powers of two allow, that hold `max_position_embeddings`.
@@ -146,13 +151,24 @@ class ReformerConfig(PreTrainedConfig):
         Chunks of the sorted order before its own that a chunk of an LSH layer attends to.
     lsh_num_chunks_after (`int`, *optional*, defaults to 0):
         The same after it.
+    lsh_rotary (`bool`, *optional*, defaults to `False`):
+        With rotary positions turn the queries of LSH layers, which are also their keys, before they are hashed. By
+        default these layers look for content wherever it stands.
     max_position_embeddings (`int`, *optional*):
-        Longest input. `None` means all positions that `axial_pos_shape` holds, or 4,096.
+        Longest input. `None` means all positions that `axial_pos_shape` holds, or 4,096. Without a table of positions
+        it is no bound, only the length that the model is made for.
     num_buckets (`int` or `list[int]`, *optional*):
         Hash buckets, an even number or a list of even factors. `None` computes it from the length of each input, so
         the result then depends on that length, padding included.
     num_hashes (`int`, *optional*, defaults to 1):
         Hashing rounds. More rounds come closer to full attention and cost proportionally more.
+    position_embedding_type (`str`, *optional*):
+        `"axial"` or `"learned"`, which `None` leaves to `axial_pos_embds`; `"rotary"`, which turns queries and keys of
+        local and full layers by angles that grow with the position; or `"none"`. The last two have no parameters, and
+        inputs may have any length.
+    rope_parameters (`dict`, *optional*):
+        Of rotary positions, as in other models: `{"rope_type": "default", "rope_theta": 10000.0}`, which `None`
+        means, or one of the types "linear", "yarn" and "llama3" with its keys.
     reversible (`bool`, *optional*, defaults to `True`):
         Recompute activations in backward by inverting the layers instead of storing them (paper section 3). `False`
         computes the same with ordinary autograd.
@@ -214,7 +230,7 @@ class ReformerConfig(PreTrainedConfig):
     attention_head_size: int = 64
     attn_layers: list[str] | tuple[str, ...] = ("local", "lsh", "local", "lsh", "local", "lsh")
     axial_norm_std: float | int = 1.0
-    axial_pos_embds: bool = True
+    axial_pos_embds: bool | None = None
     axial_pos_shape: list[int] | tuple[int, ...] | None = None
     axial_pos_embds_dim: list[int] | tuple[int, ...] | None = None
     chunk_size_lm_head: int = 0
@@ -255,6 +271,9 @@ class ReformerConfig(PreTrainedConfig):
     lsh_value_shift: int = 0
     attention_output_bias: bool = False
     combine_streams: str = "concat"
+    position_embedding_type: str | None = None
+    rope_parameters: dict | None = None
+    lsh_rotary: bool = False
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -264,6 +283,8 @@ class ReformerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # Nobody types the model's type: what has it comes from a file or from `to_dict`.
         typed = "model_type" not in kwargs
+        if self.axial_pos_embds is None:
+            self.axial_pos_embds = self.position_embedding_type in (None, "axial")
         self._refuse_foreign_keys(kwargs, typed)
         self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
         self._complete_positions(typed)
@@ -277,6 +298,8 @@ class ReformerConfig(PreTrainedConfig):
                 "read the mean of the streams: `combine_streams='mean'`. Stock Reformer ignores it, so a stock "
                 "checkpoint holds separate weights either way."
             )
+        if self.rope_parameters and self.position_kind != "rotary":
+            extra_keys = extra_keys | {"rope_parameters": self.rope_parameters}
         for key, value in extra_keys.items():
             fault = self._fault_of_key(key, value, typed)
             if fault and typed:
@@ -285,14 +308,24 @@ class ReformerConfig(PreTrainedConfig):
                 logger.warning_once(f"{fault} It is kept and changes nothing.")
 
     def _fault_of_key(self, key, value, typed):
+        if key == "rope_parameters":
+            return f"`{key}={value!r}` is for `position_embedding_type='rotary'`, but it is {self.position_kind!r}."
         # Any special token may have its id in a config.
-        if key.endswith("_token_id") or hasattr(type(self), key) or (key in LEGACY_KEYS and not typed):
+        is_known = key.endswith("_token_id") or (hasattr(type(self), key) and key not in MEANT_BY)
+        if is_known or (key in LEGACY_KEYS and not typed):
             return None
         if key in NOT_IN_A_REFORMER:
             return f"`{key}={value!r}`: a Reformer has no such thing. Leave it out." if value else None
         close = get_close_matches(key, self.__dataclass_fields__, n=1, cutoff=0.8)
         meant = MEANT_BY.get(key, *close)
         return meant and f"`{key}` is not a setting of {type(self).__name__}. Did you mean `{meant}`?"
+
+    def convert_rope_params_to_dict(self, **kwargs):
+        """Complete `rope_parameters`, as the base class asks of models that have them: those with rotary positions."""
+        if self.position_kind != "rotary":
+            return kwargs
+        self.rope_parameters = dict(self.rope_parameters or {})
+        return super().convert_rope_params_to_dict(**kwargs)
 
     def _complete_positions(self, typed):
         given = prod(self.axial_pos_shape) if self.axial_pos_embds and self.axial_pos_shape else None
@@ -330,6 +363,45 @@ class ReformerConfig(PreTrainedConfig):
                 f"`num_buckets` must be an even number >= 2, a list of such factors, or None, but got "
                 f"{self.num_buckets}. Hashing takes buckets in pairs: a direction and its opposite."
             )
+
+    def validate_position_embedding_type(self):
+        kind = self.position_embedding_type
+        if kind not in (None, *POSITION_KINDS):
+            raise ValueError(
+                f"`position_embedding_type` must be None or one of {list(POSITION_KINDS)}, but got {kind!r}."
+            )
+        if kind is not None and self.axial_pos_embds != (kind == "axial"):
+            raise ValueError(
+                f"`position_embedding_type={kind!r}` contradicts `axial_pos_embds={self.axial_pos_embds}`. Leave one "
+                "of the two out; it follows from the other."
+            )
+        if self.lsh_rotary and kind != "rotary":
+            raise ValueError(
+                f"`lsh_rotary=True` needs `position_embedding_type='rotary'`, but it is {self.position_kind!r}."
+            )
+
+    def validate_rope(self):
+        if self.position_kind != "rotary":
+            return
+        # They may have been assigned since the config was made.
+        self.convert_rope_params_to_dict()
+        if self.attention_head_size % 2:
+            raise ValueError(
+                f"Rotary positions turn pairs of numbers, so `attention_head_size` must be even, but got "
+                f"{self.attention_head_size}."
+            )
+        settings = self.rope_parameters
+        kind, theta, part = (settings.get(name) for name in ("rope_type", "rope_theta", "partial_rotary_factor"))
+        if kind not in ROPE_TYPES:
+            raise ValueError(f"`rope_parameters` must have a `rope_type` of {list(ROPE_TYPES)}, but it is {kind!r}.")
+        if not isinstance(theta, (int, float)) or not 1 < theta < inf:
+            raise ValueError(f"`rope_parameters` must have a finite `rope_theta` above 1, but it is {theta!r}.")
+        if part not in (None, 1):
+            raise ValueError(f"`partial_rotary_factor={part!r}` is not possible: heads turn as a whole. Leave it out.")
+        try:
+            super().validate_rope()
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
 
     def validate_axial_position_embeddings(self):
         if not self.axial_pos_embds:
@@ -387,12 +459,13 @@ class ReformerConfig(PreTrainedConfig):
             return
         lengths = {"lsh": self.lsh_attn_chunk_length, "local": self.local_attn_chunk_length}
         in_use = [lengths[kind] for kind in set(self.attn_layers) if kind in lengths]
+        longest = self.max_sequence_length or self.max_position_embeddings
         # An input within the shorter chunk is not padded.
-        if lcm(*in_use) > max(SMALL_CIRCLE, min(in_use, default=0)) and lcm(*in_use) > self.max_sequence_length:
+        if lcm(*in_use) > max(SMALL_CIRCLE, min(in_use, default=0)) and lcm(*in_use) > longest:
             raise ValueError(
                 f"With `circular_look_around` inputs are padded to a multiple of both `lsh_attn_chunk_length="
                 f"{lengths['lsh']}` and `local_attn_chunk_length={lengths['local']}`: {lcm(*in_use)} tokens, where "
-                f"the longest input has {self.max_sequence_length}. Take shorter chunks, or lengths that divide each "
+                f"the longest input has {longest}. Take shorter chunks, or lengths that divide each "
                 "the other."
             )
 
@@ -462,8 +535,15 @@ class ReformerConfig(PreTrainedConfig):
         self.__dict__["auto_map"] = value
 
     @property
-    def max_sequence_length(self) -> int:
-        """Tokens that the position embeddings reach: the longest input the model takes."""
+    def position_kind(self) -> str:
+        """Which of `POSITION_KINDS` the model has, by either setting."""
+        return self.position_embedding_type or ("axial" if self.axial_pos_embds else "learned")
+
+    @property
+    def max_sequence_length(self) -> int | None:
+        """Tokens that the position embeddings reach: the longest input the model takes; None without a bound."""
+        if self.position_kind not in POSITION_TABLES:
+            return None
         if not self.axial_pos_embds:
             return self.max_position_embeddings
         return min(self.max_position_embeddings, prod(self.axial_pos_shape))
@@ -482,7 +562,8 @@ class ReformerConfig(PreTrainedConfig):
         output = super().to_dict() | {"num_hidden_layers": self.num_hidden_layers}
         if not self.auto_map:
             output.pop("auto_map", None)
-        if any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items()):
+        is_beyond_stock = self.position_kind not in POSITION_TABLES
+        if is_beyond_stock or any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items()):
             output["attn_layers"] = [OWN_KIND + kind for kind in output["attn_layers"]]
         return output
 

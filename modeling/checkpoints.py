@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 # Settings of the position table that can change when loading, and those that its weights settle.
 POSITION_TABLE = ("axial_pos_shape", "max_position_embeddings")
-POSITION_KIND = ("axial_pos_embds", "axial_pos_embds_dim")
+POSITION_KIND = ("axial_pos_embds", "axial_pos_embds_dim", "position_embedding_type")
 # What the card of a pushed model begins with.
 HOW_TO_LOAD = """
 # {repo_id}
@@ -56,7 +56,7 @@ class CheckpointMixin:
         given = {name: kwargs.pop(name) for name in POSITION_TABLE + POSITION_KIND if name in kwargs}
         wanted = {name: value for name, value in given.items() if value is not None}
         if isinstance(config, PreTrainedConfig):
-            wanted = {name: getattr(config, name) for name in POSITION_TABLE + POSITION_KIND} | wanted
+            wanted = _positions_of(config) | wanted
         if wanted:
             config, wanted = _with_saved_table(cls.config_class, path, config, wanted, kwargs)
         try:
@@ -67,11 +67,12 @@ class CheckpointMixin:
             ) from error
         model = loaded[0] if kwargs.get("output_loading_info") else loaded
         _check_finite(model, path)
-        axial = isinstance(model.get_position_embeddings(), AxialPositionEmbeddings)
+        positions = model.get_position_embeddings()
+        axial = isinstance(positions, AxialPositionEmbeddings)
         table = wanted.get("axial_pos_shape" if axial else "max_position_embeddings")
-        if table is not None:
+        if table is not None and positions is not None:
             model.resize_position_embeddings(table)
-        if axial and "max_position_embeddings" in wanted:
+        if "max_position_embeddings" in wanted:
             model.config.max_position_embeddings = wanted["max_position_embeddings"]
         return loaded
 
@@ -83,9 +84,14 @@ class CheckpointMixin:
             new_num_position_embeddings: The length of each axis; for learned positions their number.
 
         Raises:
-            ValueError: Another number of axes, or a length below 1; a table that is offloaded.
+            ValueError: Another number of axes, or a length below 1; a table that is offloaded; no table.
         """
         positions = self.get_position_embeddings()
+        if positions is None:
+            raise ValueError(
+                f"A model with `position_embedding_type={self.config.position_kind!r}` has no table of positions, and "
+                "takes inputs of any length. Leave the resizing out."
+            )
         old = positions.shape
         offloaded = any(hasattr(module, "_hf_hook") for module in positions.modules())
         if offloaded and any(table.is_meta for table in positions.parameters()):
@@ -117,8 +123,8 @@ class CheckpointMixin:
             card.save(path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
-    def get_position_embeddings(self) -> torch.nn.Module:
-        """The position embeddings of the base model."""
+    def get_position_embeddings(self) -> torch.nn.Module | None:
+        """The position embeddings of the base model; None where positions have no table."""
         return self.base_model.embeddings.position_embeddings
 
 
@@ -128,12 +134,13 @@ def _with_saved_table(config_class, path, config, wanted, kwargs):
     if saved is None:
         # Weights without a config file fit the config they come with.
         return config, {}
-    changed = {name: value for name, value in wanted.items() if _plain(value) != _plain(getattr(saved, name))}
+    found = _positions_of(saved)
+    changed = {name: value for name, value in wanted.items() if _plain(value) != _plain(found[name])}
     for name in POSITION_KIND:
-        # The sizes of the axes say nothing about learned positions.
-        if name in changed and (saved.axial_pos_embds or name == "axial_pos_embds"):
+        # The sizes of the axes say nothing about other positions.
+        if name in changed and (saved.axial_pos_embds or name != "axial_pos_embds_dim"):
             raise ValueError(
-                f"The checkpoint has `{name}={getattr(saved, name)}` and not `{name}={changed[name]}`: there are no "
+                f"The checkpoint has `{name}={found[name]}` and not `{name}={changed[name]}`: there are no "
                 "weights for that. Use the checkpoint's value."
             )
     if saved.axial_pos_embds and "axial_pos_shape" not in changed:
@@ -145,6 +152,11 @@ def _with_saved_table(config_class, path, config, wanted, kwargs):
         for name in POSITION_TABLE:
             setattr(config, name, getattr(saved, name))
     return config, changed
+
+
+def _positions_of(config):
+    settings = {name: getattr(config, name) for name in POSITION_TABLE + POSITION_KIND}
+    return settings | {"position_embedding_type": config.position_kind}
 
 
 def _saved_config(config_class, path, kwargs):

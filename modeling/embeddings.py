@@ -6,17 +6,20 @@ from torch import nn
 from .position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
 
 
+POSITION_TABLES = {"axial": AxialPositionEmbeddings, "learned": PositionEmbeddings}
+
+
 class ReformerEmbeddings(nn.Module):
-    """Word embeddings plus position embeddings."""
+    """Word embeddings plus position embeddings, where positions have a table."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        # CODEPATH: every published checkpoint is axial; learned vectors are a user's choice.
-        kind = AxialPositionEmbeddings if config.axial_pos_embds else PositionEmbeddings
-        self.position_embeddings = kind(config)
+        # CODEPATH: every published checkpoint is axial; the others are a user's choice.
+        kind = POSITION_TABLES.get(config.position_kind)
+        self.position_embeddings = None if kind is None else kind(config)
 
     def forward(
         self,
@@ -29,6 +32,8 @@ class ReformerEmbeddings(nn.Module):
         self.check_length(length)
         if inputs_embeds is None:
             inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.config.vocab_size)
+        if self.position_embeddings is None:
+            return self.dropout(inputs_embeds)
         if position_ids is None:
             position_ids = torch.arange(length, device=inputs_embeds.device)
         position_ids = position_ids.expand(batch, length)
@@ -38,7 +43,7 @@ class ReformerEmbeddings(nn.Module):
     def check_length(self, length: int):
         """ValueError unless there are positions for `length` tokens."""
         longest = self.config.max_sequence_length
-        if length > longest:
+        if longest is not None and length > longest:
             raise ValueError(
                 f"The input has {length} tokens, the position embeddings reach {longest}. Shorten the input, or load "
                 "the model with a larger `axial_pos_shape` (or `max_position_embeddings`)."

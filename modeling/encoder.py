@@ -15,6 +15,7 @@ from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
 from .padding import shift_back
 from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer, show_stream
+from .rotary_positions import rotation_of
 
 
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
@@ -116,7 +117,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
-            **kwargs: Masks for the self-attention.
+            **kwargs: Masks and the rotation for the self-attention.
 
         Returns:
             The streams y1 and y2, and the attention map or None.
@@ -206,6 +207,7 @@ class ReformerEncoder(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        position_ids: torch.Tensor | None = None,
         return_hidden_states: bool | int | list[int] | None = None,
         return_weights: bool = False,
         shift: torch.Tensor | None = None,
@@ -215,6 +217,7 @@ class ReformerEncoder(nn.Module):
         """
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
+            position_ids: `[B or 1, L]`, for rotary positions; None counts from 0.
             return_hidden_states: Also return the second stream before each layer and after the last: all of them, or
                 those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map, for which layers are not run reversibly.
@@ -228,6 +231,7 @@ class ReformerEncoder(nn.Module):
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, shift)
+        rotation = rotation_of(self.config, position_ids, hidden_states)
         hidden_states, on_grid = self._begin_streams(hidden_states)
         attn_output = hidden_states = shown.append(hidden_states)
         all_attentions = []
@@ -246,6 +250,7 @@ class ReformerEncoder(nn.Module):
                 return_weights=return_weights,
                 shift=shift,
                 cache=None if cache is None else cache.layers[layer.layer_idx],
+                rotation=rotation,
                 **kwargs,
             )
             all_attentions.append(weights)

@@ -9,6 +9,7 @@ from .decoding_cache import CacheStep, ReformerCacheLayer
 from .differentiation import is_inside_transform
 from .implementations import check_keeps_weights
 from .padding import attend_by_map
+from .rotary_positions import Rotation
 
 
 class FullSelfAttention(nn.Module):
@@ -35,6 +36,7 @@ class FullSelfAttention(nn.Module):
         shift: torch.Tensor | None = None,
         cache: ReformerCacheLayer | None = None,
         step: CacheStep | None = None,
+        rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """
@@ -43,6 +45,7 @@ class FullSelfAttention(nn.Module):
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
             shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            rotation: Of queries and keys; None leaves them as they are.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
@@ -52,6 +55,8 @@ class FullSelfAttention(nn.Module):
         query, key, value = (
             project(hidden_states).unflatten(-1, heads) for project in (self.query, self.key, self.value)
         )
+        if rotation is not None:
+            query, key = rotation.turn(query), rotation.turn(key)
         if cache is not None:
             cache.update(key, value, step)
             if not step.is_first:

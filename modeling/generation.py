@@ -58,7 +58,7 @@ class CachedGenerationMixin:
     def _check_generated_length(self, attention_mask, max_cache_length: int):
         longest = self.config.max_sequence_length
         padding = 0 if attention_mask is None else int(first_real_token(attention_mask.bool()).min())
-        if max_cache_length - padding > longest:
+        if longest is not None and max_cache_length - padding > longest:
             raise ValueError(
                 f"The text would have up to {max_cache_length + 1 - padding} tokens, the position embeddings reach "
                 f"{longest}. Shorten the prompt or `max_new_tokens`, or load the model with a larger "

@@ -8,6 +8,7 @@ from .decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbou
 from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
 from .local_operator import local_attention
 from .padding import attend_by_map
+from .rotary_positions import Rotation
 
 
 class LocalSelfAttention(nn.Module):
@@ -33,6 +34,7 @@ class LocalSelfAttention(nn.Module):
         shift: torch.Tensor | None = None,
         cache: LocalCacheLayer | None = None,
         step: CacheStep | None = None,
+        rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """
@@ -42,6 +44,7 @@ class LocalSelfAttention(nn.Module):
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            rotation: Of queries and keys; None leaves them as they are.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
@@ -50,6 +53,8 @@ class LocalSelfAttention(nn.Module):
         heads = (-1, self.head_size)
         query = self.query(hidden_states).unflatten(-1, heads)
         key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.key, self.value))
+        if rotation is not None:
+            query, key = rotation.turn(query), rotation.turn(key)
         if cache is not None:
             if not step.is_first:
                 output, weights = self._attend_to_cache(query, key, value, cache, step, circle_length, return_weights)

@@ -10,6 +10,7 @@ from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from .lsh_operator import lsh_attention
 from .lsh_options import LSHOptions
 from .padding import attend_by_map, last_real_token
+from .rotary_positions import Rotation
 from .value_shift import zero_of_masked
 
 
@@ -78,6 +79,7 @@ class LSHSelfAttention(nn.Module):
         shift: torch.Tensor | None = None,
         cache: LSHCacheLayer | None = None,
         step: CacheStep | None = None,
+        rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
@@ -89,6 +91,7 @@ class LSHSelfAttention(nn.Module):
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
             shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
             cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            rotation: Of queries, which are also keys, with `config.lsh_rotary`.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
@@ -97,6 +100,9 @@ class LSHSelfAttention(nn.Module):
         heads = (-1, self.head_size)
         query_key = self.query_key(hidden_states).unflatten(-1, heads)
         value = self.value(hidden_states).unflatten(-1, heads)
+        # CODEPATH: published checkpoints have no rotation, and new models may look for content wherever it stands.
+        if self.config.lsh_rotary:
+            query_key = rotation.turn(query_key)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query_key.shape[1]
         if cache is not None:

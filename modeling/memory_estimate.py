@@ -34,6 +34,7 @@ class TrainingSetup:
 
     Attributes:
         batch_size, length: Rows of a batch, and tokens of each; by default as many as the config allows.
+            Without a bound it is `max_position_embeddings`.
         dtype: Of the parameters.
         autocast_dtype: What autocast computes in, or None without it.
         optimizer: One of `OPTIMIZERS`, or a function that makes a `torch.optim.Optimizer` for a model.
@@ -84,7 +85,7 @@ class TrainingStep:
         auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
         with torch.device(setup.device):
             self.model = auto_class.from_config(deepcopy(config), dtype=setup.dtype).train()
-        length = config.max_sequence_length if setup.length is None else setup.length
+        length = setup.length or config.max_sequence_length or config.max_position_embeddings
         self.input_ids = torch.randint(config.vocab_size, (setup.batch_size, length), device=setup.device)
         self.optimizer = None
 

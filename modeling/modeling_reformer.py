@@ -179,6 +179,7 @@ class ReformerModel(ReformerPreTrainedModel):
         hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
+            position_ids=position_ids,
             return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=wants_maps,
             shift=shift,
