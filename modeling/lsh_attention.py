@@ -97,12 +97,7 @@ class LSHSelfAttention(nn.Module):
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
             `[B, H, L, step.longest]`, or None; and the buckets or None.
         """
-        heads = (-1, self.head_size)
-        query_key = self.query_key(hidden_states).unflatten(-1, heads)
-        value = self.value(hidden_states).unflatten(-1, heads)
-        # CODEPATH: published checkpoints have no rotation, and new models may look for content wherever it stands.
-        if self.config.lsh_rotary:
-            query_key = rotation.turn(query_key)
+        query_key, value = self._project(hidden_states, rotation)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query_key.shape[1]
         if cache is not None:
@@ -133,6 +128,12 @@ class LSHSelfAttention(nn.Module):
                 output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
         output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, buckets
+
+    def _project(self, hidden_states, rotation):
+        heads = (-1, self.head_size)
+        query_key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.query_key, self.value))
+        # CODEPATH: published checkpoints have no rotation, and new models look for content wherever it stands.
+        return rotation.turn(query_key) if self.config.lsh_rotary else query_key, value
 
     def _hash(self, vectors, rotations, num_buckets):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)

@@ -55,7 +55,8 @@ def shard_sequences(model: nn.Module, mesh: DeviceMesh):
         raise ValueError(f"{num_heads} heads cannot be shared out evenly to {mesh.size()} ranks.")
 
     def tell_layers_of_the_whole(encoder, arguments, options):
-        return arguments, options | _whole_sequence(reformer, mesh, *arguments, options["attention_mask"])
+        given = options["attention_mask"], options["position_ids"]
+        return arguments, options | _whole_sequence(reformer, mesh, *arguments, *given)
 
     def keep_own_rotations(self_attention, arguments, options):
         rotations = options["rotations"]
@@ -69,16 +70,19 @@ def shard_sequences(model: nn.Module, mesh: DeviceMesh):
         layer.attention.self_attention.register_forward_pre_hook(keep_own_rotations, with_kwargs=True)
 
 
-def _whole_sequence(reformer, mesh, hidden_states, attention_mask) -> dict:
-    """What the layers are told about a sequence, of which `hidden_states` and `attention_mask` are a shard."""
+def _whole_sequence(reformer, mesh, hidden_states, attention_mask, position_ids) -> dict:
+    """What the layers are told about a sequence, of which `hidden_states` and the others are a shard."""
     length = hidden_states.shape[1] * mesh.size()
     if attention_mask is not None:
         attention_mask = DTensor.from_local(attention_mask, mesh, [SEQUENCE]).full_tensor()
+    if reformer.config.position_kind == "rotary":
+        position_ids = DTensor.from_local(position_ids, mesh, [SEQUENCE]).full_tensor()
     whole = hidden_states.new_empty(len(hidden_states), length, 0)
     return {
         "length": length,
         "circle_length": circle_length_of(reformer.config, length),
         "attention_mask": attention_mask,
+        "position_ids": position_ids,
         "full_attention_mask": reformer._full_attention_mask(whole, attention_mask),
     }
 

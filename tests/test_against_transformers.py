@@ -369,6 +369,8 @@ NO_SUCH_LAYER = NotImplementedError, "Only attn layer types 'lsh' and 'local' ex
         ({"full_attention_threshold": 64}, NO_SUCH_LAYER),
         ({"attention_output_bias": True}, NO_SUCH_LAYER),
         ({"combine_streams": "mean", "tie_word_embeddings": True}, NO_SUCH_LAYER),
+        ({"position_embedding_type": "rotary"}, NO_SUCH_LAYER),
+        ({"position_embedding_type": "none"}, NO_SUCH_LAYER),
         ({"attn_layers": ["full", "local"]}, NO_SUCH_LAYER),
         (
             {"axial_pos_shape": [8, 4, 4], "axial_pos_embds_dim": [8, 8, 16]},

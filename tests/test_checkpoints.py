@@ -401,6 +401,37 @@ def test_axial_positions_cannot_become_learned_ones(axial, load, tmp_path):
         load.from_pretrained(tmp_path, axial_pos_embds=not axial)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("axial", "rotary"), ("learned", "none"), ("rotary", "none")])
+def test_the_kind_of_positions_is_the_checkpoints(kind, other, tmp_path):
+    model = saved(tmp_path, position_embedding_type=kind)
+    with pytest.raises(ValueError, match="there are no weights for that"):
+        ReformerForCausalLM.from_pretrained(tmp_path, config=tiny_config(position_embedding_type=other))
+    message = f"checkpoint has `position_embedding_type={kind}` and not `position_embedding_type={other}`"
+    with pytest.raises(ValueError, match=message):
+        ReformerForCausalLM.from_pretrained(tmp_path, position_embedding_type=other)
+    loaded = ReformerForCausalLM.from_pretrained(tmp_path, position_embedding_type=kind)
+    assert_equal_tensors(loaded.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["rotary", "none"])
+def test_positions_without_a_table(kind, tmp_path):
+    """Nothing to save of them and nothing to resize; what other settings say is taken over."""
+    model = saved(
+        tmp_path, position_embedding_type=kind, rope_parameters={"rope_theta": 20.0} if kind == "rotary" else None
+    )
+    assert not [name for name in model.state_dict() if "position" in name or "freq" in name]
+    assert model.get_position_embeddings() is None
+    for load in AS_ARGUMENT.values():
+        loaded = load(tmp_path, max_position_embeddings=64)
+        assert loaded.config.max_position_embeddings == 64
+        assert loaded.config.rope_parameters == model.config.rope_parameters
+        ids = random_ids(2, 200)
+        with torch.no_grad():
+            assert torch.equal(loaded(ids).logits, model(ids).logits)
+    with pytest.raises(ValueError, match=f"`position_embedding_type='{kind}'` has no table of positions"):
+        model.resize_position_embeddings(256)
+
+
 @pytest.mark.parametrize("settings", [THREE_AXES, {"axial_pos_embds_dim": [16, 16]}], ids=["axes", "sizes"])
 def test_axes_keep_their_number_and_sizes(settings, tmp_path):
     saved(tmp_path)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reversible_models import BATCH, LENGTH, gradients_of, layers_of, make, make_inputs
-from tiny_models import DROPOUT, NO_ATTENTION_DROPOUT, STACKS, assert_close, make_model, random_ids
+from tiny_models import DROPOUT, NO_ATTENTION_DROPOUT, POSITIONS, STACKS, assert_close, make_model, random_ids
 from transformers import Trainer, TrainingArguments
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
@@ -105,6 +105,7 @@ CASES = {
     "successors": ("eager", LSH | {"lsh_value_shift": 1}, {"attention_mask": RIGHT.flip(1)}),
     "factors": ("eager", LSH | {"num_buckets": [4, 6]}, {}),
     "buckets by length": ("eager", LSH | {"num_buckets": None}, {}),
+    "rotary positions": ("eager", MIXED | POSITIONS["LSH rotary"], {"attention_mask": RIGHT.flip(1)}),
     "exact attention": ("eager", LSH | {"full_attention_threshold": 64}, {}),
 }
 
@@ -224,9 +225,9 @@ def test_inductor_inverts_bit_by_bit(streams):
 # Whole models compiled.
 
 
-@pytest.mark.parametrize("reversible", [False, True])
-def test_a_compiled_model_trains_with_the_same_gradients(reversible):
-    config = MIXED | DROPOUT
+@pytest.mark.parametrize(("reversible", "positions"), [(False, "axial"), (True, "LSH rotary")])
+def test_a_compiled_model_trains_with_the_same_gradients(reversible, positions):
+    config = MIXED | DROPOUT | POSITIONS[positions]
     expected = train(make(False, **config), attention_mask=RIGHT)
     model = make(reversible, **config)
     compiled = torch.compile(model, backend="aot_eager")
@@ -310,17 +311,17 @@ def test_trainer_compiles(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model_class", "masked"),
+    ("model_class", "masked", "positions"),
     [
-        (ReformerForCausalLM, False),
-        (ReformerForCausalLM, True),
-        (ReformerForMaskedLM, True),
-        (ReformerForSequenceClassification, True),
+        (ReformerForCausalLM, False, "axial"),
+        (ReformerForCausalLM, True, "LSH rotary"),
+        (ReformerForMaskedLM, True, "axial"),
+        (ReformerForSequenceClassification, True, "axial"),
     ],
 )
-def test_an_exported_program_repeats_the_model(model_class, masked, tmp_path):
+def test_an_exported_program_repeats_the_model(model_class, masked, positions, tmp_path):
     """Also for other ids, and each time: the rotations do not move on."""
-    model = make_model(model_class, **MIXED, **EAGER)
+    model = make_model(model_class, **MIXED, **EAGER, **POSITIONS[positions])
     inputs = {"input_ids": random_ids(BATCH, LENGTH)}
     if masked:
         inputs["attention_mask"] = RIGHT.flip(1).long()

@@ -27,6 +27,9 @@ OWN_FIELDS = {
     "lsh_value_shift": 0,
     "attention_output_bias": False,
     "combine_streams": "concat",
+    "position_embedding_type": None,
+    "rope_parameters": None,
+    "lsh_rotary": False,
 }
 # Each makes the model compute what stock transformers cannot.
 BEYOND_STOCK = (
@@ -39,6 +42,8 @@ BEYOND_STOCK = (
     {"attention_output_bias": True},
     {"combine_streams": "mean"},
     {"combine_streams": "mean", "tie_word_embeddings": True},
+    {"position_embedding_type": "none"},
+    {"position_embedding_type": "rotary", "rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
 )
 
 
@@ -65,7 +70,7 @@ def settings_of(config):
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
-def test_has_the_settings_of_stock_with_their_defaults_and_seven_more():
+def test_has_the_settings_of_stock_with_their_defaults_and_some_more():
     stock, ours = settings_of(StockConfig()), settings_of(ReformerConfig())
     assert ours == stock | OWN_FIELDS | {"eos_token_id": 1}
     assert ReformerConfig.model_type == StockConfig.model_type == "reformer"
@@ -128,6 +133,8 @@ def test_a_misspelt_keyword_is_told_the_right_one(misspelt, meant):
         ("layer_norm_epsilon", "layer_norm_eps"),
         ("num_layers", "attn_layers"),
         ("d_model", "hidden_size"),
+        ("rope_theta", "rope_parameters"),
+        ("rope_scaling", "rope_parameters"),
     ],
 )
 def test_another_models_name_of_a_setting_is_told_ours(foreign, meant):
@@ -143,13 +150,13 @@ def test_other_names_are_no_settings_and_mean_settings():
 
 
 def test_what_a_reformer_has_not_is_refused():
-    with pytest.raises(ValueError, match=r"`rope_theta=10000.0`: a Reformer has no such thing. Leave it out"):
-        ReformerConfig(rope_theta=10000.0)
+    with pytest.raises(ValueError, match=r"`type_vocab_size=2`: a Reformer has no such thing. Leave it out"):
+        ReformerConfig(type_vocab_size=2)
     assert ReformerConfig(add_cross_attention=False, sliding_window=None).hidden_size == 256
 
 
 # What a tool sets on any config, and what older files carry.
-CARRIED = {"layer_norm_epsilon": 1.0, "rope_theta": 1e4, "num_layers": 3}
+CARRIED = {"layer_norm_epsilon": 1.0, "rope_theta": 1e4, "num_layers": 3, "rope_parameters": {"rope_theta": 1e4}}
 
 
 def test_what_a_file_or_a_tool_carries_is_kept_with_a_warning(tmp_path, warnings_of):
@@ -168,7 +175,7 @@ def test_what_a_file_or_a_tool_carries_is_kept_with_a_warning(tmp_path, warnings
         assert {name: getattr(loaded, name) for name in CARRIED} == CARRIED
         assert loaded.num_hidden_layers == 6
         for name in CARRIED:
-            assert [f"`{name}" in message for message in messages].count(True) == 1, (name, messages)
+            assert [message.startswith(f"`{name}") for message in messages].count(True) == 1, (name, messages)
 
 
 def test_tied_embeddings_are_refused_where_they_are_typed(tmp_path, warnings_of):
@@ -290,6 +297,7 @@ def test_keys_of_generation_are_no_mistakes():
         ReformerConfig(**{name: value})
 
 
+ROTARY = {"position_embedding_type": "rotary"}
 # What is wrong, and what the message has to say.
 INVALID = {
     "odd buckets": ({"num_buckets": 7}, "`num_buckets` must be an even number >= 2, .* got 7"),
@@ -369,6 +377,36 @@ INVALID = {
         "`lsh_attn_chunk_length=1013` and `local_attn_chunk_length=1009`: 1022117 tokens, where .* 128",
     ),
     "a chunk of gigabytes": ({"local_attn_chunk_length": 2**22}, "multiple of both .*: 4194304 tokens, where"),
+    "kind of positions": (
+        {"position_embedding_type": "relative"},
+        r"must be None or one of \['axial', 'learned', 'rotary', 'none'\], but got 'relative'",
+    ),
+    "learned and axial": (
+        {"position_embedding_type": "learned", "axial_pos_embds": True},
+        "`position_embedding_type='learned'` contradicts `axial_pos_embds=True`. Leave one of the two out",
+    ),
+    "axial and learned": (
+        {"position_embedding_type": "axial", "axial_pos_embds": False},
+        "`position_embedding_type='axial'` contradicts `axial_pos_embds=False`",
+    ),
+    "LSH alone rotary": (
+        {"position_embedding_type": "none", "lsh_rotary": True},
+        "`lsh_rotary=True` needs `position_embedding_type='rotary'`, but it is 'none'",
+    ),
+    "odd heads": (ROTARY | {"attention_head_size": 7}, "`attention_head_size` must be even, but got 7"),
+    "rotation that follows the length": (
+        ROTARY | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+        r"a `rope_type` of \['default', 'linear', 'yarn', 'llama3'\], but it is 'dynamic'",
+    ),
+    "rotation by nothing": (ROTARY | {"rope_parameters": {"rope_theta": 0}}, "a finite `rope_theta` above 1, .* 0"),
+    "rotation of a part": (
+        ROTARY | {"rope_parameters": {"partial_rotary_factor": 0.5}},
+        "`partial_rotary_factor=0.5` is not possible",
+    ),
+    "scaling without a factor": (
+        ROTARY | {"rope_parameters": {"rope_type": "linear"}},
+        "Missing required keys in `rope_parameters` for 'rope_type'='linear': {'factor'}",
+    ),
     "seed": ({"hash_seed": 2**70}, r"`hash_seed` must be between .*, but got 1180591620717411303424"),
     "activation": ({"hidden_act": "rely"}, "`hidden_act` must be one of .*'relu'.* but got 'rely'"),
 } | {
@@ -424,6 +462,9 @@ def test_a_value_of_the_wrong_type_is_refused(name, value):
         {"axial_pos_shape": [128], "axial_pos_embds_dim": [32]},
         {"axial_pos_shape": (2, 4, 16), "axial_pos_embds_dim": (8, 8, 16)},
         {"axial_pos_embds": False, "axial_pos_embds_dim": [1]},
+        {"position_embedding_type": "axial", "axial_pos_embds": True},
+        {"position_embedding_type": "learned", "axial_pos_embds": False},
+        {"position_embedding_type": "none", "attention_head_size": 7},
         {"local_attn_chunk_length": 1, "lsh_attn_chunk_length": 1},
         {"local_num_chunks_before": 0, "lsh_num_chunks_before": 0},
         {"hidden_dropout_prob": 0, "local_attention_probs_dropout_prob": 1, "lsh_attention_probs_dropout_prob": 0},
@@ -477,6 +518,8 @@ def test_the_longest_input():
     assert tiny_config(axial_pos_shape=[2, 4, 8], axial_pos_embds_dim=[8, 8, 16]).max_sequence_length == 64
     assert tiny_config(max_position_embeddings=100).max_sequence_length == 100
     assert tiny_config(axial_pos_embds=False, max_position_embeddings=300).max_sequence_length == 300
+    for kind in ("rotary", "none"):
+        assert tiny_config(position_embedding_type=kind).max_sequence_length is None
 
 
 @pytest.mark.parametrize(
@@ -524,7 +567,12 @@ def test_files_that_stock_cannot_read_say_so(switch, tmp_path):
 
 
 def test_other_files_hold_the_plain_names():
-    for settings in ({}, {"reversible": False}, {"attn_layers": ["full", "local"]}):
+    for settings in (
+        {},
+        {"reversible": False},
+        {"attn_layers": ["full", "local"]},
+        {"position_embedding_type": "learned"},
+    ):
         config = tiny_config(**settings)
         assert config.to_dict()["attn_layers"] == list(config.attn_layers)
 

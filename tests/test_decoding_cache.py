@@ -17,7 +17,7 @@ import torch
 from benchmark_generation import bytes_held_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny_models import STACKS, TIED, WINDOWS, left_padded, make_model, random_ids
+from tiny_models import POSITIONS, STACKS, TIED, WINDOWS, left_padded, make_model, random_ids
 from transformers import DynamicCache
 
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
@@ -27,6 +27,7 @@ from hf_reformer.modeling.cache_naming import CACHE_NAME, CACHE_NAMES
 from hf_reformer.modeling.chunking import circle_length_of
 from hf_reformer.modeling.decoding_cache import CROP_REACH
 from hf_reformer.modeling.reversible import ReversibleTape
+from hf_reformer.modeling.rotary_positions import rotation_of
 
 
 LONG = {"axial_pos_shape": [32, 32], "max_position_embeddings": 1024}
@@ -71,6 +72,7 @@ def grown_logits(model, ids, splits):
                 stores_output=False,
                 circle_length=circle_length_of(model.config, end),
                 full_attention_mask=full_mask,
+                rotation=rotation_of(model.config, None, seen[1]),
             )
             pieces.append([stream[:, start:] for stream in output[:2]])
             start = end
@@ -90,6 +92,7 @@ def rows_with_padding(length, paddings):
 @settings(max_examples=40, deadline=None)
 @given(
     stack=st.sampled_from(sorted(WINDOW_STACKS)),
+    positions=st.sampled_from(sorted(POSITIONS)),
     splits=SPLITS,
     paddings=st.lists(st.integers(0, 60), min_size=4, max_size=4),
     num_hashes=st.sampled_from([1, 2, 4]),
@@ -102,7 +105,18 @@ def rows_with_padding(length, paddings):
     seed=st.integers(0, 99),
 )
 def test_equals_one_forward_pass_over_each_row(
-    stack, splits, paddings, num_hashes, num_buckets, duplicates, threshold, before, value_shift, streams, seed
+    stack,
+    positions,
+    splits,
+    paddings,
+    num_hashes,
+    num_buckets,
+    duplicates,
+    threshold,
+    before,
+    value_shift,
+    streams,
+    seed,
 ):
     """Any split, and left-padded rows of different lengths, against each row alone and whole."""
     torch.manual_seed(seed)
@@ -117,6 +131,7 @@ def test_equals_one_forward_pass_over_each_row(
         lsh_num_chunks_before=before,
         **WINDOWS,
         **streams,
+        **POSITIONS[positions],
     )
     length = sum(splits)
     rows, ids, mask = rows_with_padding(length, paddings)
@@ -129,6 +144,7 @@ def test_equals_one_forward_pass_over_each_row(
 @settings(max_examples=60, deadline=None)
 @given(
     stack=st.sampled_from(sorted(STACKS)),
+    positions=st.sampled_from(sorted(POSITIONS)),
     splits=SPLITS,
     num_hashes=st.sampled_from([1, 2, 4]),
     circular=st.booleans(),
@@ -143,6 +159,7 @@ def test_equals_one_forward_pass_over_each_row(
 # The circle is longer than the local layer's chunks alone would make it, and its last chunk looks at the first one.
 @example(
     stack="mixed",
+    positions="axial",
     splits=[17, 3, 5, 4],
     num_hashes=1,
     circular=True,
@@ -155,7 +172,7 @@ def test_equals_one_forward_pass_over_each_row(
     seed=0,
 )
 def test_equals_layers_that_see_the_text_up_to_each_call(
-    stack, splits, num_hashes, circular, across, duplicates, around, threshold, chunks, value_shift, seed
+    stack, positions, splits, num_hashes, circular, across, duplicates, around, threshold, chunks, value_shift, seed
 ):
     torch.manual_seed(seed)
     model = make(
@@ -172,6 +189,7 @@ def test_equals_layers_that_see_the_text_up_to_each_call(
         full_attention_threshold=threshold,
         local_attn_chunk_length=chunks[0],
         lsh_attn_chunk_length=chunks[1],
+        **POSITIONS[positions],
     )
     ids = random_ids(2, sum(splits))
     close(cached_logits(model, ids, splits), grown_logits(model, ids, splits))

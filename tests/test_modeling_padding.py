@@ -6,7 +6,7 @@ In float64, where the order of a sum moves the 16th digit and no hash.
 
 import pytest
 import torch
-from tiny_models import STACKS, make_model, random_ids
+from tiny_models import POSITIONS, STACKS, make_model, random_ids
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
 
@@ -25,12 +25,17 @@ OPTIONS = {
     "chunks ahead": {"lsh_num_chunks_after": 1, "local_num_chunks_after": 1, "lsh_num_chunks_before": 0},
     "chunks of two lengths": {"lsh_attn_chunk_length": 12, "local_attn_chunk_length": 20},
     "successors, exact for short rows": {"lsh_value_shift": 1, "full_attention_threshold": 40},
+    "rotary positions": POSITIONS["LSH rotary"],
+    "no positions": POSITIONS["none"],
 }
 CAUSAL_ONLY = ("successors, exact for short rows",)
 
 
 # The others say nothing about stacks without LSH layers.
-OPTIONS_OF = {"local": ("default", "chunks ahead", "chunks of two lengths"), "full": ("default",)}
+OPTIONS_OF = {
+    "local": ("default", "chunks ahead", "chunks of two lengths", "rotary positions"),
+    "full": ("default", "rotary positions"),
+}
 
 
 def make_float64(model_class, stack, **changes):

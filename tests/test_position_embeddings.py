@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import make_model, tiny_config
 
-from hf_reformer import ReformerModel
+from hf_reformer import ReformerConfig, ReformerModel
 from hf_reformer.modeling.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings, resized_table
 
 
@@ -178,3 +178,12 @@ def test_any_length_up_to_the_grid(length, training):
     tables = whole_grid(model.embeddings.position_embeddings.weights, (8, 16))
     expected = model.embeddings.word_embeddings.weight[ids] + tables[:length]
     assert torch.equal(embeddings, expected)
+
+
+@pytest.mark.parametrize("kind", ["axial", "learned", "rotary", "none"])
+def test_one_of_two_settings_names_the_kind_of_positions(kind):
+    config = ReformerConfig(position_embedding_type=kind)
+    assert (config.position_kind, config.axial_pos_embds) == (kind, kind == "axial")
+    assert ReformerConfig(axial_pos_embds=config.axial_pos_embds).position_kind == (
+        "axial" if kind == "axial" else "learned"
+    )

@@ -17,7 +17,7 @@ from reversible_models import (
     make_inputs,
     with_each_implementation,
 )
-from tiny_models import DROPOUT, STACKS, TIED, TINY, assert_close, assert_equal_tensors
+from tiny_models import DROPOUT, POSITIONS, STACKS, TIED, TINY, assert_close, assert_equal_tensors
 from torch import nn
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
@@ -169,6 +169,10 @@ VARIANTS = {
     "chunked feed-forward": Variant(DROPOUT | {"chunk_size_feed_forward": 8}),
     "chunked head": Variant(DROPOUT | {"chunk_size_lm_head": 8}),
     "learned positions": Variant(DROPOUT | {"axial_pos_embds": False}),
+    "rotary positions": Variant(
+        DROPOUT | POSITIONS["LSH rotary"] | {"attn_layers": STACKS["mixed"]}, {"attention_mask": RIGHT.flip(1)}
+    ),
+    "no positions": Variant(DROPOUT | POSITIONS["none"]),
     "word ids": Variant(DROPOUT, compute=word_ids),
     "tied embeddings": Variant({"attn_layers": STACKS["mixed"]} | DROPOUT | TIED, compute=word_ids),
     "frozen embeddings": Variant(DROPOUT, prepare=freeze("embeddings"), compute=word_ids),

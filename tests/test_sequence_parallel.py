@@ -8,7 +8,7 @@ import sequence_parallel
 import torch
 from allocations import Allocations
 from peft import LoraConfig, get_peft_model
-from tiny_models import gradients, make_model, random_ids
+from tiny_models import POSITIONS, gradients, make_model, random_ids
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
@@ -40,6 +40,8 @@ CASES = {
     "short shards": (NO_CIRCLE, {"length": 24}),
     "exact": ({}, {"length": 16}),
     "fresh rotations": ({}, {"training": True}),
+    "rotary positions": (NO_CIRCLE | POSITIONS["LSH rotary"], {"padding": slice(0, 50)}),
+    "no positions": (NO_CIRCLE | POSITIONS["none"], {}),
     "adapters": ({}, {"adapters": True}),
 }
 

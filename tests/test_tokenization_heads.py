@@ -119,4 +119,7 @@ def test_the_longest_text_is_that_of_the_model_beside_it(loader, tmp_path):
     assert loader.from_pretrained(tmp_path, model_max_length=50).model_max_length == 50
     ReformerByteTokenizer(model_max_length=60).save_pretrained(tmp_path)
     assert loader.from_pretrained(tmp_path).model_max_length == 60
-    assert ReformerByteTokenizer().model_max_length > 10**9
+    tiny_config(position_embedding_type="rotary").save_pretrained(tmp_path / "without a bound")
+    ReformerByteTokenizer().save_pretrained(tmp_path / "without a bound")
+    for unbound in (ReformerByteTokenizer(), loader.from_pretrained(tmp_path / "without a bound")):
+        assert unbound.model_max_length > 10**9

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
-from tiny_models import MODEL_CLASSES, TIED, make_model, random_ids
+from tiny_models import MODEL_CLASSES, POSITIONS, TIED, make_model, random_ids
 
 from hf_reformer import (
     ReformerForCausalLM,
@@ -30,8 +30,11 @@ def inputs_for(model_class):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("settings", [{}, {"axial_pos_embds": False}], ids=["axial", "learned"])
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
+@pytest.mark.parametrize(
+    ("model_class", "settings"),
+    [(model_class, settings) for model_class in MODEL_CLASSES for settings in ({}, {"axial_pos_embds": False})]
+    + [(ReformerForCausalLM, POSITIONS["LSH rotary"])],
+)
 def test_offloaded_weights_are_there_when_they_are_needed(model_class, settings, tmp_path):
     model = make_model(model_class, **LAYERS, **settings)
     inputs = inputs_for(model_class)
@@ -49,8 +52,9 @@ def test_offloaded_weights_are_there_when_they_are_needed(model_class, settings,
     [{"": "disk"}, {"reformer.embeddings": "disk", "reformer.encoder": "cpu", "lm_head": "disk"}],
     ids=["all", "some"],
 )
-def test_generation_from_a_disk(device_map, tmp_path):
-    model = make_model(ReformerForCausalLM, **LAYERS)
+@pytest.mark.parametrize("positions", ["axial", "rotary"])
+def test_generation_from_a_disk(device_map, positions, tmp_path):
+    model = make_model(ReformerForCausalLM, **LAYERS, **POSITIONS[positions])
     model.save_pretrained(tmp_path)
     loaded = ReformerForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "offload")
     assert any(weight.is_meta for weight in loaded.parameters())

@@ -41,6 +41,12 @@ STACKS = {
     "full": ["full", "full"],
     "mixed": ["local", "lsh", "full"],
 }
+POSITIONS = {
+    "axial": {},
+    "rotary": {"position_embedding_type": "rotary"},
+    "LSH rotary": {"position_embedding_type": "rotary", "lsh_rotary": True},
+    "none": {"position_embedding_type": "none"},
+}
 DROPOUT = {
     "hidden_dropout_prob": 0.1,
     "local_attention_probs_dropout_prob": 0.1,
