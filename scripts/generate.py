@@ -73,7 +73,7 @@ def generate(arguments: argparse.Namespace) -> None:
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(arguments.device)
     length = inputs["input_ids"].shape[1]
     longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
-    if length + arguments.max_new_tokens > longest:
+    if longest is not None and length + arguments.max_new_tokens > longest:
         raise ValueError(
             f"The prompt has {length} tokens, which with {arguments.max_new_tokens} new ones is more than the "
             f"{longest} that this model takes; shorten one of them."

@@ -418,7 +418,9 @@ def describe_model(
         "parameters": f"{model.num_parameters():,}",
         "layers": ", ".join(getattr(model.config, "attn_layers", [])),
         "context_length": f"{data_arguments.context_length:,}",
-        "max_length": f"{longest:,}",
+        "longest_input": (
+            "takes inputs of any length" if longest is None else f"refuses inputs longer than {longest:,} tokens"
+        ),
         "tokenizer_class": type(trainer.processing_class).__name__,
         "vocab_size": f"{len(trainer.processing_class):,}",
         "start": model_arguments.model_name_or_path or "random",

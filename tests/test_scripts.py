@@ -22,7 +22,7 @@ import train
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import assert_equal_tensors
+from tiny_models import POSITIONS, assert_equal_tensors, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -34,7 +34,7 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from hf_reformer import ReformerByteTokenizer
+from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM
 from hf_reformer.training import ModelRecipe, conditional_entropy
 
 
@@ -288,6 +288,7 @@ def test_output_folder_is_complete(trained):
     assert card.data.eval_results[0].metric_value == pytest.approx(figures["model"], abs=1e-4)
     assert f"**{figures['model']:.3f}**" in card.text and f"| lzma | {figures['lzma']:.3f} |" in card.text
     assert "$" not in card.content
+    assert "It refuses inputs longer than 32 tokens, and" in " ".join(card.text.split())
     log = json.loads((folder / "training_log.json").read_text())
     assert log["figures"] == pytest.approx(figures)
     assert [row["step"] for row in log["log_history"] if "loss" in row] == [1, 2, 3, 4]
@@ -372,6 +373,22 @@ def test_training_goes_on_from_a_saved_model(trained, text_folder, tmp_path):
     )
     # Nothing learnt and the training loss smoothed: the figure is the saved model's all the same.
     assert train.train(*train.parse_arguments(arguments))["model"] == pytest.approx(trained[1]["model"], rel=1e-6)
+
+
+def test_a_model_without_a_longest_input_is_trained_and_goes_on_beyond(text_folder, tmp_path, capsys):
+    model = make_model(ReformerForCausalLM, vocab_size=258, max_position_embeddings=CONTEXT, **POSITIONS["rotary"])
+    model.save_pretrained(tmp_path / "start")
+    ReformerByteTokenizer().save_pretrained(tmp_path / "start")
+    folder = tmp_path / "trained"
+    arguments = causal_arguments(
+        text_folder, folder, model_name_or_path=tmp_path / "start", max_steps=1, eval_strategy="no"
+    )
+    train.train(*train.parse_arguments(arguments))
+    assert "It takes inputs of any length, and" in " ".join((folder / "README.md").read_text().split())
+    prompt = "a" * CONTEXT
+    capsys.readouterr()
+    generate.main(["--model", str(folder), "--prompt", prompt, "--max_new_tokens", "3"])
+    assert capsys.readouterr().out.startswith(prompt)
 
 
 def test_two_processes_equal_one_with_twice_the_batch(text_folder, tmp_path):
