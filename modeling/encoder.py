@@ -293,4 +293,5 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().requires_grad_()
+    # Detached, a dual number would lose its tangent.
+    return tensor.view_as(tensor).requires_grad_()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from reversible_models import BATCH, LENGTH, layers_of, make, make_inputs
-from tiny_models import STACKS, assert_close, assert_equal_tensors, random_ids
+from tiny_models import POSITIONS, STACKS, assert_close, assert_equal_tensors, random_ids
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
@@ -113,9 +113,11 @@ DERIVATIVES = {
 }
 
 
+# Without a table of positions nothing but the layers has a gradient here.
+@pytest.mark.parametrize("positions", ["axial", "LSH rotary"])
 @pytest.mark.parametrize("derive", DERIVATIVES.values(), ids=DERIVATIVES)
-def test_all_derivatives_of_ordinary_layers(derive):
-    assert_close(*derive(make(False, attn_implementation="eager", **SETTINGS)))
+def test_all_derivatives_of_ordinary_layers(derive, positions):
+    assert_close(*derive(make(False, attn_implementation="eager", **SETTINGS, **POSITIONS[positions])))
 
 
 def test_gradients_of_each_row_by_the_model_s_own_loss():
