@@ -11,7 +11,7 @@ import memory
 import pytest
 import torch
 from allocations import Allocations
-from tiny_models import DROPOUT, TIED, TINY
+from tiny_models import DROPOUT, POSITIONS, TIED, TINY
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -50,6 +50,7 @@ CASES = {
     "mixed, bfloat16 autocast": ({"attn_layers": ["local", "lsh"] * 2}, {"autocast_dtype": torch.bfloat16}),
     "ordinary autograd": ({"reversible": False}, {"batch_size": 4, "length": 300}),
     "masked, full, dropout": ({"is_decoder": False, "attn_layers": ["full", "lsh"], **DROPOUT}, {"length": 256}),
+    "rotary positions": ({"attn_layers": ["local", "lsh"] * 2} | POSITIONS["LSH rotary"], {}),
     "weights, accumulation": (CHUNKED | {"vocab_size": 20000}, {"length": 128, "gradient_accumulation_steps": 3}),
     "weights, tied": (CHUNKED | TIED | {"vocab_size": 20000}, {"length": 128}),
     "weights, Muon": ({"feed_forward_size": 20000}, {"length": 16, "optimizer": memory.MUON}),
@@ -95,6 +96,12 @@ def test_accumulation_keeps_gradients_beside_the_next_batch():
     # The gradients of the tables of words, in and out, are there twice while they are added.
     assert twice.peak - once.peak >= 20000 * 32 * 4
     assert thrice == twice
+
+
+def test_the_length_is_what_the_model_takes_or_is_made_for():
+    for positions in POSITIONS.values():
+        config = make_config(max_position_embeddings=128, **positions)
+        assert TrainingStep(config, TrainingSetup()).input_ids.shape == (1, 128)
 
 
 def test_the_step_is_a_training_step():
