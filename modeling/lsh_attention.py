@@ -141,6 +141,7 @@ class LSHSelfAttention(nn.Module):
     def _attend_to_cache(self, query_key, cache, step, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
         output, weights = self._attend_as_uncached(query_key, cache, step, circle_length, return_weights)
+        # CODEPATH: published checkpoints carry a key's own value; the next token's is for new models.
         return zero_of_masked(output, weights, step.is_real if self.config.lsh_value_shift else None)
 
     def _attend_as_uncached(self, query_key, cache, step, circle_length, return_weights):

@@ -22,6 +22,7 @@ SIZE = {
 }
 WINDOWS = {"circular_look_around": False, "attend_across_buckets": False, "lsh_sliding_window": True}
 SHIFTED = {"lsh_value_shift": 1}
+ROTARY = {"position_embedding_type": "rotary", "local_attn_chunk_length": 32}
 
 
 class ShiftedFullAttention(FullSelfAttention):
@@ -103,4 +104,8 @@ CONTENDERS: dict[str, Callable[[int], nn.Module]] = {
     "dense, shared, successors": dense(**SHIFTED),
     "dense, separate, successors": with_shifted_full_layers,
     "llama": llama,
+    "local, rotary": lambda context_length: reformer(context_length, ["local"] * 4, **ROTARY),
+    "lsh, rotary": mixed(**ROTARY),
+    "lsh, successors, rotary": mixed(**SHIFTED, **ROTARY),
+    "full, rotary": lambda context_length: reformer(context_length, ["local", "full"] * 2, **ROTARY),
 }
