@@ -31,7 +31,7 @@ class Rotation:
         return Rotation(*(table.to(device, non_blocking=non_blocking) for table in (self.cos, self.sin)))
 
 
-# What a compiler cannot see through, as it is transformers' own and follows from the config.
+# transformers' functions read and complete the config, which no compiler need follow.
 @torch.compiler.disable
 def rotation_of(config, position_ids: torch.Tensor | None, hidden_states: torch.Tensor) -> Rotation | None:
     """
