@@ -69,7 +69,7 @@ def print_figures(figures: dict[str, float]) -> None:
     """The model's held-out bits per byte beside the reference figures."""
     print("\nbits per byte on the held-out files")
     for name, value in sorted(figures.items(), key=lambda item: item[1]):
-        print(f"  {name:<8} {value:.3f}")
+        print(f"  {name:<18} {value:.3f}")
 
 
 def continue_prompt(folder: str) -> str:

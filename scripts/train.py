@@ -59,6 +59,7 @@ from hf_reformer.training import (
     multiplies_in_bfloat16,
     recipe_config,
     reference_figures,
+    without_attention,
 )
 
 
@@ -190,7 +191,7 @@ class CompareOnEvaluate(TrainerCallback):
         self.beside = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
-        if state.is_world_process_zero:
+        if state.is_world_process_zero and "eval_bits_per_byte" in metrics:
             measured = f"step {state.global_step}: held-out {metrics['eval_bits_per_byte']:.3f} bits per byte"
             tqdm.write(f"{measured} ({self.beside})" if self.beside else measured)
 
@@ -302,7 +303,7 @@ def train(
     if checkpoint is not None:
         check_same_run(checkpoint, trainer.run, accept_changes=training_arguments.accept_changes)
     run_training(trainer, checkpoint)
-    figures = {"model": final_bits_per_byte(trainer), **references}
+    figures = {"model": final_bits_per_byte(trainer), **bits_without_lsh(trainer), **references}
     check_finite(figures["model"], "The held-out loss", training_arguments.learning_rate)
     with saving(training_arguments.output_dir):
         trainer.save_model()
@@ -345,6 +346,15 @@ def final_bits_per_byte(trainer: Trainer) -> float:
         if just_now and "eval_bits_per_byte" in row:
             return row["eval_bits_per_byte"]
     return trainer.evaluate()["eval_bits_per_byte"]
+
+
+def bits_without_lsh(trainer: Trainer) -> dict[str, float]:
+    """The same without the attention of LSH layers, which shows what they contribute; nothing if there are none."""
+    if "lsh" not in getattr(trainer.model.config, "attn_layers", ()):
+        return {}
+    with without_attention(trainer.model):
+        metrics = trainer.evaluate(metric_key_prefix="without_lsh")
+    return {"LSH attention off": metrics["without_lsh_bits_per_byte"]}
 
 
 def describe(trainer: Trainer, data_arguments: DataArguments, corpus: Corpus) -> None:

@@ -35,6 +35,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM
+from hf_reformer.modeling.lsh_attention import LSHSelfAttention
 from hf_reformer.training import ModelRecipe, conditional_entropy
 
 
@@ -100,16 +101,25 @@ def test_figure_equals_a_count_from_the_logits(trained, text_folder):
     folder, figures, _ = trained
     held_out = build(text_folder, max_held_out_windows=3).held_out
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    nats, num_bytes = 0.0, 0
-    for row in held_out.dataset:
-        tokens = row["input_ids"]
-        with torch.no_grad():
-            scores = model(input_ids=tokens[None]).logits[0].double().log_softmax(-1)
-        for position in range(1, CONTEXT):
-            nats -= scores[position - 1, tokens[position]].item()
-            num_bytes += tokens[position].item() != 1
+
+    def count():
+        nats, num_bytes = 0.0, 0
+        for row in held_out.dataset:
+            tokens = row["input_ids"]
+            with torch.no_grad():
+                scores = model(input_ids=tokens[None]).logits[0].double().log_softmax(-1)
+            for position in range(1, CONTEXT):
+                nats -= scores[position - 1, tokens[position]].item()
+                num_bytes += tokens[position].item() != 1
+        return nats / math.log(2) / num_bytes
+
     assert len(held_out.dataset) == 3
-    assert figures["model"] == pytest.approx(nats / math.log(2) / num_bytes, rel=1e-5)
+    assert figures["model"] == pytest.approx(count(), rel=1e-5)
+    for layer in model.reformer.encoder.layers:
+        if isinstance(layer.attention.self_attention, LSHSelfAttention):
+            # What is projected to no vector but zero is no attention.
+            torch.nn.init.zeros_(layer.attention.output.dense.weight)
+    assert figures["LSH attention off"] == pytest.approx(count(), rel=1e-5) != figures["model"]
     assert figures["order-2"] == conditional_entropy(held_out.text, 2)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM
 from hf_reformer.training import (
@@ -21,6 +22,7 @@ from hf_reformer.training import (
     lzma_bits_per_byte,
     recipe_config,
     reference_figures,
+    without_attention,
 )
 
 
@@ -147,9 +149,27 @@ def test_unknown_settings_are_refused(name, message):
         recipe_config(64, **{name: 1})
 
 
-def test_example_of_the_recipe():
-    results = doctest.testmod(importlib.import_module("hf_reformer.training.recipe"))
+@pytest.mark.parametrize("module", ["recipe", "contribution"])
+def test_examples_run(module):
+    results = doctest.testmod(importlib.import_module(f"hf_reformer.training.{module}"))
     assert results.attempted and not results.failed
+
+
+@pytest.mark.parametrize("kind", ["lsh", "local"])
+def test_attention_can_be_switched_off(kind):
+    model = ReformerForCausalLM(recipe_config(64, hidden_size=32, num_attention_heads=2)).eval()
+    ids = torch.randint(1, 250, (2, 64))
+    with torch.no_grad():
+        before = model(ids).logits
+        with without_attention(model, kind) as switched_off:
+            without = model(ids).logits
+        assert torch.equal(model(ids).logits, before)
+        for index in switched_off:
+            torch.nn.init.zeros_(model.reformer.encoder.layers[index].attention.output.dense.weight)
+        assert torch.equal(model(ids).logits, without)
+    assert not torch.equal(before, without)
+    with pytest.raises(ValueError, match=r"no layer of kind 'full'; it has \['local', 'lsh'"):
+        without_attention(model, "full").__enter__()
 
 
 def test_the_readme_trains_on_a_text_of_ones_own(tmp_path, monkeypatch, capsys):

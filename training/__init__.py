@@ -7,6 +7,7 @@ What it takes to train a Reformer that learns: the recipe for new models, its op
 from .arguments import ReformerTrainingArguments
 from .bfloat16 import multiplies_in_bfloat16
 from .compression import bits_per_byte, conditional_entropy, lzma_bits_per_byte, reference_figures
+from .contribution import without_attention
 from .muon import Muon, MuonWithAdamW
 from .recipe import ModelRecipe, recipe_config
 
@@ -22,4 +23,5 @@ __all__ = [
     "multiplies_in_bfloat16",
     "recipe_config",
     "reference_figures",
+    "without_attention",
 ]
