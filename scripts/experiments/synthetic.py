@@ -179,6 +179,7 @@ def parse_arguments(description: str, task: Task, argv: list[str] | None) -> arg
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
     parser.add_argument("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--lengths", type=int, nargs="+", choices=lengths, default=lengths[:1])
+    parser.add_argument("--learning-rate", type=float, help="for all contenders, instead of the chosen ones")
     parser.add_argument("--out", type=Path, default=DOCS / "experiments" / task.name, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="print the tables of the results that are there and end")
     parser.add_argument("--draw", action="store_true", help="draw the results that are there and end")
@@ -188,7 +189,8 @@ def parse_arguments(description: str, task: Task, argv: list[str] | None) -> arg
 def run_all(task: Task, arguments: argparse.Namespace) -> None:
     """Every run that was asked for, seed by seed, so that a run cut short leaves whole seeds."""
     torch.set_num_threads(1)
-    rates = {name: choose_learning_rate(task, name, arguments.out) for name in arguments.contenders}
+    given = arguments.learning_rate
+    rates = {name: given or choose_learning_rate(task, name, arguments.out) for name in arguments.contenders}
     for length in arguments.lengths:
         for seed in arguments.seeds:
             for name, rate in rates.items():
