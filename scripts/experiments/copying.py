@@ -9,7 +9,7 @@ so positions do not help. Loss and accuracy count the tokens from the second one
 an earlier token tells. One symbol alone does not always tell which is next, because a word has some of its symbols
 several times. The models are a local layer and one of LSH or dense attention, with `lsh_value_shift` or without.
 
-Fixed beforehand: 400 steps of 16 sequences, seeds 0, 1 and 2 for first weights, data and rotations, Muon with AdamW,
+Fixed beforehand: 700 steps of 16 sequences, seeds 0, 1 and 2 for first weights, data and rotations, Muon with AdamW,
 warm-up over 5% of the steps and a cosine to 0. The rate of each contender is that of 5e-3, 1e-2, 2e-2 and 4e-2 whose
 run of 200 steps, with a seed of its own and a schedule that fits, has the highest accuracy averaged over its steps.
 Accuracy is measured every 10 steps on 32 sequences and in the end on 128, the same for all.
@@ -109,7 +109,7 @@ TASK = Task(
         "local": (),
     },
     learning_rates=(5e-3, 1e-2, 2e-2, 4e-2),
-    steps={LENGTH: 400},
+    steps={LENGTH: 700},
     grid_steps=200,
     every=10,
     batch_size=16,
