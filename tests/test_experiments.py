@@ -105,6 +105,6 @@ def test_what_counts_has_been_there_a_period_before():
     ("folder", "module"), [("copying", copying), ("duplication", duplication), ("duplication_at_1e-3", duplication)]
 )
 def test_the_tables_in_the_docs_are_those_of_the_files(folder, module):
-    runs = synthetic.read_runs(synthetic.DOCS / "experiments" / folder)
-    page = (synthetic.DOCS / "experiments.md").read_text(encoding="utf-8").splitlines()
+    runs = synthetic.read_runs(synthetic.RESULTS / folder)
+    page = synthetic.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert runs and not set(module.tables(runs).splitlines()) - set(page)

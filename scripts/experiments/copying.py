@@ -21,8 +21,9 @@ killed starts over.
 from typing import Any
 
 import torch
-from muon import MuonWithAdamW
 from transformers import get_cosine_schedule_with_warmup
+
+from hf_reformer.training import MuonWithAdamW
 
 from .synthetic import IGNORED, Task, first_steps, markdown, parse_arguments, percent, run_and_report, runs_of
 
@@ -57,7 +58,7 @@ def draw_sequences(batch_size: int, length: int, generator: torch.Generator) -> 
 
 def optimize(model, learning_rate: float, steps: int):
     """The recipe's optimizer and schedule."""
-    optimizer = MuonWithAdamW(model, learning_rate=learning_rate, weight_decay=0.1, betas=(0.9, 0.98))
+    optimizer = MuonWithAdamW(model, lr=learning_rate, weight_decay=0.1, betas=(0.9, 0.98))
     return optimizer, get_cosine_schedule_with_warmup(optimizer, round(0.05 * steps), steps)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -21,8 +20,10 @@ from report import machine, versions
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
 
+from .text_training import ROOT, write_json
 
-DOCS = Path(__file__).parents[2] / "docs"
+
+RESULTS = ROOT / "docs" / "experiments"
 # What no loss and no accuracy counts.
 IGNORED = -100
 # Held-out sequences are the same for every run; no seed of a run is this one.
@@ -152,10 +153,7 @@ def run_once(task: Task, run: Run, path: Path, evaluations: tuple[str, ...] = ()
             )
         return stored
     result = {"settings": settings, **measure(task, run, evaluations), "machine": machine(), "versions": versions()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-    unfinished.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_json(path, result)
     last = result["evaluated"] or result["curve"][-1:]
     print(f"{path.stem}: {last}, {result['cpu_seconds']} s", flush=True)
     return result
@@ -180,7 +178,7 @@ def parse_arguments(description: str, task: Task, argv: list[str] | None) -> arg
     parser.add_argument("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--lengths", type=int, nargs="+", choices=lengths, default=lengths[:1])
     parser.add_argument("--learning-rate", type=float, help="for all contenders, instead of the chosen ones")
-    parser.add_argument("--out", type=Path, default=DOCS / "experiments" / task.name, help="folder of the results")
+    parser.add_argument("--out", type=Path, default=RESULTS / task.name, help="folder of the results")
     parser.add_argument("--table", action="store_true", help="print the tables of the results that are there and end")
     parser.add_argument("--draw", action="store_true", help="draw the results that are there and end")
     return parser.parse_args(argv)
