@@ -8,7 +8,6 @@ Predict the memory of a training step, show what takes it, and which setting wou
 Nothing is allocated, except with --measure, which makes the step in a process of its own.
 """
 
-import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +16,7 @@ from functools import partial
 from multiprocessing import get_context
 
 import torch
+from config_settings import parse_settings
 from huggingface_hub.errors import StrictDataclassError
 from measured_memory import Measurement, measure
 from transformers import AutoConfig, HfArgumentParser
@@ -75,27 +75,13 @@ def make_setup(arguments: MemoryArguments) -> TrainingSetup:
 
 def make_config(arguments: MemoryArguments, recipe: ModelRecipe) -> ReformerConfig:
     """The config of the named model, or of a new one for rows of this length, with the settings of `--set`."""
-    changes = dict(map(parse_setting, arguments.set))
+    changes = parse_settings(arguments.set)
     if arguments.vocab_size is not None:
         changes["vocab_size"] = arguments.vocab_size
     if arguments.model_name_or_path is not None:
         return changed(AutoConfig.from_pretrained(arguments.model_name_or_path), **changes)
     config = recipe_config(arguments.length, is_decoder=not arguments.masked, **vars(recipe))
     return changed(config, **changes)
-
-
-def parse_setting(text: str) -> tuple[str, object]:
-    """`name=value`, where the value is JSON, Python's word for it, or a string."""
-    name, equals, value = text.partition("=")
-    if not equals or name not in {setting.name for setting in fields(ReformerConfig)}:
-        raise ValueError(f"--set takes settings of ReformerConfig as name=value, but got {text!r}.")
-    constants = {"True": True, "False": False, "None": None}
-    if value in constants:
-        return name, constants[value]
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 def changed(config: ReformerConfig, **settings) -> ReformerConfig:

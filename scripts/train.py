@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from config_settings import parse_settings
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from datasets import disable_progress_bars
 from interruptions import Interrupted, StopOnSignal
@@ -93,6 +94,9 @@ class ModelArguments:
     )
     tokenizer_name: str | None = field(
         default=None, metadata={"help": "Any tokenizer; by default the existing model's, and bytes for a new model."}
+    )
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "Any other settings of the config, such as reversible=False."}
     )
 
     def __post_init__(self):
@@ -221,11 +225,13 @@ def load_model(
     arguments: ModelArguments, recipe: ModelRecipe, context_length: int, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
+    settings = parse_settings(arguments.set)
     if arguments.model_name_or_path is None:
-        config = recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **vars(recipe))
+        settings = vars(recipe) | settings
+        config = recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings)
         return ReformerForCausalLM(config) if arguments.causal else ReformerForMaskedLM(config)
     auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
-    model = auto_class.from_pretrained(arguments.model_name_or_path)
+    model = auto_class.from_pretrained(arguments.model_name_or_path, **settings)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     return model

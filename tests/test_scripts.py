@@ -298,7 +298,7 @@ def test_output_folder_is_complete(trained):
     assert card.data.eval_results[0].metric_value == pytest.approx(figures["model"], abs=1e-4)
     assert f"**{figures['model']:.3f}**" in card.text and f"| lzma | {figures['lzma']:.3f} |" in card.text
     assert "$" not in card.content
-    assert "It refuses inputs longer than 32 tokens, and" in " ".join(card.text.split())
+    assert "It takes inputs of any length, and" in " ".join(card.text.split())
     log = json.loads((folder / "training_log.json").read_text())
     assert log["figures"] == pytest.approx(figures)
     assert [row["step"] for row in log["log_history"] if "loss" in row] == [1, 2, 3, 4]
@@ -353,6 +353,7 @@ def test_masked_model_from_a_settings_file(text_folder, tmp_path):
         "max_steps": 2,
         "use_cpu": True,
         "disable_tqdm": True,
+        "set": ["lsh_rotary=True", 'combine_streams="mean"'],
     }
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))
@@ -362,11 +363,11 @@ def test_masked_model_from_a_settings_file(text_folder, tmp_path):
     assert parsed[3].learning_rate == run_checkpoints.RunArguments().learning_rate
     figures = train.train(*parsed)
     # A masked model sees both sides, so figures that know only what precedes a byte do not stand beside it.
-    assert list(figures) == ["model"] and 4 < figures["model"] < 10
+    assert list(figures) == ["model", "LSH attention off"] and 4 < figures["model"] < 10
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "masked")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "masked")
     assert model.config.vocab_size == len(tokenizer) == 259 and tokenizer.mask_token_id == 258
-    assert not model.config.is_decoder
+    assert not model.config.is_decoder and model.config.lsh_rotary and model.config.combine_streams == "mean"
     card = (tmp_path / "masked" / "README.md").read_text()
     assert "pipeline_tag: fill-mask" in card and "bits per masked byte" in card
 
@@ -380,9 +381,11 @@ def test_training_goes_on_from_a_saved_model(trained, text_folder, tmp_path):
         eval_strategy="no",
         learning_rate=0,
         label_smoothing_factor=0.1,
+        set="reversible=False",
     )
     # Nothing learnt and the training loss smoothed: the figure is the saved model's all the same.
     assert train.train(*train.parse_arguments(arguments))["model"] == pytest.approx(trained[1]["model"], rel=1e-6)
+    assert not ReformerForCausalLM.from_pretrained(tmp_path).config.reversible
 
 
 def test_a_model_without_a_longest_input_is_trained_and_goes_on_beyond(text_folder, tmp_path, capsys):
@@ -483,7 +486,6 @@ def test_generate_streams_the_continuation_of_stdin(trained):
     [
         (["--prompt", ""], "The prompt is empty"),
         (["--prompt_file", "nowhere.txt"], "There is no file at nowhere.txt"),
-        (["--prompt", "a", "--max_new_tokens", "99999"], "The prompt has 1 tokens, which with 99999 new ones"),
         (["--prompt", "a", "--max_new_tokens", "0"], "it must be at least 1"),
         (["--prompt", "a", "--top_p", "0.5"], "--top_p has no effect without --do_sample"),
         (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
@@ -493,6 +495,13 @@ def test_generate_errors(trained, arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         generate.main(["--model", str(trained[0]), *arguments])
     assert message in f"{stopped.value} {capsys.readouterr().err}"
+
+
+def test_a_text_longer_than_the_table_of_positions_is_refused(tmp_path):
+    make_model(ReformerForCausalLM, vocab_size=258).save_pretrained(tmp_path)
+    ReformerByteTokenizer().save_pretrained(tmp_path)
+    with pytest.raises(SystemExit, match="The prompt has 1 tokens, which with 99999 new ones"):
+        generate.main(["--model", str(tmp_path), "--prompt", "a", "--max_new_tokens", "99999"])
 
 
 def test_generation_is_the_seeds(trained, capsys):

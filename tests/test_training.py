@@ -81,9 +81,13 @@ def test_reference_figures_refuse_what_has_no_figure():
 @pytest.mark.parametrize("length", [2, 32, 100, 3000, 4096, 65536, 2**20])
 def test_recipe_fits_the_context(length):
     config = recipe_config(context_length=length)
-    assert config.max_sequence_length == length
-    buckets = np.prod(config.num_buckets)
-    assert buckets == 2 or length / config.lsh_attn_chunk_length < buckets <= 2 * length / config.lsh_attn_chunk_length
+    # It goes on beyond that, too.
+    assert config.max_position_embeddings == length and config.max_sequence_length is None
+    assert recipe_config(length, position_embedding_type="axial").max_sequence_length == length
+    for per_chunk in (0.5, 2):
+        config = recipe_config(length, buckets_per_chunk=per_chunk)
+        buckets, most = np.prod(config.num_buckets), per_chunk * length / config.lsh_attn_chunk_length
+        assert buckets == 2 or most / 2 < buckets <= most
     assert not config.circular_look_around
 
 
@@ -99,8 +103,10 @@ def test_every_setting_of_the_recipe_can_be_named():
     assert recipe_config(4096, **vars(ModelRecipe())).to_dict() == expected
     changes = {
         "full_attention": True,
-        "lsh_sliding_window": True,
-        "buckets_per_chunk": 0.5,
+        "buckets_per_chunk": 2.0,
+        "lsh_sliding_window": False,
+        "lsh_value_shift": 0,
+        "position_embedding_type": "axial",
         "dropout": 0.1,
         "attn_layers": ["lsh", "full"],
         "hidden_act": "relu",
@@ -119,7 +125,7 @@ def test_settings_of_the_config_come_before_the_recipe():
     dropouts = (config.hidden_dropout_prob, config.local_attention_probs_dropout_prob)
     assert dropouts == (0.1, 0.1) and config.lsh_attention_probs_dropout_prob == 0
     assert list(config.num_buckets) == [8, 8] and not config.reversible
-    assert recipe_config(4096, max_position_embeddings=8192).max_sequence_length == 8192
+    assert recipe_config(4096, max_position_embeddings=8192).max_position_embeddings == 8192
     assert recipe_config(4096, axial_pos_shape=[64, 128]).max_sequence_length == 8192
     assert recipe_config(4096, axial_pos_embds=False).max_sequence_length == 4096
     assert recipe_config(64, attn_layers=["local"], lsh_attn_chunk_length=None).num_buckets is None
@@ -182,7 +188,7 @@ def test_the_readme_trains_on_a_text_of_ones_own(tmp_path, monkeypatch, capsys):
         example = example.replace(written, small)
     exec(example, {})
     assert 0 < float(capsys.readouterr().out.splitlines()[-1]) < 10
-    assert ReformerForCausalLM.from_pretrained(tmp_path / "runs" / "mine").config.max_sequence_length == 32
+    assert ReformerForCausalLM.from_pretrained(tmp_path / "runs" / "mine").config.max_position_embeddings == 32
 
 
 WITHOUT_ACCELERATE = """

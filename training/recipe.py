@@ -39,13 +39,21 @@ class ModelRecipe:
     attention_head_size: int = field(default=64, metadata={"help": "Width of a head."})
     feed_forward_size: int = field(default=1024, metadata={"help": "Width of the feed-forward layers."})
     hidden_act: str = field(default="gelu", metadata={"help": "Nonlinearity of the feed-forward layers."})
-    local_attn_chunk_length: int = field(default=8, metadata={"help": "Tokens in a chunk of a local layer."})
+    position_embedding_type: str | None = field(
+        default="rotary",
+        metadata={"help": "Positions: rotary (no longest text), axial or learned (tables), or none."},
+    )
+    local_attn_chunk_length: int = field(default=32, metadata={"help": "Tokens in a chunk of a local layer."})
     lsh_attn_chunk_length: int = field(default=64, metadata={"help": "Tokens in a chunk of an lsh layer."})
+    lsh_value_shift: int = field(
+        default=1,
+        metadata={"help": "1: tokens of a causal lsh layer read what followed the tokens like them; 0: those alone."},
+    )
     lsh_sliding_window: bool = field(
-        default=False,
+        default=True,
         metadata={"help": "Windows within buckets: generation with a cache then equals one forward pass exactly."},
     )
-    buckets_per_chunk: float = field(default=2.0, metadata={"help": "Hash buckets for each lsh chunk of the context."})
+    buckets_per_chunk: float = field(default=0.5, metadata={"help": "Hash buckets for each lsh chunk of the context."})
     num_hashes: int = field(
         default=1, metadata={"help": "Hash rounds of an lsh layer: more find more, and cost more."}
     )
@@ -71,6 +79,7 @@ class ModelRecipe:
         chunk_length = self.lsh_attn_chunk_length
         return settings | {
             "is_decoder": is_decoder,
+            "lsh_value_shift": self.lsh_value_shift if is_decoder else 0,
             "local_num_chunks_after": 0 if is_decoder else 1,
             "lsh_num_chunks_after": 0 if is_decoder else 1,
             # Explicit, so that a result does not depend on how long a batch was padded.
@@ -96,7 +105,8 @@ def recipe_config(
     The config of a new model for training windows of `context_length` tokens.
 
     Args:
-        context_length: The longest text the model takes, too, unless `max_position_embeddings` says more.
+        context_length: With a table of positions the longest text that the model takes, too, unless
+            `max_position_embeddings` says more.
         tokenizer: What the vocabulary and the special tokens are from; the byte tokenizer without one.
         is_decoder: Whether the model is causal. A masked one looks at what follows, too.
         **settings: Those of `ModelRecipe` and of `ReformerConfig`, which come before what the recipe says.
@@ -110,13 +120,16 @@ def recipe_config(
     >>> from hf_reformer.training import recipe_config
 
     >>> config = recipe_config(16384, hidden_size=512, buckets_per_chunk=1, reversible=False)
-    >>> config.num_buckets, config.max_position_embeddings, config.vocab_size
-    ([16, 16], 16384, 258)
+    >>> config.num_buckets, config.lsh_value_shift, config.vocab_size
+    ([16, 16], 1, 258)
 
     ```
     """
     tokenizer = ReformerByteTokenizer() if tokenizer is None else tokenizer
     names = {setting.name for setting in fields(ModelRecipe)}
+    if any(name.startswith("axial_pos_") for name in settings):
+        # Then positions have a table, and these say which.
+        settings.setdefault("position_embedding_type", None)
     recipe = ModelRecipe(**{name: settings.pop(name) for name in names & settings.keys()})
     if "axial_pos_shape" in settings:
         # It says by itself how many positions there are.
