@@ -63,8 +63,8 @@ VARIANTS = {
     "initializer_range 0.06": ({"initializer_range": 0.06}, {}),
     "AdamW instead of Muon": ({}, {"muon": False, "learning_rate": 2e-3}),
     "AdamW, initializer_range 0.06": ({"initializer_range": 0.06}, {"muon": False, "learning_rate": 2e-3}),
-    "learning rate 2.5e-3": ({}, {"learning_rate": 2.5e-3}),
-    "learning rate 1e-2": ({}, {"learning_rate": 1e-2}),
+    "learning rate 5e-3": ({}, {"learning_rate": 5e-3}),
+    "learning rate 2e-2": ({}, {"learning_rate": 2e-2}),
     "no warm-up": ({}, {"warmup_steps": 0}),
 }
 
@@ -72,7 +72,7 @@ VARIANTS = {
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="steps of each run (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run (default %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default %(default)s)")
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the results (default docs)")
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), metavar="NAME", help="run these variants alone")

@@ -105,8 +105,10 @@ def send_signals(monkeypatch):
         callback = type("SendTheseSignals", (SendSignals,), {"signals": signals})
         monkeypatch.setattr("transformers.trainer.DEFAULT_CALLBACKS", [*DEFAULT_CALLBACKS, callback])
 
+    # A shell that starts the tests in the background has SIGINT ignored.
+    before = signal.getsignal(signal.SIGINT)
     yield send
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_signal_saves_the_step_and_the_run_goes_on(send_signals, text_folder, whole, tmp_path, capfd):

@@ -25,7 +25,7 @@ class ReformerTrainingArguments(TrainingArguments):
         metadata={"help": "Muon for the matrices of the layers and AdamW for the rest, instead of optim."},
     )
     optim: str = field(default="adamw_torch", metadata={"help": "Optimizer, one of transformers' OptimizerNames."})
-    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate after warm-up."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up, or below 1 their share of all."})
     weight_decay: float = field(default=0.1, metadata={"help": "Weight decay of the matrices."})

@@ -80,7 +80,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     Muon (Jordan et al. 2024) makes every update of a matrix orthogonal, so a layer learns in all its directions at
     the same pace. Its learning rate is scaled to match AdamW's (Liu et al. 2025, arXiv 2502.16982), so one value
     serves both. Where a parameter is, its name says, so this takes the model and not its parameters; the Trainer hands
-    it over with `optimizer_cls_and_kwargs=(MuonWithAdamW, {"model": model, "lr": 5e-3})`.
+    it over with `optimizer_cls_and_kwargs=(MuonWithAdamW, {"model": model, "lr": 1e-2})`.
 
     Args:
         model: Whose layers are in a list called `layers`, as a Reformer's and most others' are.
