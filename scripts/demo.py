@@ -2,7 +2,8 @@
 The whole way in a few minutes on a CPU: train, evaluate, save, load, generate.
 
 A small causal model of bytes learns the source code of Python's standard library at a context of 4,096 bytes. Its bits
-per byte on files it never saw stand beside what can be said about the same bytes without a model.
+per byte on files it never saw stand beside what can be said about the same bytes without a model, and beside its own
+with less context and with more.
 
     python scripts/demo.py
     python scripts/demo.py --steps 20 --output_dir runs/smoke
@@ -16,6 +17,7 @@ import shutil
 import time
 from pathlib import Path
 
+import context_gain
 import torch
 from corpus import DataArguments
 from run_checkpoints import RunArguments, newest_whole, read_run
@@ -31,6 +33,8 @@ DEMO_CONTEXT_LENGTH = 4096
 DEMO_TRAINING = {"max_steps": 1200, "eval_steps": 0.25, "save_strategy": "no"}
 # On a CPU without bfloat16 a step takes up to six times as long.
 DEMO_FLOAT32_TRAINING = {"max_steps": 240, "eval_steps": 0.5}
+# Windows that the trained model then reads, beyond those of its training, too.
+CONTEXT_LENGTHS = (256, 1024, 4096, 16384, 65536)
 NEW_TOKENS = 400
 PROMPT = '''"""Read and write settings files."""
 
@@ -112,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     delete_own_checkpoints(arguments.output_dir)
     print_figures(figures)
+    context_gain.report(arguments.output_dir, DataArguments(), CONTEXT_LENGTHS)
     print(f"\nsaved in {arguments.output_dir}; loaded from there, it continues this prompt:\n")
     print(continue_prompt(arguments.output_dir))
     minutes, seconds = divmod(round(time.monotonic() - start), 60)

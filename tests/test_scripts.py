@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -442,12 +443,14 @@ def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatc
     monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", 2048)
     monkeypatch.setattr(demo, "NEW_TOKENS", 5)
+    monkeypatch.setattr(demo, "CONTEXT_LENGTHS", (64, 4096))
     threads = torch.get_num_threads()
     demo.main(["--steps", "1", "--output_dir", str(tmp_path), "--threads", str(threads)])
     printed = capsys.readouterr().out
     assert "the source files of the standard library" in printed
     assert all(f"\n  {name} " in printed for name in ("model", "order-0", "order-2", "lzma"))
     assert demo.PROMPT in printed and "s in all" in printed
+    assert re.search(r"\n +4,096 +\d\.\d{3} +\d\.\d{3} +\d\.\d{3} / \d\.\d{3}\n", printed)
     assert (tmp_path / "model.safetensors").is_file()
 
 
@@ -457,6 +460,7 @@ def test_a_demo_that_was_stopped_goes_on(text_folder, tmp_path, monkeypatch, cap
     monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", CONTEXT)
     monkeypatch.setattr(demo, "PROMPT", "Line")
     monkeypatch.setattr(demo, "NEW_TOKENS", 1)
+    monkeypatch.setattr(demo, "CONTEXT_LENGTHS", (16, 64))
     arguments = ["--steps", "2", "--output_dir", str(tmp_path), "--threads", str(torch.get_num_threads())]
     callback = type("Stop", (TrainerCallback,), {"on_step_end": lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)})
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
