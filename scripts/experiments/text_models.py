@@ -39,13 +39,14 @@ class ShiftedFullAttention(FullSelfAttention):
 
 def reformer(context_length: int, layers: list[str], **changes) -> ReformerForCausalLM:
     """A Reformer of the demo's size; half a bucket per chunk, as windows want it."""
+    chunk_length = changes.get("lsh_attn_chunk_length", 64)
     settings = (
         SIZE
         | WINDOWS
         | {
             "attn_layers": layers,
             "local_attn_chunk_length": 8,
-            "num_buckets": max(2, context_length // 64 // 2),
+            "num_buckets": max(2, context_length // chunk_length // 2),
             "max_position_embeddings": context_length,
         }
     )
@@ -64,21 +65,20 @@ def with_shifted_full_layers(context_length: int) -> ReformerForCausalLM:
     return model
 
 
-def llama(context_length: int) -> PreTrainedModel:
+def llama(context_length: int, **changes) -> PreTrainedModel:
     """A Llama with about as many weights."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=704,
-            max_position_embeddings=context_length,
-            bos_token_id=None,
-            eos_token_id=0,
-            tie_word_embeddings=False,
-        )
-    )
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 704,
+        "max_position_embeddings": context_length,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes))
 
 
 def mixed(**changes) -> Callable[[int], nn.Module]:

@@ -97,16 +97,21 @@ def repeated(window: np.ndarray) -> np.ndarray:
 
 def bits_of_tokens(model: nn.Module, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
     """What each token but the first costs, `[B, L - 1]`, of windows `[B, L]`."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
         logits = model(input_ids=ids, use_cache=False).logits
     return nn.functional.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none") / math.log(2)
+
+
+def held_out_windows(corpus: Corpus) -> torch.Tensor:
+    """All windows to evaluate on, `[N, L]`."""
+    return torch.stack(list(corpus.held_out.dataset["input_ids"])).long()
 
 
 def evaluate(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, float | list[float]]:
     """Held-out bits per byte: of all, of each quarter of the context, of what is repeated from afar."""
     model.eval()
-    windows = torch.stack(list(corpus.held_out.dataset["input_ids"])).long()
-    bits = torch.cat([bits_of_tokens(model, window[None], bf16) for window in windows]).numpy()
+    windows = held_out_windows(corpus)
+    bits = torch.cat([bits_of_tokens(model, window[None].to(model.device), bf16).cpu() for window in windows]).numpy()
     far = np.stack([repeated(window)[1:] for window in windows.numpy().astype(np.int32)])
     widths = corpus.held_out.token_bytes[:, 1:]
     quarters = np.array_split(np.arange(bits.shape[1]), 4)
@@ -116,6 +121,36 @@ def evaluate(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, float | 
         "repeated": float(bits[far].mean()) if far.any() else None,
         "share_repeated": float(far.mean()),
     }
+
+
+def make_optimizer(model: nn.Module, learning_rate: float) -> MuonWithAdamW:
+    """The optimizer of every contender."""
+    return MuonWithAdamW(model, lr=learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
+
+
+def take_step(
+    model: nn.Module, optimizer: MuonWithAdamW, ids: torch.Tensor, learning_rate: float, bf16: bool
+) -> float:
+    """
+    One step on windows `[B, L]`.
+
+    Returns:
+        The loss in bits.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    if not loss.isfinite():
+        raise ValueError(f"the loss is {loss.item()}.")
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item() / math.log(2)
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -156,7 +191,7 @@ class Training:
         corpus = read_corpus(self.run)
         torch.manual_seed(self.run.seed)
         model = self._make_model(self.run.context_length)
-        optimizer = MuonWithAdamW(model, lr=self.run.learning_rate, weight_decay=WEIGHT_DECAY, betas=BETAS)
+        optimizer = make_optimizer(model, self.run.learning_rate)
         record = {"step": 0, "seconds": 0.0, "cpu_seconds": 0.0, "evaluations": []}
         if self.checkpoint.is_file():
             saved = torch.load(self.checkpoint, weights_only=False)
@@ -202,17 +237,11 @@ class Training:
         progress.close()
 
     def _step(self, model, optimizer, ids, step):
-        for group in optimizer.param_groups:
-            group["lr"] = self.run.learning_rate * share_of_rate(step, self.run.num_steps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        if not loss.isfinite():
-            raise ValueError(f"{self.run.name}: the loss of step {step + 1} is {loss.item()}.")
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), LARGEST_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item() / math.log(2)
+        learning_rate = self.run.learning_rate * share_of_rate(step, self.run.num_steps)
+        try:
+            return take_step(model, optimizer, ids, learning_rate, self.bf16)
+        except ValueError as error:
+            raise ValueError(f"{self.run.name}, step {step + 1}: {error}") from error
 
     def _save(self, model, optimizer, record):
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
