@@ -99,7 +99,7 @@ def recalls(
     Returns:
         By name `weight`, `top 1` and `top 8`: a number for each LSH layer, the mean over windows, heads and queries.
     """
-    totals = {name: 0 for name in others}
+    totals = dict.fromkeys(others, 0)
     layers = {name: lsh_layers(other) for name, other in others.items()}
     for ids in windows:
         inputs = inputs_of_lsh_layers(model, ids[None])

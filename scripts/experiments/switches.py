@@ -38,7 +38,7 @@ from . import step_time
 from .recall import recalls
 from .synthetic import markdown
 from .text_models import CONTENDERS
-from .text_training import ROOT, TextRun, Training, bits_of_tokens, held_out_windows
+from .text_training import ROOT, TextRun, Training, bits_of_tokens, tokens_of
 from .twins import spread
 
 
@@ -105,7 +105,7 @@ def with_settings(model: PreTrainedModel, changes: dict) -> PreTrainedModel:
 
 def quality(models: dict[str, PreTrainedModel], corpus: Corpus, bf16: bool) -> dict[str, dict[str, float]]:
     """Held-out bits per byte and CPU seconds of each model, window by window in turn."""
-    windows = held_out_windows(corpus)
+    windows = tokens_of(corpus.held_out)
     bits, seconds = (dict.fromkeys(models, 0.0) for _ in range(2))
     for model in models.values():
         bits_of_tokens(model, windows[:1], bf16)
@@ -129,7 +129,7 @@ def measure(model: PreTrainedModel, corpus: Corpus, bf16: bool) -> dict[str, dic
         # Neither what is met nor how dense attention weighs it depends on these.
         if changes != ONCE and name != "dense"
     }
-    few = held_out_windows(corpus)[:: max(1, len(corpus.held_out.dataset) // RECALL_WINDOWS)][:RECALL_WINDOWS]
+    few = tokens_of(corpus.held_out)[:: max(1, len(corpus.held_out.dataset) // RECALL_WINDOWS)][:RECALL_WINDOWS]
     for name, shares in recalls(model, in_place, few).items():
         measured[name]["recall"] = shares
     return {"variants": measured}

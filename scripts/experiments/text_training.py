@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import Corpus, DataArguments, build_corpus
+from corpus import Corpus, DataArguments, Windows, build_corpus
 from report import machine, versions
 from torch import nn
 from tqdm.auto import tqdm
@@ -102,15 +102,15 @@ def bits_of_tokens(model: nn.Module, ids: torch.Tensor, bf16: bool) -> torch.Ten
     return nn.functional.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none") / math.log(2)
 
 
-def held_out_windows(corpus: Corpus) -> torch.Tensor:
-    """All windows to evaluate on, `[N, L]`."""
-    return torch.stack(list(corpus.held_out.dataset["input_ids"])).long()
+def tokens_of(windows: Windows) -> torch.Tensor:
+    """All windows of one side, `[N, L]`."""
+    return torch.stack(list(windows.dataset["input_ids"])).long()
 
 
 def evaluate(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, float | list[float]]:
     """Held-out bits per byte: of all, of each quarter of the context, of what is repeated from afar."""
     model.eval()
-    windows = held_out_windows(corpus)
+    windows = tokens_of(corpus.held_out)
     bits = torch.cat([bits_of_tokens(model, window[None].to(model.device), bf16).cpu() for window in windows]).numpy()
     far = np.stack([repeated(window)[1:] for window in windows.numpy().astype(np.int32)])
     widths = corpus.held_out.token_bytes[:, 1:]
