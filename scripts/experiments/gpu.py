@@ -7,8 +7,8 @@ What needs a GPU, in twelve minutes (docs/experiments.md).
 
 1. The duplication task of the paper's size: length 1,024, hidden size 256, 600 steps of 4 sequences, Adam with a rate
    of 1e-3 for all; seed by seed, as many runs as a fifth of the time allows.
-2. Twins at 8,192 bytes, hidden size 512, 6 layers, 4 windows in a step, the same seconds of training for each: a fifth
-   of the time. Evaluation does not count, nor does a step before the first, in which kernels are compiled. The learning
+2. Twins at 8,192 bytes, hidden size 512, 6 layers, 4 windows in a step, the same seconds of training for each, a fifth
+   of the time. Evaluation does not count, nor does a step before the first, which compiles kernels. The learning
    rate is 5e-3 for all, with a warm-up over 5% of the seconds and a cosine to 0.
 3. Bits per byte of each twin by position, also beyond the length that it was trained at.
 
@@ -153,7 +153,7 @@ def train_for(model: nn.Module, corpus: Corpus, plan: Plan, seconds: float, seed
         while record["seconds"] < seconds * (number + 1) / NUM_EVALUATIONS:
             ids = windows[[next(order) for _ in range(plan.batch_size)]]
             rate = TWIN_RATE * share_of_rate(int(1000 * record["seconds"] / seconds), 1000)
-            loss = take_step(model, optimizer, ids, rate, bf16)
+            loss = take_step(model, optimizer, ids, ids, rate, bf16)
             record["step"] += 1
             record["seconds"] = before + time.perf_counter() - begun
         wait_for(device)

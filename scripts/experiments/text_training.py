@@ -129,7 +129,12 @@ def make_optimizer(model: nn.Module, learning_rate: float) -> MuonWithAdamW:
 
 
 def take_step(
-    model: nn.Module, optimizer: MuonWithAdamW, ids: torch.Tensor, learning_rate: float, bf16: bool
+    model: nn.Module,
+    optimizer: MuonWithAdamW,
+    ids: torch.Tensor,
+    labels: torch.Tensor,
+    learning_rate: float,
+    bf16: bool,
 ) -> float:
     """
     One step on windows `[B, L]`.
@@ -143,7 +148,7 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
     if not loss.isfinite():
         raise ValueError(f"the loss is {loss.item()}.")
     loss.backward()
@@ -228,7 +233,7 @@ class Training:
                 progress.update()
             record["seconds"] += time.perf_counter() - begun
             record["cpu_seconds"] += time.process_time() - cpu_begun
-            measured = evaluate(model, corpus, self.bf16)
+            measured = self._evaluate(model, corpus)
             record["evaluations"].append(
                 {key: record[key] for key in ("step", "seconds", "cpu_seconds")} | {"train": loss} | measured
             )
@@ -236,12 +241,19 @@ class Training:
             self._save(model, optimizer, record)
         progress.close()
 
+    def _evaluate(self, model, corpus):
+        return evaluate(model, corpus, self.bf16)
+
     def _step(self, model, optimizer, ids, step):
         learning_rate = self.run.learning_rate * share_of_rate(step, self.run.num_steps)
         try:
-            return take_step(model, optimizer, ids, learning_rate, self.bf16)
+            return take_step(model, optimizer, *self._task(ids), learning_rate, self.bf16)
         except ValueError as error:
             raise ValueError(f"{self.run.name}, step {step + 1}: {error}") from error
+
+    def _task(self, ids):
+        """What the model reads, and its labels."""
+        return ids, ids
 
     def _save(self, model, optimizer, record):
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
