@@ -9,8 +9,8 @@ of the standard library's source. In each window every byte is replaced by the m
 anew in each step, and the loss counts the masked ones. In one of the models a key of the LSH layers carries a mix of
 the values before and after it and of its own, learned per head (`value_variants.BothNeighbours`).
 
-Fixed beforehand: 2,000 steps of one window, a learning rate of 5e-3 for all, seeds 0, 1 and 2. Evaluation masks the same
-bytes of 24 held-out windows for all. A run is one file in docs/experiments/masked, and one that is there is not
+Fixed beforehand: 2,000 steps of one window, a learning rate of 5e-3 for all, seeds 0, 1 and 2. Evaluation masks the
+same bytes of 24 held-out windows for all. A run is one file in docs/experiments/masked, and one that is there is not
 repeated.
 """
 
@@ -34,6 +34,7 @@ from .synthetic import HELD_OUT_SEED, IGNORED, markdown
 from .text_models import MASK_ID, MASKED
 from .text_training import ROOT, TextRun, Training, repeated, tokens_of
 from .twins import spread
+from .value_variants import learned_mix
 
 
 SHARE_MASKED = 0.15
@@ -108,7 +109,7 @@ def main(argv: list[str]) -> None:
                 eval_windows=arguments.eval_windows,
                 text_path=arguments.text_path,
             )
-            MaskedTraining(run, MASKED[contender], arguments.results)()
+            MaskedTraining(run, MASKED[contender], arguments.results, learned_mix)()
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
     runs = {name: [record for record in records if record["run"]["contender"] == f"masked, {name}"] for name in MASKED}
     runs = {name: of_it for name, of_it in runs.items() if of_it}

@@ -21,6 +21,7 @@ import torch
 
 from .text_models import CONTENDERS
 from .text_training import ROOT, TextRun, Training
+from .value_variants import learned_mix
 
 
 NUM_STEPS, CONTEXT_LENGTH, EVAL_EVERY = 3000, 4096, 250
@@ -55,7 +56,7 @@ def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rat
         eval_every=min(arguments.eval_every, num_steps),
         text_path=arguments.text_path,
     )
-    return Training(run, CONTENDERS[contender], arguments.results)()
+    return Training(run, CONTENDERS[contender], arguments.results, learned_mix)()
 
 
 def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:

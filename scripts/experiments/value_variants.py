@@ -114,3 +114,10 @@ def with_lsh_layers(kind: type[LSHSelfAttention], make_model: Callable[[], nn.Mo
     """A model that is made with LSH layers of another kind."""
     with patch.dict(SELF_ATTENTION, lsh=kind):
         return make_model()
+
+
+def learned_mix(model: nn.Module, *_) -> dict[str, dict[str, list[float]]]:
+    """For the record of a training: the weights by which a model mixes values, by name; nothing if it does not."""
+    names = ("of_own", "of_predecessor", "of_successor")
+    found = {name: weight.tolist() for name, weight in model.named_parameters() if name.endswith(names)}
+    return {"mix": found} if found else {}
