@@ -104,7 +104,7 @@ def table(records: dict[str, list[dict]]) -> str:
 def draw(path: Path, records: dict[str, list[dict]]) -> None:
     """Held-out bits per byte against steps and against seconds of one core, the mean of all seeds and their spread."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for (name, runs), color in zip(records.items(), plt.get_cmap("tab10").colors, strict=False):
+    for (name, runs), color in zip(records.items(), plt.get_cmap("tab20").colors, strict=False):
         bits = [[row["bits_per_byte"] for row in run["evaluations"]] for run in runs]
         low, high, middle = (list(map(best, zip(*bits, strict=True))) for best in (min, max, mean))
         seconds = [mean(values) for values in zip(*[_seconds(run) for run in runs], strict=True)]
