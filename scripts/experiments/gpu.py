@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -155,7 +156,7 @@ def train_for(model: nn.Module, corpus: Corpus, plan: Plan, seconds: float, seed
         while record["seconds"] < seconds * (number + 1) / NUM_EVALUATIONS:
             ids = windows[[next(order) for _ in range(plan.batch_size)]]
             rate = TWIN_RATE * share_of_rate(int(1000 * record["seconds"] / seconds), 1000)
-            loss = take_step(model, optimizer, ids, ids, rate, bf16)
+            loss = take_step(model, optimizer, partial(loss_of, model, ids), rate, bf16)
             record["step"] += 1
             record["seconds"] = before + time.perf_counter() - begun
         wait_for(device)
@@ -166,11 +167,16 @@ def train_for(model: nn.Module, corpus: Corpus, plan: Plan, seconds: float, seed
     return record
 
 
+def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Of windows `[B, L]`, in nats."""
+    return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+
 def compile_kernels(model: nn.Module, ids: torch.Tensor, bf16: bool) -> None:
     """Gradients, which are thrown away, and logits."""
     model.train()
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        loss_of(model, ids).backward()
     model.zero_grad()
     bits_of_tokens(model.eval(), ids[:1], bf16)
     wait_for(ids.device)

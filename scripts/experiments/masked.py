@@ -68,13 +68,12 @@ def bits_of_masked(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, fl
 class MaskedTraining(Training):
     """Training on masked windows."""
 
-    def _task(self, ids):
-        return mask_some(ids)
+    def loss(self, model: nn.Module, batch: int) -> torch.Tensor:
+        ids, labels = mask_some(self.window(batch))
+        return model(input_ids=ids, labels=labels).loss
 
-    def _evaluate(self, model, corpus):
-        measured = bits_of_masked(model, corpus, self.bf16)
-        # What the display of progress shows.
-        return measured | {"bits_per_byte": measured["bits_per_masked_byte"]}
+    def evaluate(self, model: nn.Module) -> dict[str, float | None]:
+        return bits_of_masked(model, self.corpus, self.bf16)
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:

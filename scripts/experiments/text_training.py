@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -129,15 +130,13 @@ def make_optimizer(model: nn.Module, learning_rate: float) -> MuonWithAdamW:
 
 
 def take_step(
-    model: nn.Module,
-    optimizer: MuonWithAdamW,
-    ids: torch.Tensor,
-    labels: torch.Tensor,
-    learning_rate: float,
-    bf16: bool,
+    model: nn.Module, optimizer: MuonWithAdamW, loss_of: Callable[[], torch.Tensor], learning_rate: float, bf16: bool
 ) -> float:
     """
-    One step on windows `[B, L]`.
+    One step of the optimizer.
+
+    Args:
+        loss_of: What it makes smaller, in nats.
 
     Returns:
         The loss in bits.
@@ -147,8 +146,8 @@ def take_step(
     """
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        loss = loss_of()
     if not loss.isfinite():
         raise ValueError(f"the loss is {loss.item()}.")
     loss.backward()
@@ -189,11 +188,28 @@ class Training:
         self._make_model, self._measure = make_model, measure
         self.bf16 = multiplies_in_bfloat16("cpu")
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """What is read."""
+        return read_corpus(self.run)
+
+    def window(self, batch: int) -> torch.Tensor:
+        """A window to train on, `[1, L]`, by its number."""
+        return self.corpus.train.dataset[batch]["input_ids"].long()[None]
+
+    def loss(self, model: nn.Module, batch: int) -> torch.Tensor:
+        """What a step makes smaller, in nats."""
+        ids = self.window(batch)
+        return model(input_ids=ids, labels=ids, use_cache=False).loss
+
+    def evaluate(self, model: nn.Module) -> dict[str, float | list[float]]:
+        """Measured every `eval_every` steps and after the last one."""
+        return evaluate(model, self.corpus, self.bf16)
+
     def __call__(self) -> dict:
         """The record of the run, from its file if it is there."""
         if self.path.is_file():
             return json.loads(self.path.read_text(encoding="utf-8"))
-        corpus = read_corpus(self.run)
         torch.manual_seed(self.run.seed)
         model = self._make_model(self.run.context_length)
         optimizer = make_optimizer(model, self.run.learning_rate)
@@ -204,9 +220,9 @@ class Training:
             optimizer.load_state_dict(saved["optimizer"])
             torch.set_rng_state(saved["random"])
             record = saved["record"]
-        self._train(model, optimizer, corpus, record)
+        self._train(model, optimizer, record)
         if self._measure is not None:
-            record |= self._measure(model, corpus, self.bf16)
+            record |= self._measure(model, self.corpus, self.bf16)
         record |= {
             "run": asdict(self.run),
             "bfloat16": self.bf16,
@@ -218,9 +234,9 @@ class Training:
         self.checkpoint.unlink(missing_ok=True)
         return record
 
-    def _train(self, model, optimizer, corpus, record):
-        run, windows = self.run, corpus.train.dataset
-        order = order_of_windows(len(windows), run.seed)
+    def _train(self, model, optimizer, record):
+        run = self.run
+        order = order_of_windows(len(self.corpus.train.dataset), run.seed)
         for _ in range(record["step"]):
             next(order)
         progress = tqdm(total=run.num_steps, initial=record["step"], desc=run.name, mininterval=10)
@@ -228,32 +244,26 @@ class Training:
             begun, cpu_begun = time.perf_counter(), time.process_time()
             model.train()
             for _ in range(min(run.eval_every, run.num_steps - record["step"])):
-                loss = self._step(model, optimizer, windows[next(order)]["input_ids"].long()[None], record["step"])
+                loss = self._step(model, optimizer, next(order), record["step"])
                 record["step"] += 1
                 progress.update()
             record["seconds"] += time.perf_counter() - begun
             record["cpu_seconds"] += time.process_time() - cpu_begun
-            measured = self._evaluate(model, corpus)
+            measured = self.evaluate(model)
             record["evaluations"].append(
                 {key: record[key] for key in ("step", "seconds", "cpu_seconds")} | {"train": loss} | measured
             )
-            progress.set_postfix(bits=f"{measured['bits_per_byte']:.3f}", refresh=False)
+            shown = {name: f"{value:.3f}" for name, value in measured.items() if isinstance(value, float)}
+            progress.set_postfix(shown, refresh=False)
             self._save(model, optimizer, record)
         progress.close()
 
-    def _evaluate(self, model, corpus):
-        return evaluate(model, corpus, self.bf16)
-
-    def _step(self, model, optimizer, ids, step):
+    def _step(self, model, optimizer, batch, step):
         learning_rate = self.run.learning_rate * share_of_rate(step, self.run.num_steps)
         try:
-            return take_step(model, optimizer, *self._task(ids), learning_rate, self.bf16)
+            return take_step(model, optimizer, lambda: self.loss(model, batch), learning_rate, self.bf16)
         except ValueError as error:
             raise ValueError(f"{self.run.name}, step {step + 1}: {error}") from error
-
-    def _task(self, ids):
-        """What the model reads, and its labels."""
-        return ids, ids
 
     def _save(self, model, optimizer, record):
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
