@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import run_experiment
 import torch
-from experiments import gpu, masked, recall, step_time, switches, text_models, text_training
+from experiments import gpu, masked, recall, resumable, step_time, switches, text_models
 from experiments.value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix
 from PIL import Image
 
@@ -35,7 +35,7 @@ def small(layers=("local", "lsh"), **changes):
 @pytest.fixture
 def text(tmp_path, monkeypatch):
     """A folder of text; checkpoints go elsewhere than into the repository."""
-    monkeypatch.setattr(text_training, "ROOT", tmp_path)
+    monkeypatch.setattr(resumable, "CHECKPOINTS", tmp_path / "checkpoints")
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(8):

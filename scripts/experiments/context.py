@@ -21,8 +21,9 @@ import torch
 from corpus import Corpus
 from torch import nn
 
+from .resumable import ROOT
 from .text_models import CONTENDERS
-from .text_training import ROOT, TextRun, Training, bits_of_tokens
+from .text_training import TextRun, Training, bits_of_tokens
 
 
 CHOSEN = ("local, rotary", "full, rotary", "lsh, rotary", "lsh, successors, rotary")

@@ -39,21 +39,10 @@ from hf_reformer.training import multiplies_in_bfloat16
 
 from . import duplication
 from .context import bits_by_position, held_out_text
+from .resumable import ROOT, make_optimizer, share_of_rate, take_step, write_json
 from .synthetic import Run, Task, markdown, read_runs, run_once
 from .text_models import ROTARY, SHIFTED, llama, reformer
-from .text_training import (
-    ROOT,
-    TextRun,
-    bits_of_tokens,
-    evaluate,
-    make_optimizer,
-    order_of_windows,
-    read_corpus,
-    share_of_rate,
-    take_step,
-    tokens_of,
-    write_json,
-)
+from .text_training import TextRun, bits_of_tokens, evaluate, order_of_windows, read_corpus, tokens_of
 
 
 RESULTS = ROOT / "docs" / "experiments" / "gpu"

@@ -30,9 +30,10 @@ import torch
 from corpus import Corpus
 from torch import nn
 
+from .resumable import ROOT
 from .synthetic import HELD_OUT_SEED, IGNORED, markdown
 from .text_models import MASK_ID, MASKED
-from .text_training import ROOT, TextRun, Training, repeated, tokens_of
+from .text_training import TextRun, Training, repeated, tokens_of
 from .twins import spread
 from .value_variants import learned_mix
 

@@ -20,9 +20,9 @@ from torch import nn
 
 from hf_reformer.modeling.lsh_attention import LSHSelfAttention
 
+from .resumable import write_json
 from .synthetic import markdown
 from .text_models import CONTENDERS, VOCABULARY
-from .text_training import write_json
 
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384)

@@ -36,9 +36,10 @@ from hf_reformer.training.recipe import num_buckets
 
 from . import step_time
 from .recall import recalls
+from .resumable import ROOT
 from .synthetic import markdown
 from .text_models import CONTENDERS
-from .text_training import ROOT, TextRun, Training, bits_of_tokens, tokens_of
+from .text_training import TextRun, Training, bits_of_tokens, tokens_of
 from .twins import spread
 
 

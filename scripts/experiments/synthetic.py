@@ -20,7 +20,7 @@ from report import machine, versions
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
 
-from .text_training import ROOT, write_json
+from .resumable import ROOT, write_json
 
 
 RESULTS = ROOT / "docs" / "experiments"

@@ -19,8 +19,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from .resumable import ROOT
 from .text_models import CONTENDERS
-from .text_training import ROOT, TextRun, Training
+from .text_training import TextRun, Training
 from .value_variants import learned_mix
 
 
