@@ -52,7 +52,7 @@ def test_runs_are_files_and_are_not_repeated(tiny, tmp_path, monkeypatch, capsys
     with Image.open(tmp_path / f"{name}.png") as picture:
         assert picture.width > 500
 
-    monkeypatch.setattr(synthetic, "measure", lambda task, run, _: pytest.fail(f"{run} was measured again"))
+    monkeypatch.setattr(synthetic, "measure", lambda task, run, *_: pytest.fail(f"{run} was measured again"))
     run_experiment.main(arguments)
     (tmp_path / name / "lsh-2-32-0.json").unlink()
     with pytest.raises(pytest.fail.Exception, match="contender='lsh-2', length=32, seed=0"):

@@ -21,8 +21,9 @@ import torch
 from corpus import Corpus
 from torch import nn
 
+from .resumable import ROOT
 from .text_models import CONTENDERS
-from .text_training import ROOT, TextRun, Training, bits_of_tokens
+from .text_training import TextRun, Training, bits_of_tokens
 
 
 CHOSEN = ("local, rotary", "full, rotary", "lsh, rotary", "lsh, successors, rotary")
@@ -35,15 +36,17 @@ DISTANCES, PASSAGE, BEFORE, LEFT_OUT, NUM_PASSAGES = (256, 1024, 4096, 16384, 60
 RESULTS = ROOT / "docs" / "experiments" / "context"
 
 
-def bits_by_position(model: nn.Module, text: torch.Tensor, bf16: bool) -> dict[str, float]:
-    """Mean bits per byte in each range of positions, of all whole windows in `text`."""
-    windows = text[: len(text) // RANGES[-1] * RANGES[-1]].view(-1, RANGES[-1])
-    bits = torch.cat([bits_of_tokens(model, window[None], bf16) for window in windows]).numpy()
-    starts = (0, *RANGES[:-1])
+def bits_by_position(
+    model: nn.Module, text: torch.Tensor, bf16: bool, ends: tuple[int, ...] = RANGES
+) -> dict[str, float]:
+    """Mean bits per byte in each range of positions, up to each of `ends`, of all whole windows in `text`."""
+    windows = text[: len(text) // ends[-1] * ends[-1]].view(-1, ends[-1]).to(model.device)
+    bits = torch.cat([bits_of_tokens(model, window[None], bf16).cpu() for window in windows]).numpy()
+    starts = (0, *ends[:-1])
     # The first byte of a window is not predicted.
     return {
         f"{start}-{end}": float(bits[:, max(0, start - 1) : end - 1].mean())
-        for start, end in zip(starts, RANGES, strict=True)
+        for start, end in zip(starts, ends, strict=True)
     }
 
 
@@ -61,11 +64,16 @@ def bits_of_repetition(model: nn.Module, text: torch.Tensor, distance: int, bf16
     return {"first": float(first), "again": float(again)}
 
 
+def held_out_text(corpus: Corpus) -> torch.Tensor:
+    """The bytes of all held-out windows as tokens, `[L]`."""
+    text = torch.tensor(np.frombuffer(corpus.held_out.text, dtype=np.uint8).astype(np.int64))
+    return text + corpus.held_out.dataset[0]["input_ids"][0].item() - corpus.held_out.text[0]
+
+
 def measure(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, dict]:
     """What a trained model gets out of context."""
     model.eval()
-    text = torch.tensor(np.frombuffer(corpus.held_out.text, dtype=np.uint8).astype(np.int64))
-    text = text + corpus.held_out.dataset[0]["input_ids"][0].item() - corpus.held_out.text[0]
+    text = held_out_text(corpus)
     return {
         "positions": bits_by_position(model, text, bf16),
         "repetition": {str(distance): bits_of_repetition(model, text, distance, bf16) for distance in DISTANCES},

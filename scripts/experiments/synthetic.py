@@ -20,7 +20,7 @@ from report import machine, versions
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
 
-from .text_training import ROOT, write_json
+from .resumable import ROOT, write_json
 
 
 RESULTS = ROOT / "docs" / "experiments"
@@ -95,16 +95,17 @@ def accuracy(model: ReformerForCausalLM, tokens: torch.Tensor, labels: torch.Ten
     """The share of labels that get the highest score."""
     model.eval()
     with torch.no_grad():
-        predicted = torch.cat([model(part).logits[:, :-1].argmax(-1) for part in tokens.split(EVALUATED_TOGETHER)])
+        parts = tokens.to(model.device).split(EVALUATED_TOGETHER)
+        predicted = torch.cat([model(part).logits[:, :-1].argmax(-1) for part in parts]).cpu()
     labels = labels[:, 1:]
     return (predicted == labels)[labels != IGNORED].double().mean().item()
 
 
-def measure(task: Task, run: Run, evaluations: tuple[str, ...]) -> dict[str, Any]:
+def measure(task: Task, run: Run, evaluations: tuple[str, ...], device: str = "cpu") -> dict[str, Any]:
     """Train once; accuracy and loss over the steps, at last accuracy with each evaluation's attention; CPU seconds."""
     start = time.process_time()
     torch.manual_seed(run.seed)
-    model = build_model(task, run.contender, run.length)
+    model = build_model(task, run.contender, run.length).to(device)
     optimizer, schedule = task.optimize(model, run.learning_rate, run.steps)
     data = torch.Generator().manual_seed(run.seed)
     held_out = task.draw(task.many, run.length, torch.Generator().manual_seed(HELD_OUT_SEED))
@@ -112,7 +113,7 @@ def measure(task: Task, run: Run, evaluations: tuple[str, ...]) -> dict[str, Any
     curve, losses = [], []
     for step in range(1, run.steps + 1):
         model.train()
-        tokens, labels = task.draw(task.batch_size, run.length, data)
+        tokens, labels = (part.to(device) for part in task.draw(task.batch_size, run.length, data))
         loss = model(tokens, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
@@ -125,13 +126,15 @@ def measure(task: Task, run: Run, evaluations: tuple[str, ...]) -> dict[str, Any
             curve.append({"step": step, "loss": round(loss, 4), "accuracy": round(accuracy(model, *few), 4)})
     evaluated = {}
     for name in evaluations:
-        twin = build_model(task, name, run.length)
+        twin = build_model(task, name, run.length).to(device)
         twin.load_state_dict(model.state_dict())
         evaluated[name] = round(accuracy(twin, *held_out), 4)
     return {"curve": curve, "evaluated": evaluated, "cpu_seconds": round(time.process_time() - start, 1)}
 
 
-def run_once(task: Task, run: Run, path: Path, evaluations: tuple[str, ...] = ()) -> dict[str, Any]:
+def run_once(
+    task: Task, run: Run, path: Path, evaluations: tuple[str, ...] = (), device: str = "cpu"
+) -> dict[str, Any]:
     """
     What the file holds; if there is none, it is measured and written. A run that was killed has no file.
 
@@ -152,7 +155,12 @@ def run_once(task: Task, run: Run, path: Path, evaluations: tuple[str, ...] = ()
                 "delete the file."
             )
         return stored
-    result = {"settings": settings, **measure(task, run, evaluations), "machine": machine(), "versions": versions()}
+    result = {
+        "settings": settings,
+        **measure(task, run, evaluations, device),
+        "machine": machine(),
+        "versions": versions(),
+    }
     write_json(path, result)
     last = result["evaluated"] or result["curve"][-1:]
     print(f"{path.stem}: {last}, {result['cpu_seconds']} s", flush=True)

@@ -5,11 +5,16 @@ from collections.abc import Callable
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM
+from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM, ReformerForMaskedLM
 from hf_reformer.modeling.full_attention import FullSelfAttention
+from hf_reformer.modeling.lsh_attention import LSHSelfAttention
+
+from .value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix, with_lsh_layers
 
 
 VOCABULARY = len(ReformerByteTokenizer())
+# Of masked models, which have one token more.
+MASK_ID = VOCABULARY
 SIZE = {
     "hidden_size": 256,
     "num_attention_heads": 4,
@@ -37,21 +42,33 @@ class ShiftedFullAttention(FullSelfAttention):
         return super()._attend(query, nn.functional.pad(key[:, :-1], (0, 0, 0, 0, 1, 0)), value, mask, return_weights)
 
 
-def reformer(context_length: int, layers: list[str], **changes) -> ReformerForCausalLM:
-    """A Reformer of the demo's size; half a bucket per chunk, as windows want it."""
+def reformer_config(context_length: int, layers: list[str], **changes) -> ReformerConfig:
+    """A causal Reformer of the demo's size; half a bucket per chunk, as windows want it."""
+    chunk_length = changes.get("lsh_attn_chunk_length", 64)
     settings = (
         SIZE
         | WINDOWS
         | {
+            "is_decoder": True,
+            "vocab_size": VOCABULARY,
             "attn_layers": layers,
             "local_attn_chunk_length": 8,
-            "num_buckets": max(2, context_length // 64 // 2),
+            "num_buckets": max(2, context_length // chunk_length // 2),
             "max_position_embeddings": context_length,
         }
     )
-    return ReformerForCausalLM(
-        ReformerConfig(is_decoder=True, vocab_size=VOCABULARY, eos_token_id=0, pad_token_id=None, **settings | changes)
-    )
+    return ReformerConfig(eos_token_id=0, pad_token_id=None, **settings | changes)
+
+
+def reformer(context_length: int, layers: list[str], **changes) -> ReformerForCausalLM:
+    """A language model with `reformer_config`."""
+    return ReformerForCausalLM(reformer_config(context_length, layers, **changes))
+
+
+def masked_reformer(context_length: int, layers: list[str], **changes) -> ReformerForMaskedLM:
+    """The same in both directions."""
+    both = {"is_decoder": False, "local_num_chunks_after": 1, "lsh_num_chunks_after": 1, "vocab_size": MASK_ID + 1}
+    return ReformerForMaskedLM(reformer_config(context_length, layers, **both | changes))
 
 
 def with_shifted_full_layers(context_length: int) -> ReformerForCausalLM:
@@ -64,26 +81,30 @@ def with_shifted_full_layers(context_length: int) -> ReformerForCausalLM:
     return model
 
 
-def llama(context_length: int) -> PreTrainedModel:
+def llama(context_length: int, **changes) -> PreTrainedModel:
     """A Llama with about as many weights."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            intermediate_size=704,
-            max_position_embeddings=context_length,
-            bos_token_id=None,
-            eos_token_id=0,
-            tie_word_embeddings=False,
-        )
-    )
+    settings = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 704,
+        "max_position_embeddings": context_length,
+        "bos_token_id": None,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+    }
+    return LlamaForCausalLM(LlamaConfig(**settings | changes))
 
 
 def mixed(**changes) -> Callable[[int], nn.Module]:
     """Local and LSH layers in turn."""
     return lambda context_length: reformer(context_length, ["local", "lsh"] * 2, **changes)
+
+
+def varied(kind: type[LSHSelfAttention]) -> Callable[[int], nn.Module]:
+    """The same with other LSH layers."""
+    return lambda context_length: with_lsh_layers(kind, lambda: mixed(**SHIFTED)(context_length))
 
 
 def dense(**changes) -> Callable[[int], nn.Module]:
@@ -108,4 +129,19 @@ CONTENDERS: dict[str, Callable[[int], nn.Module]] = {
     "lsh, rotary": mixed(**ROTARY),
     "lsh, successors, rotary": mixed(**SHIFTED, **ROTARY),
     "full, rotary": lambda context_length: reformer(context_length, ["local", "full"] * 2, **ROTARY),
+    "lsh, successors in half of the heads": varied(HalfShifted),
+    "lsh, learned mix of own and successor": varied(LearnedMix),
+    "lsh, successors, two on in half of the heads": varied(HalfTwoOn),
+    "lsh, successors, chunks of 32": mixed(**SHIFTED, lsh_attn_chunk_length=32),
+    "lsh, successors, chunks of 256": mixed(**SHIFTED, lsh_attn_chunk_length=256),
+}
+
+# The same for models in both directions.
+MASKED: dict[str, Callable[[int], nn.Module]] = {
+    "local": lambda context_length: masked_reformer(context_length, ["local"] * 4),
+    "lsh": lambda context_length: masked_reformer(context_length, ["local", "lsh"] * 2),
+    "lsh, both neighbours": lambda context_length: with_lsh_layers(
+        BothNeighbours, lambda: masked_reformer(context_length, ["local", "lsh"] * 2)
+    ),
+    "full": lambda context_length: masked_reformer(context_length, ["local", "full"] * 2),
 }

@@ -19,8 +19,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from .resumable import ROOT
 from .text_models import CONTENDERS
-from .text_training import ROOT, TextRun, Training
+from .text_training import TextRun, Training
+from .value_variants import learned_mix
 
 
 NUM_STEPS, CONTEXT_LENGTH, EVAL_EVERY = 3000, 4096, 250
@@ -55,7 +57,7 @@ def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rat
         eval_every=min(arguments.eval_every, num_steps),
         text_path=arguments.text_path,
     )
-    return Training(run, CONTENDERS[contender], arguments.results)()
+    return Training(run, CONTENDERS[contender], arguments.results, learned_mix)()
 
 
 def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:
@@ -103,7 +105,7 @@ def table(records: dict[str, list[dict]]) -> str:
 def draw(path: Path, records: dict[str, list[dict]]) -> None:
     """Held-out bits per byte against steps and against seconds of one core, the mean of all seeds and their spread."""
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
-    for (name, runs), color in zip(records.items(), plt.get_cmap("tab10").colors, strict=False):
+    for (name, runs), color in zip(records.items(), plt.get_cmap("tab20").colors, strict=False):
         bits = [[row["bits_per_byte"] for row in run["evaluations"]] for run in runs]
         low, high, middle = (list(map(best, zip(*bits, strict=True))) for best in (min, max, mean))
         seconds = [mean(values) for values in zip(*[_seconds(run) for run in runs], strict=True)]
