@@ -11,7 +11,13 @@ digits is rounded down. Labels are not balanced, as they are not there. The publ
 that paper, trained for longer and on more sequences. Below it stand those who know the uppermost levels of an
 expression only, and answer with the label that was most frequent in training where these come to the same.
 
-The head reads the first token, which is the operator whose value is asked for.
+The head reads the first token, which is the operator whose value is asked for; with local layers alone the first 160
+tokens reach it. What is fixed beforehand is in `classification`; a step is of 8 sequences.
+
+Planned: in CPU seconds on one core of an AMD EPYC that multiplies in bfloat16, other processes beside, a step took 0.6
+(local), 0.8 to 1.0 (local+lsh) and 0.9 (local+full), in runs of 6 and 80 steps; 40 sequences of the test took 1.2, 1.7
+and 2.4. So a stage takes at most 10 minutes, 20 from random weights, all seeds of all contenders about 6 hours, of
+which the learning rates take one.
 """
 
 import random
