@@ -47,9 +47,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def bits_of_tokens(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+def bits_of_tokens(model: nn.Module, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
     """What each token but the first costs in bits, `[B, L - 1]`, of windows `[B, L]`."""
-    bf16 = multiplies_in_bfloat16(ids.device)
     with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
         logits = model(input_ids=ids, use_cache=False).logits
     return nn.functional.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none") / math.log(2)
@@ -57,7 +56,8 @@ def bits_of_tokens(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
 
 def halves(model: nn.Module, tokens: torch.Tensor, token_bytes: torch.Tensor) -> tuple[float, float]:
     """Bits per byte of the first and of the second half of windows `[N, L]`, whose tokens stand for so many bytes."""
-    bits = torch.cat([bits_of_tokens(model, window[None]) for window in tokens])
+    bf16 = multiplies_in_bfloat16(tokens.device)
+    bits = torch.cat([bits_of_tokens(model, window[None], bf16) for window in tokens])
     # Nothing predicts the first token.
     bits, widths = bits.sum(0), token_bytes[:, 1:].sum(0)
     middle = tokens.shape[1] // 2 - 1

@@ -18,12 +18,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from context_gain import bits_of_tokens
 from corpus import Corpus
 from torch import nn
 
 from .resumable import ROOT
 from .text_models import CONTENDERS
-from .text_training import TextRun, Training, bits_of_tokens
+from .text_training import TextRun, Training
 
 
 CHOSEN = ("local, rotary", "full, rotary", "lsh, rotary", "lsh, successors, rotary")

@@ -31,6 +31,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from context_gain import bits_of_tokens
 from corpus import Corpus
 from report import machine, versions
 from torch import nn
@@ -42,7 +43,7 @@ from .context import bits_by_position, held_out_text
 from .resumable import ROOT, make_optimizer, share_of_rate, take_step, write_json
 from .synthetic import Run, Task, markdown, read_runs, run_once
 from .text_models import ROTARY, SHIFTED, llama, reformer
-from .text_training import TextRun, bits_of_tokens, evaluate, order_of_windows, read_corpus, tokens_of
+from .text_training import TextRun, evaluate, order_of_windows, read_corpus, tokens_of
 
 
 RESULTS = ROOT / "docs" / "experiments" / "gpu"

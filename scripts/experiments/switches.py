@@ -28,6 +28,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from context_gain import bits_of_tokens
 from corpus import Corpus
 from transformers import PreTrainedModel
 
@@ -39,7 +40,7 @@ from .recall import recalls
 from .resumable import ROOT
 from .synthetic import markdown
 from .text_models import CONTENDERS
-from .text_training import TextRun, Training, bits_of_tokens, tokens_of
+from .text_training import TextRun, Training, tokens_of
 from .twins import spread
 
 

@@ -4,7 +4,6 @@ Small language models trained on text, alike in everything but what is compared.
 With one seed every contender sees the same windows in the same order, for the same steps, under the same schedule.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from context_gain import bits_of_tokens
 from corpus import Corpus, DataArguments, Windows, build_corpus
 from torch import nn
 
@@ -79,13 +79,6 @@ def repeated(window: np.ndarray) -> np.ndarray:
         key = window[i - REPEATED_BYTES : i].tobytes()
         found[i] = i - seen.setdefault(key, i) > FAR_BACK
     return found
-
-
-def bits_of_tokens(model: nn.Module, ids: torch.Tensor, bf16: bool) -> torch.Tensor:
-    """What each token but the first costs, `[B, L - 1]`, of windows `[B, L]`."""
-    with torch.no_grad(), torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        logits = model(input_ids=ids, use_cache=False).logits
-    return nn.functional.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none") / math.log(2)
 
 
 def tokens_of(windows: Windows) -> torch.Tensor:

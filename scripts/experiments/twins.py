@@ -27,6 +27,18 @@ from .value_variants import learned_mix
 
 NUM_STEPS, CONTEXT_LENGTH, EVAL_EVERY = 3000, 4096, 250
 GRID, GRID_STEPS = (2.5e-3, 5e-3, 1e-2), 300
+# What runs without --only.
+TWINS = (
+    "local",
+    "lsh",
+    "lsh, successors",
+    "lsh, successors, 2 rounds",
+    "lsh, successors, 4 rounds",
+    "full",
+    "dense, shared, successors",
+    "dense, separate, successors",
+    "llama",
+)
 RESULTS = ROOT / "docs" / "experiments" / "twins"
 
 
@@ -132,7 +144,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(arguments.threads)
     if not arguments.report:
         for seed in arguments.seeds:
-            for contender in arguments.only or CONTENDERS:
+            for contender in arguments.only or TWINS:
                 train(arguments, contender, seed, best_learning_rate(arguments, contender), arguments.steps)
     records = read_records(arguments.results, arguments.steps)
     if records:
