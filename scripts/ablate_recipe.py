@@ -85,6 +85,8 @@ def measure(name: str, steps: int) -> dict[str, float]:
     of_recipe = {setting.name for setting in fields(ModelRecipe)}
     others = [f"{key}={json.dumps(value)}" for key, value in model_changes.items() if key not in of_recipe]
     settings = {"max_steps": steps, "eval_strategy": "no", "output_dir": f"runs/ablations/{name}"}
+    # A run that was stopped left a checkpoint, and starts over.
+    settings["overwrite_output_dir"] = True
     start = time.process_time()
     figures = train(
         ModelArguments(set=others),
