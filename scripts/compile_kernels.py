@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from hf_reformer.modeling import triton_hash_kernels, triton_hash_launch, triton_kernels
@@ -122,7 +123,7 @@ def measure(
 ) -> Compiled:
     """Compile one kernel and read what it needs from the assembler's report."""
     assembly, shared_memory = compile_kernel(name, signature, constants, launch)
-    assembler = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    assembler = get_ptxas(TARGET.arch).path
     with TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(assembly, encoding="utf-8")

@@ -19,6 +19,7 @@ import torch
 from reversible_models import layers_of, make, make_inputs
 from safetensors.torch import load_file
 from tiny_models import DROPOUT, STACKS, TINY, assert_equal_tensors, gradients
+from two_ranks import can_resume_on_two_cpus
 
 
 TESTS = Path(__file__).parent
@@ -101,7 +102,7 @@ def train(launch, folder, runs):
     return {run: Run(folder / run) for run in runs}
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
+@pytest.fixture(scope="module", params=["one process", pytest.param("two ranks", marks=can_resume_on_two_cpus)])
 def two_processes(request, tmp_path_factory):
     """The runs of two fresh processes; the second also resumes those of the first from the checkpoint half-way."""
     launch, folder = request.param, tmp_path_factory.mktemp("runs")
