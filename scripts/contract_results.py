@@ -21,8 +21,8 @@ REASONS = {
     "the graph, what it calls is compiled. A cache grows, so a static one is refused; masks have two dimensions.",
     "new attention mask API": "`_supports_attention_backend` is False: sparse layers have implementations of their "
     "own, and packed rows, which `position_ids` that restart mean, are refused.",
-    "RoPE|sliding window mask": "Positions are learned, axial or one by one; there is neither RoPE nor a "
-    "`sliding_window` in the config.",
+    "RoPE|partial rope": "Rotary positions have no module of their own to be looked for, and turn whole heads.",
+    "sliding window mask": "There is no `sliding_window` in the config.",
     "does not have position embeddings": "Tables of positions change their size at loading, by the config's "
     "`axial_pos_shape` or `max_position_embeddings`.",
     "grouped_mm|sparse experts|router_logits|MTP|recurrent layer": "The model has no experts, no extra heads that "
@@ -59,6 +59,8 @@ Nothing is switched off. What the suites let authors of models say for themselve
   since each call takes the fastest implementation that can serve it;
 - `test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions`: "sdpa" keeps no attention maps; a call that
   asks it for them is refused and does not get None;
+- tests of rotary positions, which have a config with such positions, in LSH layers too; frequencies that change with
+  the length of the input (`dynamic`) are refused, since cached keys are turned already;
 - `test_can_capture_specific_layers_hidden_states`: it runs, though the class names nothing that hooks could record;
 - `test_training_overfit`: without dropout, and causal models with `lsh_sliding_window`: only with windows does
   generation read a text as training did."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationMixin, set_seed
 from transformers.models.auto import modeling_auto
 
@@ -102,7 +103,7 @@ class ReformerModelTester:
     def __init__(self, attn_layers: list[str], is_decoder: bool):
         self.attn_layers, self.is_decoder = attn_layers, is_decoder
         self.causal_lm_class = ReformerForCausalLM if is_decoder else ReformerForMaskedLM
-        self.dropout, self.reversible, self.windows = 0.1, True, False
+        self.dropout, self.reversible, self.windows, self.rotary = 0.1, True, False, False
 
     def get_config(self, **changes) -> ReformerConfig:
         """A config of a few thousand parameters, whose chunks are short beside the inputs."""
@@ -125,6 +126,7 @@ class ReformerModelTester:
             "local_attention_probs_dropout_prob": self.dropout,
             "local_attn_chunk_length": 4,
             "local_num_chunks_after": chunks_after,
+            "lsh_rotary": self.rotary,
             "lsh_attention_probs_dropout_prob": self.dropout,
             "lsh_attn_chunk_length": 4,
             "lsh_num_chunks_after": chunks_after,
@@ -134,6 +136,7 @@ class ReformerModelTester:
             "num_buckets": 4,
             "num_hashes": 2,
             "pad_token_id": 0,
+            "position_embedding_type": "rotary" if self.rotary else None,
             "reversible": self.reversible,
             "vocab_size": self.vocab_size,
         }
@@ -167,6 +170,13 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
         global_rng.seed(0)
         set_seed(0)
         self.model_tester = ReformerModelTester(self.attn_layers, self.is_decoder)
+        # The suite takes any config that could have rotary positions for one that has.
+        self.model_tester.rotary = "_rope_" in self._testMethodName
+
+    def test_model_rope_scaling_from_config_1_dynamic(self):
+        """Frequencies that change with the length of the input are refused: cached keys are turned already."""
+        with self.assertRaisesRegex(StrictDataclassError, "must have a `rope_type` of"):
+            self.model_tester.get_config(rope_parameters={"rope_type": "dynamic", "factor": 10.0})
 
     def test_training_overfit(self):
         """Without dropout, and with windows: then a text in a cache is read as it was in training."""
