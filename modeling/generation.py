@@ -55,6 +55,10 @@ class CachedGenerationMixin:
             return
         model_kwargs[CACHE_NAME] = ReformerCache(self.config, max_length=max_cache_length)
 
+    def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
+        # The next token's is one more than the last: padding behind a prompt has that of the token before it.
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs).cummax(dim=-1).values
+
     def _check_generated_length(self, attention_mask, max_cache_length: int):
         longest = self.config.max_sequence_length
         padding = 0 if attention_mask is None else int(first_real_token(attention_mask.bool()).min())

@@ -51,8 +51,6 @@ Nothing is switched off. What the suites let authors of models say for themselve
 
 - the class that generates: it has another name, because the suites leave out stock's Reformer by name, and it makes a
   cache unless told otherwise, because they continue from what a plain call returns; here a cache is made on request;
-- prompts, which end in a token: after a prompt that ends in padding `generate` counts positions as if another document
-  began, and rows of several documents are refused;
 - gradient checkpointing, which is tested on layers that are not reversible; reversible ones compute again anyway;
 - the content of a cache, which is not keys and values of every token;
 - `test_sdpa_can_dispatch_non_composite_models`: a choice of attention is kept; without one the config names none,

@@ -220,12 +220,6 @@ class CausalSuites(CommonSuites, GenerationTesterMixin):
     all_model_classes = (*SHARED_CLASSES, ReformerForCausalLM)
     all_generative_model_classes = (GenerativeModel,)
 
-    def prepare_config_and_inputs_for_generate(self, *args, **kwargs):
-        """Prompts that end in a token; after padding, `generate` would count as if another document began."""
-        config, inputs = super().prepare_config_and_inputs_for_generate(*args, **kwargs)
-        inputs["attention_mask"][:, -1] = 1
-        return config, inputs
-
     def _should_skip(self, model_class, generate=False, **kwargs):
         if generate:
             self.skipTest("A cache cannot be exported.")
