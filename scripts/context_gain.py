@@ -34,7 +34,9 @@ from hf_reformer.training import multiplies_in_bfloat16, without_attention
 
 LENGTHS = (256, 1024, 4096, 16384, 65536)
 # Of the longest length; the text that all lengths read.
-NUM_WINDOWS = 3
+NUM_WINDOWS = 2
+# Short windows are read several at a time.
+TOKENS_AT_A_TIME = 4096
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,14 +56,15 @@ def bits_of_tokens(model: nn.Module, ids: torch.Tensor, bf16: bool) -> torch.Ten
     return nn.functional.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none") / math.log(2)
 
 
-def halves(model: nn.Module, tokens: torch.Tensor, token_bytes: torch.Tensor) -> tuple[float, float]:
-    """Bits per byte of the first and of the second half of windows `[N, L]`, whose tokens stand for so many bytes."""
+def bits_by_half(model: nn.Module, tokens: torch.Tensor, token_bytes: torch.Tensor) -> dict[str, float]:
+    """Bits per byte of windows `[N, L]`, whose tokens stand for so many bytes: of all, and of their halves."""
     bf16 = multiplies_in_bfloat16(tokens.device)
-    bits = torch.cat([bits_of_tokens(model, window[None], bf16) for window in tokens])
+    rows = max(1, TOKENS_AT_A_TIME // tokens.shape[1])
+    bits = torch.cat([bits_of_tokens(model, windows, bf16) for windows in tokens.split(rows)]).sum(0)
     # Nothing predicts the first token.
-    bits, widths = bits.sum(0), token_bytes[:, 1:].sum(0)
-    middle = tokens.shape[1] // 2 - 1
-    return tuple((bits[part].sum() / widths[part].sum()).item() for part in (slice(middle), slice(middle, None)))
+    widths, middle = token_bytes[:, 1:].sum(0), tokens.shape[1] // 2 - 1
+    parts = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
+    return {name: (bits[part].sum() / widths[part].sum()).item() for name, part in parts.items()}
 
 
 def measure(model: PreTrainedModel, tokenizer, data: DataArguments, lengths: tuple[int, ...]) -> dict[str, list[dict]]:
@@ -69,9 +72,14 @@ def measure(model: PreTrainedModel, tokenizer, data: DataArguments, lengths: tup
     Bits per byte of the same held-out text in windows of each length that the model takes.
 
     Returns:
-        A row for each length: bits per byte of all, and of the first and the second half of the windows; as "LSH
-        layers" or "the model", and as "LSH attention off" if there are any.
+        Rows of "with LSH layers" and of "LSH attention off", or of "the model" that has none: a row for each length,
+        with bits per byte of all, and of the first and the second half of the windows.
+
+    Raises:
+        ValueError: a length does not divide the longest.
     """
+    if any(max(lengths) % length for length in lengths):
+        raise ValueError(f"All lengths must divide the longest, so that they read the same text, but got {lengths}.")
     held_out = build_corpus(replace(data, context_length=max(lengths)), tokenizer).held_out.evenly_spaced(NUM_WINDOWS)
     text = torch.stack([torch.as_tensor(row).long() for row in held_out.dataset["input_ids"]])
     widths = torch.as_tensor(held_out.token_bytes).float()
@@ -84,8 +92,8 @@ def measure(model: PreTrainedModel, tokenizer, data: DataArguments, lengths: tup
     for name, context in contexts.items():
         for length in tqdm([length for length in sorted(lengths) if length <= longest], desc=name):
             with context():
-                first, second = halves(model, *(part.view(-1, length) for part in (text, widths)))
-            rows[name].append({"length": length, "all": (first + second) / 2, "first": first, "second": second})
+                bits = bits_by_half(model, *(part.view(-1, length) for part in (text, widths)))
+            rows[name].append({"length": length, **bits})
     return rows
 
 

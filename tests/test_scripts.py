@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import context_gain
 import corpus
 import datasets
 import demo
@@ -516,3 +517,35 @@ def test_generation_is_the_seeds(trained, capsys):
         )
         texts.append(capsys.readouterr().out)
     assert [first == second for first, second in pairwise(texts)] == [True, False]
+
+
+# What context buys
+
+
+def test_bits_of_the_halves_of_windows(trained):
+    model = ReformerForCausalLM.from_pretrained(trained[0]).eval()
+    tokens = torch.randint(2, 250, (3, 32))
+    widths = torch.randint(0, 3, (3, 32)).float()
+    measured = context_gain.bits_by_half(model, tokens, widths)
+    bf16 = context_gain.multiplies_in_bfloat16("cpu")
+    costs = torch.cat([context_gain.bits_of_tokens(model, window[None], bf16) for window in tokens])
+    with torch.no_grad():
+        loss = model(tokens, labels=tokens).loss
+    assert costs.mean().item() == pytest.approx(loss.item() / math.log(2), rel=0.02)
+    for name, part in {"all": slice(None), "first": slice(15), "second": slice(15, None)}.items():
+        expected = costs[:, part].sum() / widths[:, 1:][:, part].sum()
+        # A batch may be multiplied in another order.
+        assert measured[name] == pytest.approx(expected.item(), rel=0.02 if bf16 else 1e-5)
+
+
+def test_windows_of_all_lengths_read_the_same_text(trained, text_folder, capsys):
+    given = ["--model", str(trained[0]), "--text_path", str(text_folder), "--threads", str(torch.get_num_threads())]
+    context_gain.main([*given, "--lengths", "16", "64"])
+    printed = capsys.readouterr().out
+    stored = json.loads((trained[0] / "context.json").read_text())["rows"]
+    assert list(stored) == ["with LSH layers", "LSH attention off"]
+    for row in stored["with LSH layers"]:
+        assert f"{row['length']:>9,}  {row['all']:17.3f}" in printed
+    assert (trained[0] / "context.png").is_file()
+    with pytest.raises(ValueError, match="All lengths must divide the longest"):
+        context_gain.main([*given, "--lengths", "16", "24"])
