@@ -115,8 +115,8 @@ def draw(path: Path, rows: dict[str, list[dict]], trained_length: int) -> None:
         lengths, bits = ([point[key] for point in points] for key in ("length", "all"))
         axes.plot(lengths, bits, marker="o", color=color, label=name)
     axes.axvline(trained_length, color="gray", linestyle="--", linewidth=0.8)
-    place = {"xycoords": ("data", "axes fraction"), "va": "top", "ha": "right", "rotation": 90, "color": "gray"}
-    axes.annotate("training context ", (trained_length, 1), **place)
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (-4, 0), "textcoords": "offset points", "color": "gray"}
+    axes.annotate("training context", (trained_length, 0.5), ha="right", va="center", rotation=90, **place)
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
     axes.set(xlabel="bytes of context", ylabel="held-out bits per byte", ylim=(0, None))
