@@ -57,8 +57,9 @@ Nothing is switched off. What the suites let authors of models say for themselve
   since each call takes the fastest implementation that can serve it;
 - `test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions`: "sdpa" keeps no attention maps; a call that
   asks it for them is refused and does not get None;
-- tests of rotary positions, which have a config with such positions, in LSH layers too; frequencies that change with
-  the length of the input (`dynamic`) are refused, since cached keys are turned already;
+- tests of rotary positions, which have a config with such positions, in LSH layers too;
+- `test_model_rope_scaling_from_config_1_dynamic`: frequencies that change with the length of the input are refused,
+  since cached keys are turned already;
 - `test_can_capture_specific_layers_hidden_states`: it runs, though the class names nothing that hooks could record;
 - `test_training_overfit`: without dropout, and causal models with `lsh_sliding_window`: only with windows does
   generation read a text as training did."""
