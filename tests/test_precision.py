@@ -14,17 +14,6 @@ from hf_reformer.modeling.reversible import GRID
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@pytest.fixture
-def fixed_buckets(monkeypatch):
-    """Hashing may turn a rounding error into another bucket; these are the same in every precision."""
-
-    def hash_vectors(vectors, rotations, num_buckets, implementation):
-        shape = (vectors.shape[0], vectors.shape[2], rotations.shape[2], vectors.shape[1])
-        return torch.randint(8, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-
-    monkeypatch.setattr("hf_reformer.modeling.lsh_attention.hash_vectors", hash_vectors)
-
-
 def gradients_in(dtype, reversible, autocast=None, backward_in_autocast=False, **changes):
     # Linear maps of about unit gain.
     changes = {"attn_layers": ["local", "lsh"] * 3, "initializer_range": 0.2} | changes

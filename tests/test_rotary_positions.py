@@ -118,17 +118,6 @@ def test_layers_attend_as_written_plainly(kind, implementation):
         assert (results[0][name] - expected).norm() <= 1037 * 2**-23 * expected.norm(), name
 
 
-@pytest.fixture
-def fixed_buckets(monkeypatch):
-    """Rounding may turn a vector into another bucket; these are the same wherever a text begins."""
-
-    def hash_vectors(vectors, rotations, num_buckets, implementation):
-        shape = (vectors.shape[0], vectors.shape[2], rotations.shape[2], vectors.shape[1])
-        return torch.randint(8, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-
-    monkeypatch.setattr("hf_reformer.modeling.lsh_attention.hash_vectors", hash_vectors)
-
-
 @pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM])
 @pytest.mark.parametrize("positions", ["rotary", "LSH rotary"])
 @pytest.mark.parametrize("stack", STACKS)

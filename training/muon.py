@@ -28,10 +28,7 @@ class Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self, closure=None):
         """One step (Jordan et al. 2024), whose length matches AdamW's (Liu et al. 2025, section 2.2)."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -120,10 +117,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """One step of each part."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = _loss_of(closure)
         # Groups and state are this optimizer's, so that to others it is one.
         for part in self.parts:
             part.param_groups = [group for group in self.param_groups if _is_of_muon(group) == isinstance(part, Muon)]
@@ -147,3 +141,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 def _is_of_muon(group: dict[str, Any]) -> bool:
     return "ns_steps" in group
+
+
+def _loss_of(closure):
+    """What an optimizer's closure gives, with gradients; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()

@@ -22,7 +22,7 @@ from context_gain import bits_of_tokens
 from corpus import Corpus
 from torch import nn
 
-from .resumable import ROOT
+from .resumable import ROOT, experiment_parser
 from .text_models import CONTENDERS
 from .text_training import TextRun, Training
 
@@ -83,13 +83,8 @@ def measure(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, dict]:
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CHOSEN, metavar="NAME", help="these contenders alone")
+    parser = experiment_parser(__doc__, CHOSEN, RESULTS)
     parser.add_argument("--context_lengths", type=int, nargs="+", default=CONTEXT_LENGTHS, help="(default both)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (docs/experiments/context)")
-    parser.add_argument("--report", action="store_true", help="run nothing: print the table and draw the figure")
     return parser.parse_args(argv)
 
 

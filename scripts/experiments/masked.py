@@ -30,7 +30,7 @@ import torch
 from corpus import Corpus
 from torch import nn
 
-from .resumable import ROOT
+from .resumable import ROOT, experiment_parser
 from .synthetic import HELD_OUT_SEED, IGNORED, markdown
 from .text_models import MASK_ID, MASKED
 from .text_training import TextRun, Training, repeated, tokens_of
@@ -79,16 +79,11 @@ class MaskedTraining(Training):
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=MASKED, metavar="NAME", help="these contenders alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
+    parser = experiment_parser(__doc__, MASKED, RESULTS)
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
     parser.add_argument("--context_length", type=int, default=CONTEXT_LENGTH, help="(default %(default)s)")
     parser.add_argument("--eval_windows", type=int, default=24, help="held-out windows (default %(default)s)")
     parser.add_argument("--text_path", help="another text: a file or a folder")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (docs/experiments/masked)")
-    parser.add_argument("--report", action="store_true", help="run nothing: print the table and draw the figure")
     return parser.parse_args(argv)
 
 

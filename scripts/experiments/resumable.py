@@ -1,11 +1,12 @@
 """Trainings that can be stopped and gone on with: a file for each that is done, a checkpoint for each that is not."""
 
+import argparse
 import json
 import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +52,18 @@ def share_of_rate(step: int, num_steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return (1 + math.cos(math.pi * (step - warm_up) / max(1, num_steps - warm_up))) / 2
+
+
+def experiment_parser(description: str, names: Iterable[str], results: Path) -> argparse.ArgumentParser:
+    """A parser with the arguments of every experiment that compares contenders of these names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=list(names), metavar="NAME", help="these contenders alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
+    folder = results.relative_to(ROOT)
+    parser.add_argument("--results", type=Path, default=results, help=f"folder (default {folder})")
+    parser.add_argument("--report", action="store_true", help="run nothing: print the tables and draw the figures")
+    return parser
 
 
 def write_json(path: Path, content: dict) -> None:

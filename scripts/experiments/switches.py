@@ -37,7 +37,7 @@ from hf_reformer.training.recipe import num_buckets
 
 from . import step_time
 from .recall import recalls
-from .resumable import ROOT
+from .resumable import ROOT, experiment_parser
 from .synthetic import markdown
 from .text_models import CONTENDERS
 from .text_training import TextRun, Training, tokens_of
@@ -139,17 +139,12 @@ def measure(model: PreTrainedModel, corpus: Corpus, bf16: bool) -> dict[str, dic
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CHOSEN, metavar="NAME", help="these contenders alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
+    parser = experiment_parser(__doc__, CHOSEN, RESULTS)
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
     parser.add_argument("--context_length", type=int, default=CONTEXT_LENGTH, help="(default %(default)s)")
     parser.add_argument("--eval_windows", type=int, default=24, help="held-out windows (default %(default)s)")
     parser.add_argument("--text_path", help="another text: a file or a folder")
     parser.add_argument("--lengths", type=int, nargs="*", help="time a step at these lengths (default 256 to 16384)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (docs/experiments/switches)")
-    parser.add_argument("--report", action="store_true", help="run nothing: print the tables and draw the figures")
     return parser.parse_args(argv)
 
 

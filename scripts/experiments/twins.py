@@ -19,7 +19,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from .resumable import ROOT
+from .resumable import ROOT, experiment_parser
 from .text_models import CONTENDERS
 from .text_training import TextRun, Training
 from .value_variants import learned_mix
@@ -44,17 +44,12 @@ RESULTS = ROOT / "docs" / "experiments" / "twins"
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, metavar="NAME", help="these contenders alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
+    parser = experiment_parser(__doc__, CONTENDERS, RESULTS)
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
     parser.add_argument("--grid_steps", type=int, default=GRID_STEPS, help="(default %(default)s)")
     parser.add_argument("--context_length", type=int, default=CONTEXT_LENGTH, help="(default %(default)s)")
     parser.add_argument("--eval_every", type=int, default=EVAL_EVERY, help="steps (default %(default)s)")
     parser.add_argument("--text_path", help="another text: a file or a folder")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (docs/experiments/twins)")
-    parser.add_argument("--report", action="store_true", help="run nothing: print the table and draw the figure")
     return parser.parse_args(argv)
 
 
