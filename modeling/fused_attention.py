@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .differentiation import OnceDifferentiable, once_differentiable
+
 
 def additive_mask_dtype(query: torch.Tensor) -> torch.dtype:
     """The dtype that `attend` takes its mask in."""
@@ -95,6 +97,39 @@ def attend_backward(
     scores_grad = (probabilities_grad.sub_(delta).mul_(probabilities) * scale).to(query.dtype)
     probabilities = probabilities.to(value.dtype)
     return scores_grad @ key, scores_grad.mT @ query, probabilities.mT @ gradient
+
+
+def has_causal_kernel(rows: torch.Tensor) -> bool:
+    """Whether `CausalAttention` takes such vectors."""
+    return rows.device.type == "cpu" and _HAS_CPU_KERNEL
+
+
+class CausalAttention(OnceDifferentiable):
+    """
+    Softmax attention of each query to the keys up to its own place, of queries, keys and values `[B, H, L, D]`.
+
+    The kernel skips what is masked and needs no mask. Only where `has_causal_kernel`.
+    """
+
+    @staticmethod
+    @torch.compiler.disable
+    def forward(ctx, query, key, value, scale):
+        output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, True, scale=scale
+        )
+        ctx.save_for_backward(query, key, value, output, log_sum_exp)
+        ctx.scale = scale
+        return output
+
+    @staticmethod
+    @once_differentiable
+    @torch.compiler.disable
+    def backward(ctx, gradient):
+        query, key, value, output, log_sum_exp = ctx.saved_tensors
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, query, key, value, output, log_sum_exp, 0.0, True, scale=ctx.scale
+        )
+        return *gradients, None
 
 
 def distinct(pieces: Iterable, rows: torch.Tensor) -> Iterator:

@@ -7,7 +7,7 @@ from .chunking import padded_to_multiple
 from .decoding_attention import attend_exactly, attend_in_buckets
 from .decoding_cache import CacheStep, LSHCacheLayer
 from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
-from .lsh_operator import lsh_attention
+from .lsh_operator import dense_attention, lsh_attention
 from .lsh_options import LSHOptions
 from .padding import attend_by_map, last_real_token
 from .rotary_positions import Rotation
@@ -222,18 +222,11 @@ class LSHSelfAttention(nn.Module):
         }
 
     def _attend_exactly(self, query_key, value, attention_mask, return_weights):
-        """Shared-query/key attention to everything: LSH attention with one chunk and one bucket."""
-        batch, length, heads, _ = query_key.shape
-        return lsh_attention(
+        return dense_attention(
             query_key,
             value,
-            torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
-            num_buckets=1,
-            chunk_length=length,
-            num_chunks_before=0,
-            num_chunks_after=0,
-            value_shift=self.config.lsh_value_shift,
             attention_mask=attention_mask,
+            value_shift=self.config.lsh_value_shift,
             **self._common_arguments(return_weights),
         )
 

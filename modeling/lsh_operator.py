@@ -22,11 +22,12 @@ import torch
 from torch import nn
 
 from .chunking import pad_mask, padded_to_multiple
+from .fused_attention import has_causal_kernel
 from .implementations import AttentionCall, Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
 from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
-from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
+from .lsh_sdpa import attend_to_all_earlier, lsh_attention_sdpa, why_not_sdpa
 from .lsh_triton import lsh_attention_triton, why_not_triton
 from .value_shift import shift_values, weights_of_values, zero_of_masked
 
@@ -98,6 +99,41 @@ def lsh_attention(
         weights = None if weights is None else weights_of_values(weights, attention_mask)
         return zero_of_masked(output, weights, attention_mask)
     return output, weights
+
+
+def dense_attention(
+    query_key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    return_weights: bool = False,
+    implementation: str | None = None,
+    **options,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention with shared queries and keys to everything: LSH attention with one chunk and one bucket.
+
+    Args:
+        **options: Those of `LSHOptions` that are not about chunks and buckets.
+
+    Shapes, the other arguments, results and errors are those of `lsh_attention`.
+    """
+    batch, length, heads, _ = query_key.shape
+    options = options | {"chunk_length": length, "num_chunks_before": 0, "num_chunks_after": 0}
+    if attention_mask is None and length > 1 and options.get("causal") and has_causal_kernel(query_key):
+        call = AttentionCall.of(query_key, LSHOptions(**options), return_weights)
+        if choose_implementation(LSH_IMPLEMENTATIONS, implementation, call) is lsh_attention_sdpa:
+            return attend_to_all_earlier(query_key, value, options.get("value_shift", 0)), None
+    return lsh_attention(
+        query_key,
+        value,
+        torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
+        num_buckets=1,
+        attention_mask=attention_mask,
+        return_weights=return_weights,
+        implementation=implementation,
+        **options,
+    )
 
 
 def _pad(buckets, attention_mask, padded_length):

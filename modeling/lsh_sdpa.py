@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import torch
 
-from .chunking import key_scale, masked_score, self_score, sum_windows, window_views
+from .chunking import key_scale, masked_score, self_score, sum_windows, unit_keys, window_views
 from .differentiation import OnceDifferentiable, once_differentiable
-from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct
+from .fused_attention import CausalAttention, additive_mask_dtype, attend, attend_backward, distinct
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
 from .visibility import LSHVisibility
@@ -62,6 +62,24 @@ def lsh_attention_sdpa(
         Output `[B, L, H, D]`, and None for the attention map.
     """
     return _LSHAttention.apply(query_key, value, buckets, order, key_mask, options), None
+
+
+def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_shift: int) -> torch.Tensor:
+    """
+    Causal attention with shared queries and keys to everything, of vectors `[B, L, H, D]`, for `has_causal_kernel`.
+
+    A token that leaves itself out attends to the keys up to the place before it. So without the first query and the
+    last key this is ordinary causal attention. The first token sees nothing but itself.
+    """
+    dtype = torch.promote_types(query_key.dtype, torch.float32)
+    rows = query_key.transpose(1, 2).to(dtype)
+    if value_shift:
+        first, read = torch.zeros_like(value[:, :1]), value[:, 1:]
+    else:
+        first, read = value[:, :1], value[:, :-1]
+    read = read.transpose(1, 2).to(dtype)
+    output = CausalAttention.apply(rows[:, :, 1:], unit_keys(rows[:, :, :-1]), read, 1.0)
+    return torch.cat([first, output.transpose(1, 2).to(value.dtype)], dim=1)
 
 
 class _LSHAttention(OnceDifferentiable):

@@ -50,6 +50,17 @@ def fixed_buckets(monkeypatch):
     monkeypatch.setattr("hf_reformer.modeling.lsh_attention.hash_vectors", hash_vectors)
 
 
+@pytest.fixture
+def text_folder(tmp_path, monkeypatch):
+    """A folder of text for experiments, whose checkpoints go elsewhere than into the repository."""
+    monkeypatch.setattr("experiments.resumable.CHECKPOINTS", tmp_path / "checkpoints")
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(8):
+        (folder / f"{number}.txt").write_text(" ".join(str(number + 7 * i) for i in range(600)))
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory):
     """Two processes that compute together."""

@@ -36,7 +36,7 @@ def tiny(request, monkeypatch):
 
 def test_runs_are_files_and_are_not_repeated(tiny, tmp_path, monkeypatch, capsys):
     name, module = tiny
-    arguments = [name, "--seeds", "0", "--contenders", "dense-separate", "lsh-2", "--out", str(tmp_path / name)]
+    arguments = [name, "--seeds", "0", "--only", "dense-separate", "lsh-2", "--results", str(tmp_path / name)]
     run_experiment.main(arguments)
     printed = capsys.readouterr().out
     rates = ["0.001", "0.002"]
@@ -61,17 +61,17 @@ def test_runs_are_files_and_are_not_repeated(tiny, tmp_path, monkeypatch, capsys
 
 def test_a_result_of_other_settings_is_not_taken_for_this_one(tiny, tmp_path, monkeypatch):
     name, module = tiny
-    arguments = [name, "--seeds", "0", "--contenders", "dense-shared", "--out", str(tmp_path / name)]
+    arguments = [name, "--seeds", "0", "--only", "dense-shared", "--results", str(tmp_path / name)]
     run_experiment.main(arguments)
     monkeypatch.setattr(module, "TASK", replace(module.TASK, batch_size=3))
-    with pytest.raises(ValueError, match=r"is of a run with the settings .* Give another --out"):
+    with pytest.raises(ValueError, match=r"is of a run with the settings .* Give other --results"):
         run_experiment.main(arguments)
 
 
 def test_one_rate_for_all_needs_no_grid(tiny, tmp_path):
     name, _ = tiny
-    given = ["--learning-rate", "3e-3", "--seeds", "1", "--contenders", "dense-separate", "dense-shared"]
-    run_experiment.main([name, *given, "--out", str(tmp_path / "rate")])
+    given = ["--learning_rate", "3e-3", "--seeds", "1", "--only", "dense-separate", "dense-shared"]
+    run_experiment.main([name, *given, "--results", str(tmp_path / "rate")])
     runs = synthetic.read_runs(tmp_path / "rate")
     assert len(runs) == len(list(tmp_path.rglob("*.json"))) == 2
     assert [(run["settings"]["learning_rate"], run["settings"]["seed"]) for run in runs] == [(3e-3, 1)] * 2

@@ -8,7 +8,7 @@ import torch
 
 from hf_reformer.modeling import fused_attention, lsh_sdpa
 from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors
-from hf_reformer.modeling.lsh_operator import lsh_attention
+from hf_reformer.modeling.lsh_operator import dense_attention, lsh_attention
 from hf_reformer.modeling.lsh_reference import lsh_attention_reference
 
 
@@ -188,6 +188,39 @@ def check_against_the_oracle(case, mask, implementation):
         actual = (actual[0] * attention_mask[..., None, None], *actual[1:])
     for name, theirs, ours in zip(("output", "query_key", "value"), expected, actual, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+
+
+DENSE = {"both directions": {}, "causal": {"causal": True}, "successors": {"causal": True, "value_shift": 1}}
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("mask", ["none", "scattered"])
+@pytest.mark.parametrize("length", [1, 2, 37, 70])
+@pytest.mark.parametrize("case", DENSE)
+def test_dense_attention_is_that_of_one_bucket(case, length, mask, implementation):
+    query_key, value, gradient, _, attention_mask = make_inputs(length, 1, mask)
+    real = torch.ones(2, length, 1, 1) if attention_mask is None else attention_mask[..., None, None]
+    options = DENSE[case] | {"attention_mask": attention_mask}
+    one_bucket = {
+        "buckets": torch.zeros(2, 2, 1, length, dtype=torch.int64),
+        "chunk_length": length,
+        "num_chunks_before": 0,
+    }
+    expected = run(lsh_attention_reference, query_key, value, gradient * real, **one_bucket, **options)
+    actual = run(dense_attention, query_key, value, gradient * real, implementation=implementation, **options)
+    for theirs, ours in zip(expected, actual, strict=True):
+        torch.testing.assert_close(ours * real, theirs * real, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dense_causal_attention_is_as_good_as_any_in_low_precision(dtype):
+    query_key, value, gradient, _, _ = make_inputs(130, 1)
+    exact = run(dense_attention, query_key, value, gradient, causal=True, implementation="eager")
+    low = [tensor.to(dtype) for tensor in (query_key, value, gradient)]
+    eager, fused = (run(dense_attention, *low, causal=True, implementation=name) for name in ("eager", "sdpa"))
+    for truth, theirs, ours in zip(exact, eager, fused, strict=True):
+        assert ours.dtype == dtype
+        assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max()
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

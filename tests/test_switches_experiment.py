@@ -7,54 +7,24 @@ from types import SimpleNamespace
 import pytest
 import run_experiment
 import torch
-from experiments import gpu, masked, recall, resumable, step_time, switches, text_models
+from experiments import gpu, masked, recall, step_time, switches, text_models
 from experiments.value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix
-from PIL import Image
+from text_experiments import SMALL, has_picture, small
 
 from hf_reformer.modeling.lsh_hashing import num_buckets_of
 from hf_reformer.modeling.lsh_reference import lsh_attention_reference
 
 
-SMALL = {
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "attention_head_size": 16,
-    "feed_forward_size": 32,
-    # Attention that is not the same everywhere.
-    "initializer_range": 0.3,
-}
 LENGTH = 40
 # Windows that reach everything, so that buckets alone decide.
 REACHING = {"lsh_attn_chunk_length": 8, "lsh_num_chunks_before": 8, "num_buckets": 4}
 
 
-def small(layers=("local", "lsh"), **changes):
-    return lambda length: text_models.reformer(length, list(layers), **SMALL | changes)
-
-
-@pytest.fixture
-def text(tmp_path, monkeypatch):
-    """A folder of text; checkpoints go elsewhere than into the repository."""
-    monkeypatch.setattr(resumable, "CHECKPOINTS", tmp_path / "checkpoints")
-    folder = tmp_path / "text"
-    folder.mkdir()
-    for number in range(8):
-        (folder / f"{number}.txt").write_text(" ".join(str(number + 7 * i) for i in range(600)))
-    threads = torch.get_num_threads()
-    yield str(folder)
-    torch.set_num_threads(threads)
-
-
-def has_picture(path):
-    with Image.open(path) as picture:
-        return picture.width > 500
-
-
-def test_switches_are_measured_once_and_tabulated(text, tmp_path, monkeypatch, capsys):
+def test_switches_are_measured_once_and_tabulated(text_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(text_models.CONTENDERS, "lsh, successors", small(**text_models.SHIFTED))
     results = tmp_path / "switches"
     arguments = ["switches", "--only", "lsh, successors", "--seeds", "0", "--steps", "2", "--context_length", "128"]
-    arguments += ["--eval_windows", "2", "--text_path", text, "--results", str(results)]
+    arguments += ["--eval_windows", "2", "--text_path", text_folder, "--results", str(results)]
     run_experiment.main(arguments)
     [path] = results.glob("*.json")
     record = json.loads(path.read_text())
@@ -75,7 +45,7 @@ def test_switches_are_measured_once_and_tabulated(text, tmp_path, monkeypatch, c
     run_experiment.main(["switches", "--report", "--results", str(results)])
 
 
-def test_the_time_of_a_step_is_measured_by_length(text, tmp_path, monkeypatch, capsys):
+def test_the_time_of_a_step_is_measured_by_length(text_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step_time, "REPEATS", 2)
     shifted, names = text_models.SHIFTED, (*step_time.OURS, *step_time.DENSE)
     for name in step_time.OURS:
@@ -255,7 +225,7 @@ def test_contenders_of_other_values_and_chunks_train():
     assert model.config.lsh_attn_chunk_length == 256
 
 
-def test_masked_models_train(text, tmp_path, monkeypatch, capsys):
+def test_masked_models_train(text_folder, tmp_path, monkeypatch, capsys):
     def both_neighbours(length):
         return text_models.with_lsh_layers(
             BothNeighbours, lambda: text_models.masked_reformer(length, ["local", "lsh"], **SMALL)
@@ -264,7 +234,7 @@ def test_masked_models_train(text, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(text_models.MASKED, "lsh, both neighbours", both_neighbours)
     arguments = ["masked", "--only", "lsh, both neighbours", "--seeds", "0", "--steps", "4", "--eval_windows", "2"]
     run_experiment.main(
-        [*arguments, "--context_length", "128", "--text_path", text, "--results", str(tmp_path / "masked")]
+        [*arguments, "--context_length", "128", "--text_path", text_folder, "--results", str(tmp_path / "masked")]
     )
     [path] = (tmp_path / "masked").glob("*.json")
     record = json.loads(path.read_text())
@@ -282,12 +252,13 @@ def test_masks_hide_what_the_labels_say():
     assert (labels[~is_masked] == masked.IGNORED).all()
 
 
-def test_what_a_gpu_is_for_runs_within_its_time(text, tmp_path, monkeypatch, capsys):
+def test_what_a_gpu_is_for_runs_within_its_time(text_folder, tmp_path, monkeypatch, capsys):
     # Each look at this clock takes a tenth of a second.
     ticks = count()
     monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 10))
     results = tmp_path / "gpu"
-    arguments = ["gpu", "--tiny", "--device", "cpu", "--text_path", text, "--results", str(results), "--minutes"]
+    arguments = ["gpu", "--tiny", "--device", "cpu", "--text_path", text_folder]
+    arguments += ["--results", str(results), "--minutes"]
     run_experiment.main([*arguments, "0.12"])
     records = {path.stem: json.loads(path.read_text()) for path in results.glob("*.json")}
     assert {record["contender"] for record in records.values()} == gpu.TINY.twins.keys()

@@ -44,7 +44,7 @@ from hf_reformer import ReformerConfig, ReformerForMaskedLM, ReformerForSequence
 from hf_reformer.training import recipe_config
 
 from . import resumable
-from .resumable import ResumableTraining, write_json
+from .resumable import ResumableTraining, experiment_parser, write_json
 from .synthetic import IGNORED, RESULTS, markdown, percent
 
 
@@ -426,13 +426,8 @@ class Experiment:
 
 def parse_arguments(description: str, task: Task, argv: list[str] | None) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="these contenders")
+    parser = experiment_parser(description, CONTENDERS, RESULTS / task.name)
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS, help="(default both)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS / task.name, help=f"(docs/experiments/{task.name})")
-    parser.add_argument("--report", action="store_true", help="run nothing: print the table and draw the figure")
     return parser.parse_args(argv)
 
 
@@ -443,7 +438,7 @@ def run_and_report(task: Task, arguments: argparse.Namespace) -> None:
         experiment = Experiment(task, arguments.results)
         experiment.describe()
         for seed in arguments.seeds:
-            for contender in arguments.only:
+            for contender in arguments.only or CONTENDERS:
                 for start in arguments.starts:
                     experiment.training(contender, start, seed)()
     records = read_records(arguments.results)

@@ -27,7 +27,7 @@ from .text_models import CONTENDERS
 from .text_training import TextRun, Training
 
 
-CHOSEN = ("local, rotary", "full, rotary", "lsh, rotary", "lsh, successors, rotary")
+CHOSEN = ("local", "full", "lsh", "lsh, successors")
 TRAINED_BYTES, CONTEXT_LENGTHS, LEARNING_RATE, NUM_EVALUATIONS = 3000 * 4096, (4096, 16384), 5e-3, 12
 # Ends of the ranges of positions.
 RANGES = (1024, 4096, 16384, 65536)
@@ -37,9 +37,7 @@ DISTANCES, PASSAGE, BEFORE, LEFT_OUT, NUM_PASSAGES = (256, 1024, 4096, 16384, 60
 RESULTS = ROOT / "docs" / "experiments" / "context"
 
 
-def bits_by_position(
-    model: nn.Module, text: torch.Tensor, bf16: bool, ends: tuple[int, ...] = RANGES
-) -> dict[str, float]:
+def bits_by_position(model: nn.Module, text: torch.Tensor, bf16: bool, ends: tuple[int, ...]) -> dict[str, float]:
     """Mean bits per byte in each range of positions, up to each of `ends`, of all whole windows in `text`."""
     windows = text[: len(text) // ends[-1] * ends[-1]].view(-1, ends[-1]).to(model.device)
     bits = torch.cat([bits_of_tokens(model, window[None], bf16).cpu() for window in windows]).numpy()
@@ -76,7 +74,7 @@ def measure(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, dict]:
     model.eval()
     text = held_out_text(corpus)
     return {
-        "positions": bits_by_position(model, text, bf16),
+        "positions": bits_by_position(model, text, bf16, RANGES),
         "repetition": {str(distance): bits_of_repetition(model, text, distance, bf16) for distance in DISTANCES},
     }
 
@@ -85,6 +83,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
     parser = experiment_parser(__doc__, CHOSEN, RESULTS)
     parser.add_argument("--context_lengths", type=int, nargs="+", default=CONTEXT_LENGTHS, help="(default both)")
+    parser.add_argument("--text_path", help="another text: a file or a folder")
     return parser.parse_args(argv)
 
 
@@ -96,7 +95,15 @@ def main(argv: list[str]) -> None:
         for context_length in arguments.context_lengths:
             for contender in arguments.only or CHOSEN:
                 num_steps = TRAINED_BYTES // context_length
-                run = TextRun(contender, seed, LEARNING_RATE, num_steps, context_length, num_steps // NUM_EVALUATIONS)
+                run = TextRun(
+                    contender=contender,
+                    seed=seed,
+                    learning_rate=LEARNING_RATE,
+                    num_steps=num_steps,
+                    context_length=context_length,
+                    eval_every=num_steps // NUM_EVALUATIONS,
+                    text_path=arguments.text_path,
+                )
                 Training(run, CONTENDERS[contender], arguments.results, measure)()
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(arguments.results.glob("*.json"))]
     if records:

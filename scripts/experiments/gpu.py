@@ -12,7 +12,7 @@ What needs a GPU, in twelve minutes (docs/experiments.md).
    rate is 5e-3 for all, with a warm-up over 5% of the seconds and a cosine to 0.
 3. Bits per byte of each twin by position, also beyond the length that it was trained at.
 
-Reformers have rotary positions, local chunks of 32 and store activations. What is measured is a file at once, in
+What is measured is a file at once, in
 docs/experiments/gpu, and not repeated; what the time does not allow is named and left to the next call.
 """
 
@@ -42,7 +42,7 @@ from . import duplication
 from .context import bits_by_position, held_out_text
 from .resumable import ROOT, make_optimizer, share_of_rate, take_step, write_json
 from .synthetic import Run, Task, markdown, read_runs, run_once
-from .text_models import ROTARY, SHIFTED, llama, reformer
+from .text_models import SHIFTED, llama, reformer
 from .text_training import TextRun, evaluate, order_of_windows, read_corpus, tokens_of
 
 
@@ -59,7 +59,6 @@ NUM_EVALUATIONS = 6
 
 def make_twins(num_pairs: int, reformer_size: dict, llama_size: dict) -> dict[str, Callable[[int], nn.Module]]:
     """The models by name, for a context; of the Reformers, `num_pairs` times a local layer and another one."""
-    reformer_size = ROTARY | {"reversible": False} | reformer_size
     return {
         "lsh, successors": lambda length: reformer(length, ["local", "lsh"] * num_pairs, **SHIFTED, **reformer_size),
         "full": lambda length: reformer(length, ["local", "full"] * num_pairs, **reformer_size),

@@ -4,10 +4,10 @@ Both neighbours of the matching token: what values of successors may mean in bot
     python scripts/run_experiment.py masked                  # seeds 0, 1, 2
     python scripts/run_experiment.py masked --report
 
-Models of the demo's size, but that attention looks ahead, too, learn to fill in masked bytes of windows of 4,096 bytes
-of the standard library's source. In each window every byte is replaced by the mask with a probability of 15%, drawn
-anew in each step, and the loss counts the masked ones. In one of the models a key of the LSH layers carries a mix of
-the values before and after it and of its own, learned per head (`value_variants.BothNeighbours`).
+Models of the size of `text_models`, but that attention looks ahead, too, learn to fill in masked bytes of windows of
+4,096 bytes of the standard library's source. In each window every byte is replaced by the mask with a probability of
+15%, drawn anew in each step, and the loss counts the masked ones. In one of the models a key of the LSH layers
+carries a mix of the values before and after it and of its own, learned per head (`value_variants.BothNeighbours`).
 
 Fixed beforehand: 2,000 steps of one window, a learning rate of 5e-3 for all, seeds 0, 1 and 2. Evaluation masks the
 same bytes of 24 held-out windows for all. A run is one file in docs/experiments/masked, and one that is there is not

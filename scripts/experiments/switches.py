@@ -5,10 +5,11 @@ Switches of LSH attention, after training: quality, cost and recall (docs/experi
     python scripts/run_experiment.py switches --lengths            # the time of a step instead, 256 to 16,384 tokens
     python scripts/run_experiment.py switches --report
 
-Models of the demo's size are trained on windows of 4,096 bytes of the standard library's source for 1,000 steps. Then
-the same weights are evaluated with other switches, one changed at a time: held-out bits per byte, CPU seconds of the
-evaluation, for which the variants take turns window by window, and recall of the keys that dense attention with shared
-queries and keys attends to. For recall all variants are given the queries of the model as it was trained.
+Models of the size of `text_models` are trained on windows of 4,096 bytes of the standard library's source for 1,000
+steps. Then the same weights are evaluated with other switches, one changed at a time: held-out bits per byte, CPU
+seconds of the evaluation, for which the variants take turns window by window, and recall of the keys that dense
+attention with shared queries and keys attends to. For recall all variants are given the queries of the model as it
+was trained.
 
 Fixed beforehand: 1,000 steps, a learning rate of 5e-3 for all, seeds 0, 1 and 2, 24 held-out windows, of which 2 for
 recall. A run is one file in docs/experiments/switches, and one that is there is not repeated; times of steps are files

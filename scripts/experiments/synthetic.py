@@ -20,7 +20,7 @@ from report import machine, versions
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
 
-from .resumable import ROOT, write_json
+from .resumable import ROOT, experiment_parser, write_json
 
 
 RESULTS = ROOT / "docs" / "experiments"
@@ -151,7 +151,7 @@ def run_once(
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored["settings"] != settings:
             raise ValueError(
-                f"{path} is of a run with the settings {stored['settings']}, not {settings}. Give another --out, or "
+                f"{path} is of a run with the settings {stored['settings']}, not {settings}. Give other --results, or "
                 "delete the file."
             )
         return stored
@@ -180,28 +180,23 @@ def choose_learning_rate(task: Task, contender: str, folder: Path) -> float:
 
 def parse_arguments(description: str, task: Task, argv: list[str] | None) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = argparse.ArgumentParser(description=description.strip().splitlines()[0])
-    names, lengths = list(task.evaluations), list(task.steps)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
-    parser.add_argument("--contenders", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser = experiment_parser(description, task.evaluations, RESULTS / task.name)
+    lengths = list(task.steps)
     parser.add_argument("--lengths", type=int, nargs="+", choices=lengths, default=lengths[:1])
-    parser.add_argument("--learning-rate", type=float, help="for all contenders, instead of the chosen ones")
-    parser.add_argument("--out", type=Path, default=RESULTS / task.name, help="folder of the results")
-    parser.add_argument("--table", action="store_true", help="print the tables of the results that are there and end")
-    parser.add_argument("--draw", action="store_true", help="draw the results that are there and end")
+    parser.add_argument("--learning_rate", type=float, help="for all contenders, instead of the chosen ones")
     return parser.parse_args(argv)
 
 
 def run_all(task: Task, arguments: argparse.Namespace) -> None:
     """Every run that was asked for, seed by seed, so that a run cut short leaves whole seeds."""
-    torch.set_num_threads(1)
-    given = arguments.learning_rate
-    rates = {name: given or choose_learning_rate(task, name, arguments.out) for name in arguments.contenders}
+    torch.set_num_threads(arguments.threads)
+    given, names = arguments.learning_rate, arguments.only or task.evaluations
+    rates = {name: given or choose_learning_rate(task, name, arguments.results) for name in names}
     for length in arguments.lengths:
         for seed in arguments.seeds:
             for name, rate in rates.items():
                 run = Run(task.name, name, length, seed, rate, task.steps[length])
-                path = arguments.out / f"{name}-{length}-{seed}.json"
+                path = arguments.results / f"{name}-{length}-{seed}.json"
                 run_once(task, run, path, (name, *task.evaluations[name]))
 
 
@@ -261,13 +256,11 @@ def draw_curves(path: Path, task: Task, runs: list[dict[str, Any]]) -> None:
 
 
 def run_and_report(task: Task, arguments: argparse.Namespace, tables: Callable[[list[dict[str, Any]]], str]) -> None:
-    """Make the runs that are missing, then print the tables and draw the curves, or only what was asked for."""
-    if not (arguments.table or arguments.draw):
+    """Make the runs that are missing, unless only a report was asked for; print the tables and draw the curves."""
+    if not arguments.report:
         run_all(task, arguments)
-    runs = read_runs(arguments.out)
+    runs = read_runs(arguments.results)
     if not runs:
-        raise SystemExit(f"There are no results in {arguments.out}.")
-    if arguments.table or not arguments.draw:
-        print(tables(runs))
-    if arguments.draw or not arguments.table:
-        draw_curves(arguments.out.with_suffix(".png"), task, runs)
+        raise SystemExit(f"There are no results in {arguments.results}.")
+    print(tables(runs))
+    draw_curves(arguments.results.with_suffix(".png"), task, runs)

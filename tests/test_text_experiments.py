@@ -1,0 +1,107 @@
+"""Twins on text, what context brings, and docstrings as a text: tiny runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+import run_experiment
+import torch
+from experiments import context, docstrings, resumable, text_models, twins
+from text_experiments import has_picture, small
+
+
+@pytest.fixture
+def small_contenders(monkeypatch):
+    """LSH layers with values of successors, and full ones."""
+    monkeypatch.setitem(text_models.CONTENDERS, "lsh, successors", small(**text_models.SHIFTED))
+    monkeypatch.setitem(
+        text_models.CONTENDERS, "lsh, successors, 2 rounds", small(**text_models.SHIFTED, num_hashes=2)
+    )
+    monkeypatch.setitem(text_models.CONTENDERS, "full", small(["local", "full"]))
+
+
+def twins_arguments(text_folder, results, *contenders):
+    return [
+        *("twins", "--only", *contenders, "--seeds", "0", "1", "--steps", "6", "--grid_steps", "2"),
+        *("--eval_every", "2", "--context_length", "128", "--text_path", text_folder, "--results", str(results)),
+    ]
+
+
+def test_twins_are_trained_once_with_the_best_rate(small_contenders, text_folder, tmp_path, monkeypatch, capsys):
+    results = tmp_path / "twins"
+    arguments = twins_arguments(text_folder, results, "lsh, successors", "lsh, successors, 2 rounds", "full")
+    run_experiment.main(arguments)
+    records = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    runs = {name: [record for record in records if record["run"]["contender"] == name] for name in twins.CONTENDERS}
+    assert {name: len(of_it) for name, of_it in runs.items() if of_it} == {
+        # Three rates, then two seeds; more rounds have the rate of one.
+        "lsh, successors": 5,
+        "full": 5,
+        "lsh, successors, 2 rounds": 2,
+    }
+    for name in ("lsh, successors", "full"):
+        trials = {
+            record["run"]["learning_rate"]: record["evaluations"][-1]["bits_per_byte"]
+            for record in runs[name]
+            if record["run"]["num_steps"] == 2
+        }
+        best = min(trials, key=trials.get)
+        whole = [record for record in runs[name] if record["run"]["num_steps"] == 6]
+        whole += runs["lsh, successors, 2 rounds"] if name != "full" else []
+        assert trials.keys() == set(twins.GRID) and {record["run"]["learning_rate"] for record in whole} == {best}
+    assert [row["step"] for row in whole[0]["evaluations"]] == [2, 4, 6]
+    assert "| lsh, successors, 2 rounds | 2 |" in capsys.readouterr().out and has_picture(tmp_path / "twins.png")
+
+    monkeypatch.setattr(resumable.ResumableTraining, "_train", lambda *_: pytest.fail("it was trained again"))
+    run_experiment.main(arguments)
+    run_experiment.main(["twins", "--report", "--results", str(results)])
+
+
+def test_a_twin_that_was_stopped_goes_on(small_contenders, text_folder, tmp_path, monkeypatch):
+    def last_evaluation(results):
+        arguments = twins.parse_arguments(twins_arguments(text_folder, results, "full")[1:])
+        last = twins.train(arguments, "full", 0, 1e-2, 6)["evaluations"][-1]
+        return {key: value for key, value in last.items() if "seconds" not in key}
+
+    whole, evaluate = last_evaluation(tmp_path / "whole"), twins.Training.evaluate
+
+    def stop_at_the_second(training, model):
+        if training.checkpoint.is_file():
+            raise KeyboardInterrupt
+        return evaluate(training, model)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(twins.Training, "evaluate", stop_at_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            last_evaluation(tmp_path / "stopped")
+    [checkpoint] = resumable.CHECKPOINTS.glob("*.pt")
+    assert torch.load(checkpoint, weights_only=False)["record"]["step"] == 2
+    assert last_evaluation(tmp_path / "stopped") == whole and not checkpoint.exists()
+
+
+def test_what_context_brings_is_measured(small_contenders, text_folder, tmp_path, monkeypatch, capsys):
+    for name, value in (("RANGES", (64, 256)), ("DISTANCES", (100, 300)), ("PASSAGE", 64), ("NUM_EVALUATIONS", 1)):
+        monkeypatch.setattr(context, name, value)
+    monkeypatch.setattr(context, "TRAINED_BYTES", 256)
+    results = tmp_path / "context"
+    arguments = ["context", "--only", "lsh, successors", "full", "--seeds", "0", "--context_lengths", "64", "128"]
+    run_experiment.main([*arguments, "--text_path", text_folder, "--results", str(results)])
+    records = [json.loads(path.read_text()) for path in results.glob("*.json")]
+    assert (
+        sorted((record["run"]["context_length"], record["step"]) for record in records)
+        == [(64, 4)] * 2 + [(128, 2)] * 2
+    )
+    for record in records:
+        assert list(record["positions"]) == ["0-64", "64-256"] and list(record["repetition"]) == ["100", "300"]
+    assert "| lsh, successors | 64 | 1 |" in capsys.readouterr().out and has_picture(tmp_path / "context.png")
+
+
+def test_docstrings_are_a_text(tmp_path):
+    folder = docstrings.write_docstrings("accelerate", tmp_path)
+    texts = {path.relative_to(folder): path.read_text() for path in folder.rglob("*.txt")}
+    text = texts[Path("accelerator.txt")]
+    assert "Creates an instance of an accelerator for distributed training" in text and "def " not in text[:500]
+    paragraphs = [paragraph for text in texts.values() for paragraph in text.split("\n\n") if len(paragraph) > 1000]
+    assert len(set(paragraphs)) == len(paragraphs)
+    with pytest.raises(ValueError, match="no installed package nowhere_to_be_found"):
+        docstrings.write_docstrings("nowhere_to_be_found", tmp_path)
