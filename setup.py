@@ -12,6 +12,11 @@ PACKAGE_DIR = {
     "hf_reformer": "hf_reformer",
     "hf_reformer.configuration": "configuration",
     "hf_reformer.modeling": "modeling",
+    "hf_reformer.modeling.decoding": "modeling/decoding",
+    "hf_reformer.modeling.kernels": "modeling/kernels",
+    "hf_reformer.modeling.layers": "modeling/layers",
+    "hf_reformer.modeling.memory": "modeling/memory",
+    "hf_reformer.modeling.ops": "modeling/ops",
     "hf_reformer.tokenization": "tokenization",
     "hf_reformer.training": "training",
 }

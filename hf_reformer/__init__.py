@@ -23,9 +23,8 @@ from transformers import (
 )
 
 from .configuration.configuration_reformer import ReformerConfig
-from .modeling.decoding_cache import ReformerCache
-from .modeling.lsh_operator import lsh_attention
-from .modeling.memory_estimate import estimate_memory
+from .modeling.decoding.decoding_cache import ReformerCache
+from .modeling.memory.memory_estimate import estimate_memory
 from .modeling.modeling_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
@@ -37,6 +36,7 @@ from .modeling.modeling_reformer import (
     ReformerModelWithLMHead,
     ReformerPreTrainedModel,
 )
+from .modeling.ops.lsh_operator import lsh_attention
 from .modeling.self_check import check_installed_releases
 from .tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 

@@ -43,18 +43,18 @@ from .argument_checks import (
     check_num_hashes,
     check_one_document_per_row,
 )
-from .cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
-from .checkpoints import CheckpointMixin
-from .chunking import circle_length_of
-from .decoding_cache import ReformerCache
-from .embeddings import ReformerEmbeddings
-from .encoder import ReformerEncoder, run_without_checkpoint
-from .full_attention import dense_implementation
-from .generation import CachedGenerationMixin, cache_of_call
-from .implementations import check_requested
+from .decoding.cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
+from .decoding.decoding_cache import ReformerCache
+from .decoding.generation import CachedGenerationMixin, cache_of_call
+from .layers.embeddings import ReformerEmbeddings
+from .layers.encoder import ReformerEncoder, run_without_checkpoint
+from .layers.full_attention import dense_implementation
+from .layers.position_embeddings import AxialTables
 from .lm_head import LMHeadMixin, ReformerOnlyLMHead
-from .padding import first_real_token, pool, shift_rows
-from .position_embeddings import AxialTables
+from .ops.chunking import circle_length_of
+from .ops.implementations import check_requested
+from .ops.padding import first_real_token, pool, shift_rows
+from .weights_loading import CheckpointMixin
 
 
 logger = logging.get_logger(__name__)

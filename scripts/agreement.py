@@ -27,7 +27,7 @@ from contenders import (
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors
+from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 
 
 # Where stock penalises attention to oneself in checks: still nothing beside any other score, and of a size at which

@@ -36,8 +36,8 @@ from transformers.models.reformer.modeling_reformer import ReformerDynamicCache
 from transformers.models.reformer.modeling_reformer import ReformerModelWithLMHead as StockReformer
 
 from hf_reformer import ReformerCache, ReformerConfig, ReformerForCausalLM
-from hf_reformer.modeling.allocations import AllocationLedger
-from hf_reformer.modeling.cache_naming import CACHE_NAME
+from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
+from hf_reformer.modeling.memory.allocations import AllocationLedger
 
 
 DOCS = Path(__file__).parents[1] / "docs"

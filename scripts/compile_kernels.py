@@ -22,9 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from hf_reformer.modeling import triton_hash_kernels, triton_hash_launch, triton_kernels
-from hf_reformer.modeling.triton_kernels import KernelOptions
-from hf_reformer.modeling.triton_launch import BACKWARD_LAUNCHES, FORWARD_LAUNCHES, ROWS_PER_PROGRAM, Launch
+from hf_reformer.modeling.kernels import triton_hash_kernels, triton_hash_launch, triton_kernels
+from hf_reformer.modeling.kernels.triton_kernels import KernelOptions
+from hf_reformer.modeling.kernels.triton_launch import BACKWARD_LAUNCHES, FORWARD_LAUNCHES, ROWS_PER_PROGRAM, Launch
 
 
 TARGET, ARCHITECTURE = GPUTarget("cuda", 90, 32), "sm_90a"

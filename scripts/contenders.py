@@ -31,8 +31,8 @@ from transformers.models.reformer.modeling_reformer import ReformerModelWithLMHe
 from transformers.utils import logging
 
 from hf_reformer import ReformerConfig
-from hf_reformer.modeling.lsh_hashing import default_num_buckets
-from hf_reformer.modeling.lsh_operator import LSH_IMPLEMENTATIONS
+from hf_reformer.modeling.ops.lsh_hashing import default_num_buckets
+from hf_reformer.modeling.ops.lsh_operator import LSH_IMPLEMENTATIONS
 
 
 SEED = 0

@@ -30,7 +30,7 @@ from hf_reformer import (
     ReformerForTokenClassification,
     ReformerModel,
 )
-from hf_reformer.modeling.encoder import ReformerLayer
+from hf_reformer.modeling.layers.encoder import ReformerLayer
 from hf_reformer.modeling.modeling_reformer import ReformerPreTrainedModel
 
 

@@ -29,7 +29,7 @@ from report import machine, versions
 from tqdm import tqdm
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
-from hf_reformer.modeling import reversible
+from hf_reformer.modeling.layers import reversible
 
 
 DOCS = Path(__file__).parent.parent / "docs"

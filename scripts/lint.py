@@ -25,7 +25,7 @@ def check_conventions(root: Path, flat: Path) -> list[str]:
     """Return mlinter's findings on the package below `root`, shown to it in the empty folder `flat`."""
     names = {}
     for folder in FOLDERS:
-        for path in sorted(root.glob(f"{folder}/[!_]*.py")):
+        for path in sorted(root.glob(f"{folder}/**/[!_]*.py")):
             name = path.name if path.name.startswith(f"{folder}_") else f"{folder}_{path.name}"
             names[path] = name
             (flat / name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -44,7 +44,7 @@ def check_conventions(root: Path, flat: Path) -> list[str]:
 def check_waivers(root: Path) -> list[str]:
     """Return what is wrong with the waivers: one without a reason, or too many waived rules."""
     findings, waived = [], set()
-    for path in sorted(path for folder in FOLDERS for path in root.glob(f"{folder}/*.py")):
+    for path in sorted(path for folder in FOLDERS for path in root.glob(f"{folder}/**/*.py")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             if match := WAIVER.search(line):
                 rule, reason = match.groups()

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from hf_reformer import ReformerConfig
-from hf_reformer.modeling.memory_estimate import TrainingSetup, TrainingStep
+from hf_reformer.modeling.memory.memory_estimate import TrainingSetup, TrainingStep
 
 
 @dataclass(frozen=True)

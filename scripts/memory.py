@@ -22,7 +22,7 @@ from measured_memory import Measurement, measure
 from transformers import AutoConfig, HfArgumentParser
 
 from hf_reformer import ReformerConfig
-from hf_reformer.modeling.memory_estimate import MemoryEstimate, TensorGroup, TrainingSetup, estimate_memory
+from hf_reformer.modeling.memory.memory_estimate import MemoryEstimate, TensorGroup, TrainingSetup, estimate_memory
 from hf_reformer.training import ModelRecipe, MuonWithAdamW, recipe_config
 
 

@@ -5,7 +5,7 @@ Where the time of LSH attention on a GPU goes: each kernel of a forward and a ba
     python scripts/profile_kernels.py --chunk-length 128 --head-size 128 --heads 4 --tune
 
 `--tune` tries launches of the attention kernels (rows of a program, warps, stages) and prints the fastest first; what
-is worth it goes into `modeling/triton_launch.py`.
+is worth it goes into `modeling/kernels/triton_launch.py`.
 
 Times: `GPU` is what the kernels took, `call` the time from one call to the next with many in a row, `Python` how long
 a call keeps the CPU. The floor is counted: the larger of bytes at the bandwidth that a copy reaches on this machine,
@@ -23,10 +23,10 @@ from report import machine, versions
 from timing import sample
 from torch.profiler import ProfilerActivity, profile
 
-from hf_reformer.modeling import triton_launch
-from hf_reformer.modeling.lsh_hashing import default_num_buckets, draw_rotations, hash_vectors
-from hf_reformer.modeling.lsh_operator import lsh_attention
-from hf_reformer.modeling.triton_launch import Launch
+from hf_reformer.modeling.kernels import triton_launch
+from hf_reformer.modeling.kernels.triton_launch import Launch
+from hf_reformer.modeling.ops.lsh_hashing import default_num_buckets, draw_rotations, hash_vectors
+from hf_reformer.modeling.ops.lsh_operator import lsh_attention
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import PrepareModuleInput, PrepareModuleOutput, parallelize_module
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
-from hf_reformer.modeling.chunking import circle_length_of
-from hf_reformer.modeling.padding import first_real_token, shift_rows
+from hf_reformer.modeling.ops.chunking import circle_length_of
+from hf_reformer.modeling.ops.padding import first_real_token, shift_rows
 
 
 IGNORED = -100

@@ -2,7 +2,7 @@
 
 from math import prod
 
-from hf_reformer.modeling.allocations import AllocationLedger, tensors_in
+from hf_reformer.modeling.memory.allocations import AllocationLedger, tensors_in
 
 
 class Allocations(AllocationLedger):

@@ -28,7 +28,7 @@ from hf_reformer import (
     ReformerModel,
     ReformerModelWithLMHead,
 )
-from hf_reformer.modeling.lsh_hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
+from hf_reformer.modeling.ops.lsh_hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
 
 
 # The sizes of the other tests with the initial weights of stock Reformer, which `make_stock` scales; layers vary.

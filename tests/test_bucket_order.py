@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_reformer.modeling.bucket_order import NO_TOKEN, BucketOrder, bucket_of, encode, position_of
+from hf_reformer.modeling.decoding.bucket_order import NO_TOKEN, BucketOrder, bucket_of, encode, position_of
 
 
 ROWS, HEADS, ROUNDS, BUCKETS = 2, 2, 3, 4

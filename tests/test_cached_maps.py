@@ -6,7 +6,7 @@ from test_decoding_cache import WINDOW_STACKS, close, make
 from tiny_models import STACKS, WINDOWS, left_padded, random_ids
 
 from hf_reformer import ReformerCache
-from hf_reformer.modeling import decoding_attention
+from hf_reformer.modeling.decoding import decoding_attention
 
 
 @torch.no_grad()

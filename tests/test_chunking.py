@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_reformer.modeling.chunking import (
+from hf_reformer.modeling.ops.chunking import (
     gather_rows,
     look_adjacent,
     neighbour_exists,

@@ -7,9 +7,9 @@ from tiny_models import DROPOUT, NO_ATTENTION_DROPOUT, POSITIONS, STACKS, assert
 from transformers import Trainer, TrainingArguments
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
-from hf_reformer.modeling import reversible as reversible_module
-from hf_reformer.modeling import triton_launch
-from hf_reformer.modeling.reversible import ReversibleTape
+from hf_reformer.modeling.kernels import triton_launch
+from hf_reformer.modeling.layers import reversible as reversible_module
+from hf_reformer.modeling.layers.reversible import ReversibleTape
 
 
 MIXED = {"attn_layers": STACKS["mixed"]}

@@ -9,12 +9,12 @@ from timing import captured
 from tiny_models import NO_ATTENTION_DROPOUT, make_model
 
 from hf_reformer import ReformerForCausalLM, estimate_memory
-from hf_reformer.modeling import fused_attention
-from hf_reformer.modeling.local_operator import local_attention
-from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors
-from hf_reformer.modeling.lsh_operator import lsh_attention
-from hf_reformer.modeling.lsh_reference import lsh_attention_reference
-from hf_reformer.modeling.memory_estimate import TrainingSetup, TrainingStep
+from hf_reformer.modeling.memory.memory_estimate import TrainingSetup, TrainingStep
+from hf_reformer.modeling.ops import softmax_kernels
+from hf_reformer.modeling.ops.local_operator import local_attention
+from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
+from hf_reformer.modeling.ops.lsh_operator import lsh_attention
+from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
@@ -35,13 +35,13 @@ MODEL = NO_ATTENTION_DROPOUT | {
 @pytest.fixture
 def fused_calls(monkeypatch):
     """How often the fused kernel of CUDA was chosen."""
-    calls, choose = [], fused_attention._kernel_for
+    calls, choose = [], softmax_kernels._kernel_for
 
     def counted(query):
         calls.append(choose(query))
         return calls[-1]
 
-    monkeypatch.setattr(fused_attention, "_kernel_for", counted)
+    monkeypatch.setattr(softmax_kernels, "_kernel_for", counted)
     return calls
 
 

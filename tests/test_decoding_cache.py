@@ -21,13 +21,13 @@ from tiny_models import POSITIONS, STACKS, TIED, WINDOWS, left_padded, make_mode
 from transformers import DynamicCache
 
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
-from hf_reformer.modeling import decoding_attention
-from hf_reformer.modeling.allocations import AllocationLedger
-from hf_reformer.modeling.cache_naming import CACHE_NAME, CACHE_NAMES
-from hf_reformer.modeling.chunking import circle_length_of
-from hf_reformer.modeling.decoding_cache import CROP_REACH
-from hf_reformer.modeling.reversible import ReversibleTape
-from hf_reformer.modeling.rotary_positions import rotation_of
+from hf_reformer.modeling.decoding import decoding_attention
+from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME, CACHE_NAMES
+from hf_reformer.modeling.decoding.decoding_cache import CROP_REACH
+from hf_reformer.modeling.layers.reversible import ReversibleTape
+from hf_reformer.modeling.layers.rotary_positions import rotation_of
+from hf_reformer.modeling.memory.allocations import AllocationLedger
+from hf_reformer.modeling.ops.chunking import circle_length_of
 
 
 LONG = {"axial_pos_shape": [32, 32], "max_position_embeddings": 1024}
@@ -588,6 +588,6 @@ def test_a_cache_has_two_names():
 
 
 def test_the_example_in_the_docstring():
-    results = doctest.testmod(importlib.import_module("hf_reformer.modeling.decoding_cache"))
+    results = doctest.testmod(importlib.import_module("hf_reformer.modeling.decoding.decoding_cache"))
     assert results.attempted
     assert not results.failed

@@ -23,8 +23,8 @@ from reversible_models import (
 )
 from tiny_models import AVERAGED, DROPOUT, assert_equal_tensors
 
-from hf_reformer.modeling import reversible as reversible_module
-from hf_reformer.modeling.reversible import GRID, RoundToGrid, narrowed
+from hf_reformer.modeling.layers import reversible as reversible_module
+from hf_reformer.modeling.layers.reversible import GRID, RoundToGrid, narrowed
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"

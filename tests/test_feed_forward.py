@@ -7,7 +7,7 @@ from tiny_models import make_model, random_ids, tiny_config
 from torch import nn
 
 from hf_reformer import ReformerForCausalLM
-from hf_reformer.modeling.feed_forward import ChunkReformerFeedForward
+from hf_reformer.modeling.layers.feed_forward import ChunkReformerFeedForward
 
 
 LENGTH, HIDDEN, SIZE = 17, 32, 48

@@ -6,7 +6,7 @@ from tiny_models import make_model, random_ids, tiny_config
 from torch import nn
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM
-from hf_reformer.modeling.full_attention import FullSelfAttention, dense_attention
+from hf_reformer.modeling.layers.full_attention import FullSelfAttention, dense_attention
 
 
 # The third is tested in test_triton.py.

@@ -7,7 +7,7 @@ import torch
 from tiny_models import NO_ATTENTION_DROPOUT, make_model, random_ids
 
 from hf_reformer import ReformerForCausalLM
-from hf_reformer.modeling import local_operator, lsh_operator
+from hf_reformer.modeling.ops import local_operator, lsh_operator
 
 
 REGISTRIES = (lsh_operator.LSH_IMPLEMENTATIONS, local_operator.LOCAL_IMPLEMENTATIONS)

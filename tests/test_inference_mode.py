@@ -13,7 +13,7 @@ from hf_reformer import (
     ReformerForTokenClassification,
     ReformerModel,
 )
-from hf_reformer.modeling.cache_naming import CACHE_NAME
+from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
 
 
 MIXED = {"attn_layers": STACKS["mixed"]}

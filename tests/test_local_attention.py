@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
-from hf_reformer.modeling.local_attention import LocalSelfAttention
+from hf_reformer.modeling.layers.local_attention import LocalSelfAttention
 
 
 # The third is tested in test_triton.py.

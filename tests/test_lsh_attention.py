@@ -4,10 +4,10 @@ import pytest
 import torch
 from tiny_models import tiny_config
 
-from hf_reformer.modeling.chunking import padded_to_multiple
-from hf_reformer.modeling.lsh_attention import LSHSelfAttention
-from hf_reformer.modeling.lsh_hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
-from hf_reformer.modeling.lsh_reference import lsh_attention_reference
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
+from hf_reformer.modeling.ops.chunking import padded_to_multiple
+from hf_reformer.modeling.ops.lsh_hashing import bucket_factors, default_num_buckets, draw_rotations, hash_vectors
+from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
 
 # The third is tested in test_triton.py.

@@ -5,8 +5,8 @@ from math import prod
 import pytest
 import torch
 
-from hf_reformer.modeling import lsh_hashing
-from hf_reformer.modeling.lsh_hashing import (
+from hf_reformer.modeling.ops import lsh_hashing
+from hf_reformer.modeling.ops.lsh_hashing import (
     bucket_factors,
     default_num_buckets,
     draw_rotations,

@@ -6,10 +6,10 @@ import importlib
 import pytest
 import torch
 
-from hf_reformer.modeling import fused_attention, lsh_sdpa
-from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors
-from hf_reformer.modeling.lsh_operator import dense_attention, lsh_attention
-from hf_reformer.modeling.lsh_reference import lsh_attention_reference
+from hf_reformer.modeling.ops import lsh_sdpa, softmax_kernels
+from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
+from hf_reformer.modeling.ops.lsh_operator import dense_attention, lsh_attention
+from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
 
 # The third is tested in test_triton.py.
@@ -161,7 +161,7 @@ def test_pieces_make_no_difference(case, chunks_at_once, monkeypatch):
 @pytest.mark.parametrize("mask", ["none", "scattered"])
 @pytest.mark.parametrize("case", CASES)
 def test_matrix_products_do_what_the_fused_kernel_does(case, mask, monkeypatch):
-    monkeypatch.setattr(fused_attention, "_HAS_CPU_KERNEL", False)
+    monkeypatch.setattr(softmax_kernels, "_HAS_CPU_KERNEL", False)
     check_against_the_oracle(case, mask, "sdpa")
 
 
@@ -488,6 +488,6 @@ def test_an_empty_sequence_is_refused():
 
 
 def test_examples_run():
-    module = importlib.import_module("hf_reformer.modeling.lsh_operator")
+    module = importlib.import_module("hf_reformer.modeling.ops.lsh_operator")
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

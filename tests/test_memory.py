@@ -16,9 +16,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM, estimate_memory
-from hf_reformer.modeling import feed_forward
-from hf_reformer.modeling.allocations import AllocationLedger
-from hf_reformer.modeling.memory_estimate import TrainingSetup, TrainingStep
+from hf_reformer.modeling.layers import feed_forward
+from hf_reformer.modeling.memory.allocations import AllocationLedger
+from hf_reformer.modeling.memory.memory_estimate import TrainingSetup, TrainingStep
 
 
 # Long rows, so that activations are more than the weights.
@@ -136,7 +136,7 @@ def test_precision_is_that_of_the_setup():
 
 
 def test_example():
-    results = doctest.testmod(importlib.import_module("hf_reformer.modeling.memory_estimate"))
+    results = doctest.testmod(importlib.import_module("hf_reformer.modeling.memory.memory_estimate"))
     assert (results.attempted, results.failed) == (4, 0)
 
 

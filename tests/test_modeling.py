@@ -164,7 +164,7 @@ CAUSAL_CASES = {
 
 @pytest.mark.parametrize("case", CAUSAL_CASES)
 def test_the_future_has_no_influence(case, monkeypatch):
-    layer = importlib.import_module("hf_reformer.modeling.lsh_attention")
+    layer = importlib.import_module("hf_reformer.modeling.layers.lsh_attention")
     hash_vectors = layer.hash_vectors
     monkeypatch.setattr(layer, "hash_vectors", lambda *args: torch.zeros_like(hash_vectors(*args)))
     changes, lengths = CAUSAL_CASES[case]

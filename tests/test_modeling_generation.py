@@ -15,7 +15,7 @@ from hf_reformer import (
     ReformerForSequenceClassification,
     ReformerForTokenClassification,
 )
-from hf_reformer.modeling.cache_naming import CACHE_NAME, CACHE_NAMES
+from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME, CACHE_NAMES
 
 
 TEXTS = ["To be, or not to be", "that is the question: Whether 'tis nobler", "Ay, there's the rub"]

@@ -272,6 +272,47 @@ def test_module_names_are_unique_over_the_folders():
     assert sorted(set(names)) == sorted(names)
 
 
+# The rooms of the package, from the bottom up: a module imports from its own room and from those before it.
+ROOMS = (
+    "configuration",
+    "modeling/kernels",
+    "modeling/ops",
+    "modeling/decoding",
+    "modeling/layers",
+    "modeling",
+    "modeling/memory",
+    "tokenization",
+    "training",
+    "hf_reformer",
+)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Return the rooms that a module of the package imports from."""
+    tree, room = ast.parse(path.read_text(encoding="utf-8")), path.parent.relative_to(ROOT)
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            # Installed, the folders lie in the facade's.
+            parts = [] if room.parts == ("hf_reformer",) else list(room.parts)
+            parts = parts[: len(parts) - node.level + 1] + node.module.split(".")
+            found.add("/".join(parts[:-1]))
+    return found
+
+
+def test_rooms_are_those_of_the_tree():
+    assert {path.parent.relative_to(ROOT).as_posix() for path in PACKAGE_FILES} == set(ROOMS)
+
+
+def test_rooms_import_from_those_below():
+    upward = []
+    for path in PACKAGE_FILES:
+        room = path.parent.relative_to(ROOT).as_posix()
+        above = [other for other in imported_rooms(path) if ROOMS.index(other) > ROOMS.index(room)]
+        upward += [f"{path.relative_to(ROOT)} imports from {other}" for other in above]
+    assert upward == []
+
+
 def test_no_file_is_long():
     lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCE_FILES + TEST_FILES}
     assert [path.name for path, length in lengths.items() if length > MAX_FILE_LINES] == []
@@ -294,14 +335,14 @@ def test_no_file_names_a_registry_host_or_a_machine_path():
 @pytest.mark.parametrize(
     ("source", "finding"),
     [
-        ("assert True", "modeling/lsh_planted.py:1: TRF027"),
-        ("assert True  # trf-ignore: TRF027", "modeling/lsh_planted.py:1: TRF027 is waived without a reason"),
+        ("assert True", "modeling/ops/lsh_planted.py:1: TRF027"),
+        ("assert True  # trf-ignore: TRF027", "modeling/ops/lsh_planted.py:1: TRF027 is waived without a reason"),
         ("# trf-ignore: TRF1 x\n# trf-ignore: TRF2 x\n# trf-ignore: TRF3 x", "not TRF1, TRF2, TRF3"),
     ],
 )
 def test_lint_sees_files_that_mlinter_alone_passes_over(tmp_path, source, finding):
-    (tmp_path / "modeling").mkdir()
-    (tmp_path / "modeling" / "lsh_planted.py").write_text(source + "\n")
+    (tmp_path / "modeling" / "ops").mkdir(parents=True)
+    (tmp_path / "modeling" / "ops" / "lsh_planted.py").write_text(source + "\n")
     lint = run_python(str(ROOT / "scripts" / "lint.py"), cwd=tmp_path)
     assert lint.returncode == 1
     assert finding in lint.stdout

@@ -7,7 +7,7 @@ import torch
 from tiny_models import DROPOUT, STACKS, make_model, random_ids
 
 from hf_reformer import ReformerModel
-from hf_reformer.modeling.padding import first_real_token, last_real_token, pool, shift_rows
+from hf_reformer.modeling.ops.padding import first_real_token, last_real_token, pool, shift_rows
 
 
 MASK = torch.tensor(

@@ -7,7 +7,7 @@ import torch
 from tiny_models import make_model, tiny_config
 
 from hf_reformer import ReformerConfig, ReformerModel
-from hf_reformer.modeling.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings, resized_table
+from hf_reformer.modeling.layers.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings, resized_table
 
 
 GRIDS = {

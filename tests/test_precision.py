@@ -8,7 +8,7 @@ from reversible_models import IMPLEMENTATIONS, gradients_of, make, make_inputs, 
 from tiny_models import make_model
 
 from hf_reformer import ReformerForCausalLM
-from hf_reformer.modeling.reversible import GRID
+from hf_reformer.modeling.layers.reversible import GRID
 
 
 LOWER = {"bfloat16": torch.bfloat16, "float16": torch.float16}

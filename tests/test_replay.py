@@ -8,7 +8,7 @@ from tiny_models import DROPOUT, STACKS, assert_close, assert_equal_tensors
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm
 
-from hf_reformer.modeling.replay import Recording
+from hf_reformer.modeling.layers.replay import Recording
 
 
 MIXED = {"attn_layers": STACKS["mixed"], "chunk_size_feed_forward": 8}

@@ -21,7 +21,7 @@ from tiny_models import DROPOUT, POSITIONS, STACKS, TIED, TINY, assert_close, as
 from torch import nn
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
-from hf_reformer.modeling import feed_forward
+from hf_reformer.modeling.layers import feed_forward
 
 
 # What is done with the model. Each returns tensors to compare, beside the gradients that it leaves.

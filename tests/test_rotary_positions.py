@@ -7,8 +7,8 @@ from torch.utils._pytree import tree_leaves
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from hf_reformer import ReformerCache, ReformerConfig, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
-from hf_reformer.modeling.encoder import SELF_ATTENTION
-from hf_reformer.modeling.rotary_positions import rotation_of
+from hf_reformer.modeling.layers.encoder import SELF_ATTENTION
+from hf_reformer.modeling.layers.rotary_positions import rotation_of
 
 
 BATCH, LENGTH, HIDDEN, HEADS, SIZE, CHUNK = 2, 37, 32, 2, 8, 16

@@ -37,7 +37,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM
-from hf_reformer.modeling.lsh_attention import LSHSelfAttention
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
 from hf_reformer.training import ModelRecipe, conditional_entropy
 
 

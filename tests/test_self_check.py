@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from hf_reformer import ReformerForCausalLM
 from hf_reformer.modeling import modeling_reformer, self_check
-from hf_reformer.modeling.reversible import ReversibleLayerFunction
+from hf_reformer.modeling.layers.reversible import ReversibleLayerFunction
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from experiments import gpu, masked, recall, step_time, switches, text_models
 from experiments.value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix
 from text_experiments import SMALL, has_picture, small
 
-from hf_reformer.modeling.lsh_hashing import num_buckets_of
-from hf_reformer.modeling.lsh_reference import lsh_attention_reference
+from hf_reformer.modeling.ops.lsh_hashing import num_buckets_of
+from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
 
 LENGTH = 40

@@ -13,17 +13,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_reformer.modeling import triton_launch
-from hf_reformer.modeling.chunking import pad_mask, padded_to_multiple
-from hf_reformer.modeling.implementations import AttentionCall
-from hf_reformer.modeling.local_options import LocalOptions
-from hf_reformer.modeling.local_triton import local_attention_triton
-from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors, sort_by_bucket
-from hf_reformer.modeling.lsh_operator import lsh_attention
-from hf_reformer.modeling.lsh_options import LSHOptions
-from hf_reformer.modeling.lsh_reference import lsh_attention_reference
-from hf_reformer.modeling.lsh_triton import lsh_attention_triton, why_not_triton
-from hf_reformer.modeling.value_shift import shift_values
+from hf_reformer.modeling.kernels import triton_launch
+from hf_reformer.modeling.ops.chunking import pad_mask, padded_to_multiple
+from hf_reformer.modeling.ops.implementations import AttentionCall
+from hf_reformer.modeling.ops.local_options import LocalOptions
+from hf_reformer.modeling.ops.local_triton import local_attention_triton
+from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors, sort_by_bucket
+from hf_reformer.modeling.ops.lsh_operator import lsh_attention
+from hf_reformer.modeling.ops.lsh_options import LSHOptions
+from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
+from hf_reformer.modeling.ops.lsh_triton import lsh_attention_triton
+from hf_reformer.modeling.ops.triton_support import why_not_triton
+from hf_reformer.modeling.ops.value_shift import shift_values
 
 
 IS_GPU = torch.cuda.is_available()

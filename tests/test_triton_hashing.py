@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hf_reformer.modeling import triton_hash_launch, triton_launch
-from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors, sort_by_bucket
-from hf_reformer.modeling.lsh_operator import lsh_attention
+from hf_reformer.modeling.kernels import triton_hash_launch, triton_launch
+from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors, sort_by_bucket
+from hf_reformer.modeling.ops.lsh_operator import lsh_attention
 
 
 IS_GPU = torch.cuda.is_available()

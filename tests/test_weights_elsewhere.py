@@ -12,8 +12,8 @@ from hf_reformer import (
     ReformerForCausalLM,
     ReformerForMultipleChoice,
 )
-from hf_reformer.modeling.cache_naming import CACHE_NAME
-from hf_reformer.modeling.checkpoints import CheckpointMixin
+from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
+from hf_reformer.modeling.weights_loading import CheckpointMixin
 
 
 LAYERS = {"attn_layers": ["local", "lsh", "full"], "hash_seed": 1}

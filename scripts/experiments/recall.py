@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from hf_reformer.modeling.chunking import circle_length_of
-from hf_reformer.modeling.lsh_attention import LSHSelfAttention
-from hf_reformer.modeling.lsh_operator import lsh_attention
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
+from hf_reformer.modeling.ops.chunking import circle_length_of
+from hf_reformer.modeling.ops.lsh_operator import lsh_attention
 
 
 # The keys with the largest weights, so many of a query; queries that have fewer do not count.

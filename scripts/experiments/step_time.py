@@ -18,7 +18,7 @@ from report import machine, versions
 from timing import statistics_of
 from torch import nn
 
-from hf_reformer.modeling.lsh_attention import LSHSelfAttention
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
 
 from .resumable import write_json
 from .synthetic import markdown

@@ -12,8 +12,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM, ReformerForMaskedLM
-from hf_reformer.modeling.full_attention import FullSelfAttention
-from hf_reformer.modeling.lsh_attention import LSHSelfAttention
+from hf_reformer.modeling.layers.full_attention import FullSelfAttention
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
 
 from .value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix, with_lsh_layers
 

@@ -16,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from hf_reformer.modeling.encoder import SELF_ATTENTION
-from hf_reformer.modeling.lsh_attention import LSHSelfAttention
+from hf_reformer.modeling.layers.encoder import SELF_ATTENTION
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
 
 
 def one_later(vectors: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ from torch import nn
 from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .decoding_cache import CacheStep, ReformerCache, ReformerCacheLayer
-from .differentiation import is_inside_transform
+from ..decoding.decoding_cache import CacheStep, ReformerCache, ReformerCacheLayer
+from ..ops.differentiation import is_inside_transform
+from ..ops.padding import shift_back
 from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .padding import shift_back
 from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer, show_stream
 from .rotary_positions import rotation_of
 

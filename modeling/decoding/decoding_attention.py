@@ -9,11 +9,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ..ops.chunking import circular_offset, masked_score, self_score
+from ..ops.lsh_options import LSHOptions
+from ..ops.value_shift import next_real_token, weights_of_values
 from .bucket_order import bucket_of, position_of
-from .chunking import circular_offset, masked_score, self_score
 from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
-from .lsh_options import LSHOptions
-from .value_shift import next_real_token, weights_of_values
 
 
 # Numbers that are gathered, or scores that are computed, at once.

@@ -15,7 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-from ..configuration.configuration_reformer import ReformerConfig
+from ...configuration.configuration_reformer import ReformerConfig
 from .allocations import Allocation, AllocationLedger
 
 

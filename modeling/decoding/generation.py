@@ -2,10 +2,10 @@
 
 import torch
 
+from ..ops.implementations import check_keeps_weights
+from ..ops.padding import first_real_token
 from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
-from .implementations import check_keeps_weights
-from .padding import first_real_token
 
 
 class CachedGenerationMixin:

@@ -44,6 +44,11 @@ ROWS_PER_PROGRAM, NUMBERS_PER_PROGRAM = 64, 1024
 IS_INTERPRETED = triton is not None and not isinstance(triton.language.cdiv, triton.JITFunction)
 
 
+def with_contiguous_rows(rows: torch.Tensor) -> torch.Tensor:
+    """`rows` with a contiguous last dimension, which is all that the kernels need."""
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
 def attention_forward(query, key, value, tables, num_rounds, padded_length, options):
     """
     Chunked attention, all rounds combined.

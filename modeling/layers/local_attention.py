@@ -3,11 +3,11 @@
 import torch
 from torch import nn
 
-from .chunking import masked_score, padded_to_multiple
-from .decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
-from .decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
-from .local_operator import local_attention
-from .padding import attend_by_map
+from ..decoding.decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
+from ..decoding.decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
+from ..ops.chunking import masked_score, padded_to_multiple
+from ..ops.local_operator import local_attention
+from ..ops.padding import attend_by_map
 from .rotary_positions import Rotation
 
 

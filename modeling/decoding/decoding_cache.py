@@ -14,10 +14,10 @@ from math import prod
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from ..ops.chunking import circle_length_of, key_scale
+from ..ops.lsh_hashing import bucket_factors, num_buckets_of
+from ..ops.padding import shift_rows
 from .bucket_order import NO_TOKEN, BucketOrder, encode
-from .chunking import circle_length_of, key_scale
-from .lsh_hashing import bucket_factors, num_buckets_of
-from .padding import shift_rows
 
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.

@@ -12,7 +12,7 @@ from .local_eager import local_attention_eager
 from .local_options import LocalOptions
 from .local_sdpa import local_attention_sdpa, why_not_sdpa
 from .local_triton import local_attention_triton
-from .lsh_triton import why_not_triton
+from .triton_support import why_not_triton
 
 
 LOCAL_IMPLEMENTATIONS = {

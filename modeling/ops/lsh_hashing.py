@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .chunking import padded_to_multiple
-from .lsh_triton import DTYPES, HEAD_SIZES, why_not_on
+from .triton_support import DTYPES, HEAD_SIZES, why_not_on
 
 
 # Numbers that projecting makes at once.
@@ -114,7 +114,7 @@ def hash_vectors(
     factors = bucket_factors(num_buckets)
     is_possible = vectors.shape[3] in HEAD_SIZES and vectors.dtype in DTYPES and len(factors) <= 2
     if is_possible and _takes_kernels(vectors, implementation):
-        from .triton_hash_launch import hash_with_kernels
+        from ..kernels.triton_hash_launch import hash_with_kernels
 
         return hash_with_kernels(vectors, rotations, [factor // 2 for factor in factors])
     vectors = vectors.transpose(1, 2)
@@ -171,7 +171,7 @@ def sort_by_bucket(
         `[B, H, R, L]`, int32: entry `s` is the position that stands at place `s` of the sorted round.
     """
     if num_buckets is not None and _takes_kernels(buckets, implementation):
-        from .triton_hash_launch import sort_with_kernels
+        from ..kernels.triton_hash_launch import sort_with_kernels
 
         return sort_with_kernels(buckets, attention_mask, num_buckets)
     if attention_mask is not None:

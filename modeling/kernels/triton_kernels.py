@@ -23,7 +23,7 @@ try:
 
     jit = triton.jit
 except ImportError:
-    # The kernels can then be read, but not run: `lsh_triton.why_not_triton` says so.
+    # The kernels can then be read, but not run: `triton_support.why_not_triton` says so.
     triton, tl = None, SimpleNamespace(constexpr=lambda number: number)
 
     def jit(kernel):
@@ -106,7 +106,7 @@ def _neighbour(chunk, offset, sizes, OPTIONS: tl.constexpr):
     _, _, _, num_chunks, chunks_per_round = sizes
     if OPTIONS.circular:
         # Further round the circle than once is the chunk itself (`chunking.circular_offset`). With no more than two
-        # neighbours on a side, which `lsh_triton.MAX_NEIGHBOURS` sees to, the remainder says the same.
+        # neighbours on a side, which `triton_support.MAX_NEIGHBOURS` sees to, the remainder says the same.
         neighbour = (chunk + offset + 2 * num_chunks) % num_chunks
         exists = neighbour >= 0
     else:

@@ -6,7 +6,7 @@ Shapes: B batch, L length, H heads, D head size, R hashing rounds.
 Example:
 
 >>> import torch
->>> from hf_reformer.modeling.lsh_hashing import draw_rotations, hash_vectors
+>>> from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 >>> query_key, value = torch.randn(2, 1, 100, 4, 16)
 >>> rotations = draw_rotations(4, 16, num_hashes=2, num_buckets=8, device=query_key.device, seed=0)
 >>> buckets = hash_vectors(query_key, rotations, num_buckets=8)
@@ -22,13 +22,14 @@ import torch
 from torch import nn
 
 from .chunking import pad_mask, padded_to_multiple
-from .fused_attention import has_causal_kernel
 from .implementations import AttentionCall, Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
 from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
 from .lsh_sdpa import attend_to_all_earlier, lsh_attention_sdpa, why_not_sdpa
-from .lsh_triton import lsh_attention_triton, why_not_triton
+from .lsh_triton import lsh_attention_triton
+from .softmax_kernels import has_causal_kernel
+from .triton_support import why_not_triton
 from .value_shift import shift_values, weights_of_values, zero_of_masked
 
 

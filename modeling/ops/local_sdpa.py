@@ -2,7 +2,7 @@
 Local attention through PyTorch's fused kernels, some chunks at a time.
 
 The windows of neighbouring chunks overlap in memory, so nothing is copied but the rows at the seam of the circle and a
-last chunk that the text does not fill. Backward computes the scores again (see `fused_attention`).
+last chunk that the text does not fill. Backward computes the scores again (see `softmax_kernels`).
 
 Shapes: B batch, L length, H heads, D head size, P padded length, C chunk length, N = P / C chunks, n chunks of a
 piece, W window length.
@@ -14,9 +14,9 @@ import torch
 
 from .chunking import look_adjacent, masked_score, sum_windows
 from .differentiation import OnceDifferentiable, once_differentiable
-from .fused_attention import additive_mask_dtype, attend, attend_backward, distinct
 from .implementations import AttentionCall
 from .local_options import LocalOptions
+from .softmax_kernels import additive_mask_dtype, attend, attend_backward, distinct
 from .visibility import visible_local_keys
 
 

@@ -3,7 +3,7 @@ LSH attention through PyTorch's fused kernels, a piece of one round at a time.
 
 On a CPU no tensor is larger than one head's share of the inputs where texts are long, and what a kernel works on fits
 a core's cache; on a GPU more is done at once. Rounds are combined while they come. Backward computes each round's
-scores again and needs, of forward, the output and the log-sum-exp of all rounds together (see `fused_attention`).
+scores again and needs, of forward, the output and the log-sum-exp of all rounds together (see `softmax_kernels`).
 
 Shapes: B batch, L length, H heads, D head size, R rounds, P padded length, C chunk length, N chunks of all rounds, W
 window length. A group is some heads of one row of the batch, or all heads of some rows; it has G heads in all.
@@ -16,9 +16,9 @@ import torch
 
 from .chunking import key_scale, masked_score, self_score, sum_windows, unit_keys, window_views
 from .differentiation import OnceDifferentiable, once_differentiable
-from .fused_attention import CausalAttention, additive_mask_dtype, attend, attend_backward, distinct
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
+from .softmax_kernels import CausalAttention, additive_mask_dtype, attend, attend_backward, distinct
 from .visibility import LSHVisibility
 
 

@@ -4,11 +4,11 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .decoding_attention import in_pieces
-from .decoding_cache import CacheStep, ReformerCacheLayer
-from .differentiation import is_inside_transform
-from .implementations import check_keeps_weights
-from .padding import attend_by_map
+from ..decoding.decoding_attention import in_pieces
+from ..decoding.decoding_cache import CacheStep, ReformerCacheLayer
+from ..ops.differentiation import is_inside_transform
+from ..ops.implementations import check_keeps_weights
+from ..ops.padding import attend_by_map
 from .rotary_positions import Rotation
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from .position_embeddings import AxialPositionEmbeddings
+from .layers.position_embeddings import AxialPositionEmbeddings
 
 
 logger = logging.get_logger(__name__)

@@ -3,15 +3,15 @@
 import torch
 from torch import nn
 
-from .chunking import padded_to_multiple
-from .decoding_attention import attend_exactly, attend_in_buckets
-from .decoding_cache import CacheStep, LSHCacheLayer
-from .lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
-from .lsh_operator import dense_attention, lsh_attention
-from .lsh_options import LSHOptions
-from .padding import attend_by_map, last_real_token
+from ..decoding.decoding_attention import attend_exactly, attend_in_buckets
+from ..decoding.decoding_cache import CacheStep, LSHCacheLayer
+from ..ops.chunking import padded_to_multiple
+from ..ops.lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
+from ..ops.lsh_operator import dense_attention, lsh_attention
+from ..ops.lsh_options import LSHOptions
+from ..ops.padding import attend_by_map, last_real_token
+from ..ops.value_shift import zero_of_masked
 from .rotary_positions import Rotation
-from .value_shift import zero_of_masked
 
 
 class LSHSelfAttention(nn.Module):

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .lsh_triton import with_contiguous_rows
 from .triton_hash_kernels import add_counts_kernel, hash_kernel, move_by_digit_kernel, sort_tiles_kernel
 from .triton_kernels import triton
-from .triton_launch import IS_INTERPRETED, launching_on
+from .triton_launch import IS_INTERPRETED, launching_on, with_contiguous_rows
 
 
 LEAST_COLUMNS = 16

@@ -9,7 +9,7 @@ from torch import nn
 
 from .differentiation import OnceDifferentiable, once_differentiable
 from .local_options import LocalOptions
-from .lsh_triton import kernel_chunk_length, with_contiguous_rows
+from .triton_support import kernel_chunk_length
 
 
 def local_attention_triton(
@@ -55,8 +55,8 @@ class _LocalAttention(OnceDifferentiable):
     @staticmethod
     @torch.compiler.disable
     def forward(ctx, query, key, value, key_mask, padded_length, kind):
-        from .triton_kernels import KernelOptions
-        from .triton_launch import IS_INTERPRETED, attention_forward
+        from ..kernels.triton_kernels import KernelOptions
+        from ..kernels.triton_launch import IS_INTERPRETED, attention_forward, with_contiguous_rows
 
         rows = tuple(with_contiguous_rows(each) for each in (query, key, value))
         options = KernelOptions(
@@ -77,7 +77,7 @@ class _LocalAttention(OnceDifferentiable):
     @once_differentiable
     @torch.compiler.disable
     def backward(ctx, gradient):
-        from .triton_launch import attention_backward
+        from ..kernels.triton_launch import attention_backward
 
         *rows, output, log_sum_exp, key_mask = ctx.saved_tensors
         tables, numbers = (None, None, key_mask), (log_sum_exp, None)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from .differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
-from .padding import shift_back, shift_rows
+from ..ops.differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
+from ..ops.padding import shift_back, shift_rows
 from .replay import Recording, version_of
 
 
