@@ -212,7 +212,7 @@ def test_short_rows_of_a_batch_are_as_exact_as_alone(setting, implementation):
         summed = [total + part for total, part in zip(summed, expected_grads, strict=True)]
     for ours, theirs in zip(weight_grads, summed, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-    assert exact_rows == sum(length <= module.full_attention_threshold for length in lengths) > 1
+    assert exact_rows == sum(length <= module.threshold.length for length in lengths) > 1
 
 
 def test_on_the_circle_padding_counts_for_the_threshold():

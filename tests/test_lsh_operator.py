@@ -8,7 +8,8 @@ import torch
 
 from hf_reformer.modeling.ops import lsh_sdpa, softmax_kernels
 from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
-from hf_reformer.modeling.ops.lsh_operator import dense_attention, lsh_attention
+from hf_reformer.modeling.ops.lsh_operator import attend_to_everything, lsh_attention
+from hf_reformer.modeling.ops.lsh_options import LSHOptions
 from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
 
@@ -200,14 +201,17 @@ DENSE = {"both directions": {}, "causal": {"causal": True}, "successors": {"caus
 def test_dense_attention_is_that_of_one_bucket(case, length, mask, implementation):
     query_key, value, gradient, _, attention_mask = make_inputs(length, 1, mask)
     real = torch.ones(2, length, 1, 1) if attention_mask is None else attention_mask[..., None, None]
-    options = DENSE[case] | {"attention_mask": attention_mask}
     one_bucket = {
         "buckets": torch.zeros(2, 2, 1, length, dtype=torch.int64),
         "chunk_length": length,
         "num_chunks_before": 0,
     }
-    expected = run(lsh_attention_reference, query_key, value, gradient * real, **one_bucket, **options)
-    actual = run(dense_attention, query_key, value, gradient * real, implementation=implementation, **options)
+    masked = {"attention_mask": attention_mask}
+    expected = run(lsh_attention_reference, query_key, value, gradient * real, **one_bucket, **DENSE[case], **masked)
+    # Chunks and buckets do not count.
+    options = LSHOptions(chunk_length=8, attend_across_buckets=False, **DENSE[case])
+    how = {"options": options, "implementation": implementation}
+    actual = run(attend_to_everything, query_key, value, gradient * real, **how, **masked)
     for theirs, ours in zip(expected, actual, strict=True):
         torch.testing.assert_close(ours * real, theirs * real, rtol=1e-10, atol=1e-10)
 
@@ -215,9 +219,12 @@ def test_dense_attention_is_that_of_one_bucket(case, length, mask, implementatio
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dense_causal_attention_is_as_good_as_any_in_low_precision(dtype):
     query_key, value, gradient, _, _ = make_inputs(130, 1)
-    exact = run(dense_attention, query_key, value, gradient, causal=True, implementation="eager")
+    options = LSHOptions(chunk_length=8, causal=True)
+    exact = run(attend_to_everything, query_key, value, gradient, options=options, implementation="eager")
     low = [tensor.to(dtype) for tensor in (query_key, value, gradient)]
-    eager, fused = (run(dense_attention, *low, causal=True, implementation=name) for name in ("eager", "sdpa"))
+    eager, fused = (
+        run(attend_to_everything, *low, options=options, implementation=name) for name in ("eager", "sdpa")
+    )
     for truth, theirs, ours in zip(exact, eager, fused, strict=True):
         assert ours.dtype == dtype
         assert (ours - truth).abs().max() <= 2 * (theirs - truth).abs().max()

@@ -118,7 +118,7 @@ def attend_to_rows(
     return output, weights.scatter_add_(3, columns, probabilities)
 
 
-def attend_exactly(
+def attend_to_all(
     query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int, value_shift: int, return_weights: bool
 ) -> Attended:
     """Shared-query/key attention of `[B, M, H, D]` to all of the first `reach` positions up to their own."""

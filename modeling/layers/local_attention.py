@@ -73,7 +73,7 @@ class LocalSelfAttention(nn.Module):
             key,
             value,
             attention_mask=attention_mask,
-            padded_length=circle_length or padded_to_multiple(length, chunk_length),
+            padded_length=circle_length,
             chunk_length=chunk_length,
             num_chunks_before=around[0],
             num_chunks_after=around[1],

@@ -1,16 +1,19 @@
 """LSH self-attention as a layer: projections, hashing, and the operator (paper section 2)."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from ..decoding.decoding_attention import attend_exactly, attend_in_buckets
+from ..decoding.decoding_attention import attend_in_buckets, attend_to_all
 from ..decoding.decoding_cache import CacheStep, LSHCacheLayer
 from ..ops.chunking import padded_to_multiple
 from ..ops.lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
-from ..ops.lsh_operator import dense_attention, lsh_attention
+from ..ops.lsh_operator import attend_by_hash, attend_to_everything
 from ..ops.lsh_options import LSHOptions
 from ..ops.padding import attend_by_map, last_real_token
 from ..ops.value_shift import zero_of_masked
+from .dense_threshold import DenseThreshold
 from .rotary_positions import Rotation
 
 
@@ -18,7 +21,7 @@ class LSHSelfAttention(nn.Module):
     """
     Multi-head LSH attention with shared queries and keys.
 
-    Up to `full_attention_threshold` tokens it attends to everything, exactly.
+    Up to `full_attention_threshold` tokens it attends to everything (see `DenseThreshold`).
     """
 
     def __init__(self, config, layer_idx: int):
@@ -27,14 +30,23 @@ class LSHSelfAttention(nn.Module):
         self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.head_size = config.attention_head_size
-        self.chunk_length = config.lsh_attn_chunk_length
         if config.lsh_value_shift and not config.is_decoder:
             raise ValueError(
                 "`lsh_value_shift=1` is for causal models: elsewhere a key can carry the query's own value. Set it to "
                 "0, or `is_decoder=True`."
             )
-        threshold = config.full_attention_threshold
-        self.full_attention_threshold = self.chunk_length if threshold is None else threshold
+        self.options = LSHOptions(
+            chunk_length=config.lsh_attn_chunk_length,
+            num_chunks_before=config.lsh_num_chunks_before,
+            num_chunks_after=config.lsh_num_chunks_after,
+            causal=config.is_decoder,
+            circular_look_around=config.circular_look_around,
+            attend_across_buckets=config.attend_across_buckets,
+            allow_duplicate_attention=config.allow_duplicate_attention,
+            sliding_window=config.lsh_sliding_window,
+            value_shift=config.lsh_value_shift,
+        )
+        self.threshold = DenseThreshold.of(config)
         self.dropout = nn.Dropout(config.lsh_attention_probs_dropout_prob or 0.0)
         self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
@@ -44,12 +56,12 @@ class LSHSelfAttention(nn.Module):
         self, length: int, circle_length: int | None, num_hashes: int | None, device: torch.device, cache=None
     ) -> torch.Tensor | None:
         """
-        The rotations to hash `length` tokens with, or None where attention is exact and nothing is hashed.
+        The rotations to hash `length` tokens with, or None where attention is dense and nothing is hashed.
 
         In training without `hash_seed` they come from the default generator of `device`; otherwise from a private one.
         A cache keeps them for all later calls.
         """
-        if self._is_exact(length, circle_length):
+        if self.threshold.covers(length, circle_length):
             return None
         if cache is not None and cache.rotations is not None:
             if num_hashes not in (None, cache.rotations.shape[2]):
@@ -105,27 +117,26 @@ class LSHSelfAttention(nn.Module):
             if not step.is_first:
                 output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
                 return output.flatten(2), weights, None
-        if self._is_exact(length, circle_length):
+        how = {
+            "options": self._options_with_dropout(),
+            "attention_mask": attention_mask,
+            "return_weights": return_weights,
+            "implementation": self.config._attn_implementation,
+        }
+        if self.threshold.covers(length, circle_length):
             buckets = None
-            output, weights = self._attend_exactly(query_key, value, attention_mask, return_weights)
+            output, weights = attend_to_everything(query_key, value, **how)
         else:
             num_buckets = self._num_buckets(length, circle_length, cache)
             if buckets is None:
                 buckets = self._hash(query_key.detach(), rotations, num_buckets)
                 if cache is not None:
                     cache.add_to_order(buckets, step, all_positions=True)
-            output, weights = lsh_attention(
-                query_key,
-                value,
-                buckets,
-                attention_mask=attention_mask,
-                padded_length=circle_length,
-                num_buckets=num_buckets,
-                **self._options(),
-                **self._common_arguments(return_weights),
+            output, weights = attend_by_hash(
+                query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
             )
-            if self._begins_exactly() or (attention_mask is not None and self._short_rows_differ()):
-                output, weights = self._keep_exact(output, weights, query_key, value, attention_mask, return_weights)
+            if self.threshold.covers_some(has_padding=attention_mask is not None):
+                output, weights = self._put_dense_rows(output, weights, query_key, value, how)
         output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, buckets
 
@@ -141,16 +152,15 @@ class LSHSelfAttention(nn.Module):
     def _attend_to_cache(self, query_key, cache, step, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
         output, weights = self._attend_as_uncached(query_key, cache, step, circle_length, return_weights)
-        # CODEPATH: published checkpoints carry a key's own value; the next token's is for new models.
-        return zero_of_masked(output, weights, step.is_real if self.config.lsh_value_shift else None)
+        return zero_of_masked(output, weights, step.is_real if self.options.value_shift else None)
 
     def _attend_as_uncached(self, query_key, cache, step, circle_length, return_weights):
-        if self._is_exact(step.num_columns, circle_length):
+        if self.threshold.covers(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
-            return self._attend_exactly_to_cache(query_key, cache, step, step.longest, return_weights)
+            return self._attend_to_all_of(cache, query_key, step, step.longest, return_weights)
         if cache.order is None:
-            # Up to now attention was exact.
+            # Up to now attention was dense.
             all_keys = cache.rows.keys[:, : step.longest]
             buckets = self._hash(all_keys, cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=True)
@@ -158,94 +168,47 @@ class LSHSelfAttention(nn.Module):
         else:
             buckets = self._hash(query_key.detach(), cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=False)
-        padded_length = circle_length or padded_to_multiple(step.num_columns, self.chunk_length)
-        options = LSHOptions(causal=True, **self._options())
-        output, weights = attend_in_buckets(query_key, cache, step, codes, options, padded_length, return_weights)
-        if step.start is not None and not self._begins_exactly(step.start):
+        padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
+        output, weights = attend_in_buckets(query_key, cache, step, codes, self.options, padded_length, return_weights)
+        if step.start is not None and not (self.threshold.keeps_beginning and step.start < self.threshold.length):
             return output, weights
-        is_exact = self._exact_queries(step.positions, step.real_lengths)
-        if is_exact is not None:
-            exact, exact_weights = self._attend_exactly_to_cache(
-                query_key, cache, step, self.full_attention_threshold, return_weights
-            )
-            output = torch.where(is_exact[:, :, None, None], exact, output)
-            if return_weights:
-                weights = torch.where(is_exact[:, None, :, None], exact_weights, weights)
-        return output, weights
+        is_dense = self.threshold.queries(step.positions, step.real_lengths)
+        if is_dense is None:
+            return output, weights
+        dense = self._attend_to_all_of(cache, query_key, step, self.threshold.length, return_weights)
+        return _choose(is_dense, dense, (output, weights))
 
-    def _attend_exactly_to_cache(self, query_key, cache, step, reach, return_weights):
-        return attend_exactly(query_key, cache, step, reach, self.config.lsh_value_shift, return_weights)
+    def _attend_to_all_of(self, cache, query_key, step, reach, return_weights):
+        return attend_to_all(query_key, cache, step, reach, self.options.value_shift, return_weights)
 
-    def _exact_queries(self, positions, lengths):
-        """`[B, L]` or `[B, 1]`, bool: queries that get exact attention while others are hashed; None for none."""
-        if self._begins_exactly():
-            return positions < self.full_attention_threshold
-        # CODEPATH: on the circle padding counts, as in published checkpoints; without it a row's own length decides.
-        if self.config.circular_look_around:
-            return None
-        return lengths[:, None] <= self.full_attention_threshold
-
-    def _begins_exactly(self, position: int = 0) -> bool:
-        """Whether a token at `position` gets exact attention because the beginning of a text does."""
-        # CODEPATH: published checkpoints see what chunks and the circle give; windows are for new models. Then the
-        # beginning of a causal text is exact, whatever follows.
-        is_windowed = self.config.lsh_sliding_window and self.config.is_decoder
-        return is_windowed and position < self.full_attention_threshold
-
-    def _options(self) -> dict:
-        return {
-            "chunk_length": self.chunk_length,
-            "num_chunks_before": self.config.lsh_num_chunks_before,
-            "num_chunks_after": self.config.lsh_num_chunks_after,
-            "attend_across_buckets": self.config.attend_across_buckets,
-            "allow_duplicate_attention": self.config.allow_duplicate_attention,
-            "circular_look_around": self.config.circular_look_around,
-            "sliding_window": self.config.lsh_sliding_window,
-            "value_shift": self.config.lsh_value_shift,
-        }
-
-    def _is_exact(self, length: int, circle_length: int | None) -> bool:
-        # On the circle padding counts, as in stock Reformer; without it a row's own length decides.
-        return (circle_length or length) <= self.full_attention_threshold
+    def _options_with_dropout(self):
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        return replace(self.options, dropout_p=dropout_p) if dropout_p else self.options
 
     def _num_buckets(self, length: int, circle_length: int | None, cache=None):
         if cache is not None and cache.num_buckets is not None:
             return cache.num_buckets
         return num_buckets_of(self.config, length, circle_length)
 
-    def _common_arguments(self, return_weights: bool) -> dict:
-        return {
-            "causal": self.config.is_decoder,
-            "dropout_p": self.dropout.p if self.dropout.training else 0.0,
-            "return_weights": return_weights,
-            "implementation": self.config._attn_implementation,
-        }
-
-    def _attend_exactly(self, query_key, value, attention_mask, return_weights):
-        return dense_attention(
-            query_key,
-            value,
-            attention_mask=attention_mask,
-            value_shift=self.config.lsh_value_shift,
-            **self._common_arguments(return_weights),
-        )
-
-    def _short_rows_differ(self) -> bool:
-        """Whether hashing gives a row up to the threshold something else than exact attention, to be set right."""
-        beyond_one_chunk = self.full_attention_threshold > self.chunk_length
-        return not self.config.circular_look_around and (beyond_one_chunk or not self.config.attend_across_buckets)
-
-    def _keep_exact(self, output, weights, query_key, value, attention_mask, return_weights):
-        """Rows that alone would be attended to exactly get exact attention in a batch with longer ones, too."""
+    def _put_dense_rows(self, output, weights, query_key, value, how):
+        """Dense attention in the place of `output` for those that the threshold covers; `how` as for the whole."""
         batch, length = query_key.shape[:2]
-        reach, device = self.full_attention_threshold, query_key.device
-        mask = None if attention_mask is None else attention_mask[:, :reach]
-        exact, exact_weights = self._attend_exactly(query_key[:, :reach], value[:, :reach], mask, return_weights)
-        lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
-        is_exact = self._exact_queries(torch.arange(length, device=device).expand(batch, -1), lengths)
+        reach, mask = self.threshold.length, how["attention_mask"]
+        how = how | {"attention_mask": None if mask is None else mask[:, :reach]}
+        dense, dense_weights = attend_to_everything(query_key[:, :reach], value[:, :reach], **how)
+        row_lengths = None if mask is None else last_real_token(mask) + 1
+        positions = torch.arange(length, device=query_key.device).expand(batch, -1)
         rest = length - reach
-        output = torch.where(is_exact[:, :, None, None], nn.functional.pad(exact, (0, 0, 0, 0, 0, rest)), output)
+        dense = nn.functional.pad(dense, (0, 0, 0, 0, 0, rest))
         if weights is not None:
-            exact_weights = nn.functional.pad(exact_weights, (0, rest, 0, rest))
-            weights = torch.where(is_exact[:, None, :, None], exact_weights, weights)
-        return output, weights
+            dense_weights = nn.functional.pad(dense_weights, (0, rest, 0, rest))
+        return _choose(self.threshold.queries(positions, row_lengths), (dense, dense_weights), (output, weights))
+
+
+def _choose(is_dense, dense, hashed):
+    """Outputs `[B, L, H, D]` and maps `[B, H, L, K]`, or None, by query, `[B, L]` or `[B, 1]`."""
+    (dense_output, dense_weights), (output, weights) = dense, hashed
+    output = torch.where(is_dense[:, :, None, None], dense_output, output)
+    if weights is not None:
+        weights = torch.where(is_dense[:, None, :, None], dense_weights, weights)
+    return output, weights

@@ -6,7 +6,7 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 
 import torch
 
-from .chunking import pad_mask
+from .chunking import pad_mask, padded_to_multiple
 from .implementations import AttentionCall, Implementation, choose_implementation
 from .local_eager import local_attention_eager
 from .local_options import LocalOptions
@@ -33,20 +33,28 @@ def local_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
+    chunk_length: int,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    causal: bool = False,
+    circular_look_around: bool = True,
+    dropout_p: float = 0.0,
     attention_mask: torch.Tensor | None = None,
+    padded_length: int | None = None,
     return_weights: bool = False,
     implementation: str | None = None,
-    **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Attention of each chunk of tokens to itself and its neighbours.
 
     Args:
         query, key, value: `[B, L, H, D]`, one floating dtype.
+        chunk_length and those after it: The attributes of `LocalOptions`.
         attention_mask: `[B, L]`, bool, True for real tokens.
+        padded_length: Tokens in all chunks, padding included; a multiple of `chunk_length`, by default the next one.
+            It changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
         implementation: One of `LOCAL_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
-        **options: The attributes of `LocalOptions`.
 
     Returns:
         Output `[B, L, H, D]`, and the attention map or None.
@@ -54,8 +62,16 @@ def local_attention(
     Raises:
         ValueError: An implementation that is not there or cannot do what is asked.
     """
-    options = LocalOptions(**options)
     batch, length = query.shape[:2]
+    options = LocalOptions(
+        chunk_length=chunk_length,
+        num_chunks_before=num_chunks_before,
+        num_chunks_after=num_chunks_after,
+        padded_length=padded_to_multiple(length, chunk_length) if padded_length is None else padded_length,
+        causal=causal,
+        circular_look_around=circular_look_around,
+        dropout_p=dropout_p,
+    )
     call = AttentionCall.of(query, options, return_weights)
     attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, call)
     key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)

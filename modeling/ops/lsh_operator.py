@@ -45,12 +45,63 @@ def lsh_attention(
     value: torch.Tensor,
     buckets: torch.Tensor,
     *,
+    chunk_length: int,
+    num_chunks_before: int = 1,
+    num_chunks_after: int = 0,
+    causal: bool = False,
+    circular_look_around: bool = True,
+    attend_across_buckets: bool = True,
+    allow_duplicate_attention: bool = True,
+    sliding_window: bool = False,
+    value_shift: int = 0,
+    dropout_p: float = 0.0,
     attention_mask: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
     num_buckets: int | Sequence[int] | None = None,
     implementation: str | None = None,
-    **options,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    `attend_by_hash` with the attributes of `LSHOptions` as arguments, for who has no layer that keeps them.
+
+    Shapes, results and errors are those of `attend_by_hash`.
+    """
+    options = LSHOptions(
+        chunk_length=chunk_length,
+        num_chunks_before=num_chunks_before,
+        num_chunks_after=num_chunks_after,
+        causal=causal,
+        circular_look_around=circular_look_around,
+        attend_across_buckets=attend_across_buckets,
+        allow_duplicate_attention=allow_duplicate_attention,
+        sliding_window=sliding_window,
+        value_shift=value_shift,
+        dropout_p=dropout_p,
+    )
+    return attend_by_hash(
+        query_key,
+        value,
+        buckets,
+        options,
+        attention_mask=attention_mask,
+        padded_length=padded_length,
+        return_weights=return_weights,
+        num_buckets=num_buckets,
+        implementation=implementation,
+    )
+
+
+def attend_by_hash(
+    query_key: torch.Tensor,
+    value: torch.Tensor,
+    buckets: torch.Tensor,
+    options: LSHOptions,
+    *,
+    attention_mask: torch.Tensor | None = None,
+    padded_length: int | None = None,
+    return_weights: bool = False,
+    num_buckets: int | Sequence[int] | None = None,
+    implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Attention of each token to the tokens near it in the order of hash buckets (paper section 2, "LSH attention").
@@ -76,7 +127,6 @@ def lsh_attention(
         num_buckets: What the vectors were hashed with, if it is known: kernels can then sort by counting. Buckets must
             be below it, and not negative.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
-        **options: The attributes of `LSHOptions`; `chunk_length` is required.
 
     Returns:
         Output `[B, L, H, D]`, and the attention map or None.
@@ -84,7 +134,6 @@ def lsh_attention(
     Raises:
         ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
     """
-    options = LSHOptions(**options)
     _check_shapes(query_key, value, buckets, attention_mask)
     call = AttentionCall.of(query_key, options, return_weights, not options.allow_duplicate_attention)
     attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
@@ -102,38 +151,42 @@ def lsh_attention(
     return output, weights
 
 
-def dense_attention(
+def attend_to_everything(
     query_key: torch.Tensor,
     value: torch.Tensor,
+    options: LSHOptions,
     *,
     attention_mask: torch.Tensor | None = None,
     return_weights: bool = False,
     implementation: str | None = None,
-    **options,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    Attention with shared queries and keys to everything: LSH attention with one chunk and one bucket.
+    Dense attention with shared queries and keys: LSH attention with one chunk and one bucket.
 
-    Args:
-        **options: Those of `LSHOptions` that are not about chunks and buckets.
-
-    Shapes, the other arguments, results and errors are those of `lsh_attention`.
+    Of `options` only those count that are about neither chunks nor buckets. Shapes, the other arguments, results and
+    errors are those of `attend_by_hash`.
     """
     batch, length, heads, _ = query_key.shape
-    options = options | {"chunk_length": length, "num_chunks_before": 0, "num_chunks_after": 0}
-    if attention_mask is None and length > 1 and options.get("causal") and has_causal_kernel(query_key):
-        call = AttentionCall.of(query_key, LSHOptions(**options), return_weights)
+    options = LSHOptions(
+        chunk_length=length,
+        num_chunks_before=0,
+        causal=options.causal,
+        value_shift=options.value_shift,
+        dropout_p=options.dropout_p,
+    )
+    if attention_mask is None and length > 1 and options.causal and has_causal_kernel(query_key):
+        call = AttentionCall.of(query_key, options, return_weights)
         if choose_implementation(LSH_IMPLEMENTATIONS, implementation, call) is lsh_attention_sdpa:
-            return attend_to_all_earlier(query_key, value, options.get("value_shift", 0)), None
-    return lsh_attention(
+            return attend_to_all_earlier(query_key, value, options.value_shift), None
+    return attend_by_hash(
         query_key,
         value,
         torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
-        num_buckets=1,
+        options,
         attention_mask=attention_mask,
         return_weights=return_weights,
+        num_buckets=1,
         implementation=implementation,
-        **options,
     )
 
 
