@@ -24,7 +24,6 @@ from transformers import (
 
 from .configuration.configuration_reformer import ReformerConfig
 from .modeling.decoding.decoding_cache import ReformerCache
-from .modeling.memory.memory_estimate import estimate_memory
 from .modeling.modeling_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
@@ -36,6 +35,8 @@ from .modeling.modeling_reformer import (
     ReformerModelWithLMHead,
     ReformerPreTrainedModel,
 )
+from .modeling.ops.local_operator import local_attention
+from .modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 from .modeling.ops.lsh_operator import lsh_attention
 from .modeling.self_check import check_installed_releases
 from .tokenization.tokenization_reformer_byte import ReformerByteTokenizer
@@ -74,9 +75,22 @@ __all__ = [
     "ReformerModel",
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",
+    "draw_rotations",
     "estimate_memory",
+    "hash_vectors",
+    "local_attention",
     "lsh_attention",
 ]
+
+
+def __getattr__(name: str):
+    # It stands on much of torch that is private, so only who asks for it needs that.
+    if name == "estimate_memory":
+        from .modeling.memory.memory_estimate import estimate_memory
+
+        return estimate_memory
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 # TRL, pipelines and `transformers serve` look up here what a checkpoint's `architectures` name. Stock's classes stay
 # in `transformers.models.reformer`. The first import of transformers' processors makes a second module `transformers`,

@@ -13,6 +13,7 @@ from zipfile import ZipFile
 
 import pytest
 
+import hf_reformer
 import hf_reformer.__main__ as main_module
 from hf_reformer.__main__ import main
 
@@ -97,6 +98,13 @@ def test_wheel_imports_on_its_own_and_asks_for_no_optional_package(wheel, tmp_pa
     assert all(Path(file).is_relative_to(tmp_path) for file in files)
     assert "hf_reformer" in asked_for
     assert not {"accelerate", "datasets", "matplotlib", "triton"} & set(asked_for)
+    assert not [file for file in files if Path(file).name in ("memory_estimate.py", "allocations.py")]
+
+
+def test_every_public_name_is_there():
+    assert {name for name in hf_reformer.__all__ if hasattr(hf_reformer, name)} == set(hf_reformer.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        hf_reformer.no_such_name  # noqa: B018
 
 
 SCRIPT = """
