@@ -78,7 +78,7 @@ def test_what_does_not_exist_is_found():
     assert files_that_are_not_there({"modeling/nowhere.py", "setup.py", "scripts/benchmark*.py"}) == [
         "modeling/nowhere.py"
     ]
-    assert names_that_are_not_there({"_no" + "_such_name", "_put_dense_rows"}) == ["_no" + "_such_name"]
+    assert names_that_are_not_there({"_now" + "here", "_put_dense_rows"}) == ["_now" + "here"]
 
 
 def test_the_map_names_every_module():
