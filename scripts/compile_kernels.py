@@ -38,12 +38,12 @@ STRIDES = (SIZE, SIZE, SIZE)
 LSH = KernelOptions(
     chunk_length=64,
     head_size=64,
-    num_before=1,
-    num_after=0,
+    num_chunks_before=1,
+    num_chunks_after=0,
     causal=True,
-    circular=False,
+    circular_look_around=False,
     sliding_window=False,
-    own_bucket=False,
+    attend_across_buckets=True,
     shared_qk=True,
     own_value=True,
     is_sorted=True,
@@ -53,8 +53,8 @@ LSH = KernelOptions(
 )
 VARIANTS = {
     "LSH": LSH,
-    "LSH, circle, mask": replace(LSH, causal=False, circular=True, has_mask=True, is_padded=True),
-    "LSH, own bucket": replace(LSH, own_bucket=True, sliding_window=True, is_padded=True),
+    "LSH, circle, mask": replace(LSH, causal=False, circular_look_around=True, has_mask=True, is_padded=True),
+    "LSH, own bucket": replace(LSH, attend_across_buckets=False, sliding_window=True, is_padded=True),
     "local": replace(LSH, shared_qk=False, own_value=False, is_sorted=False),
 }
 

@@ -421,21 +421,21 @@ POSSIBLE = AttentionCall(
     dtype=torch.float32,
     head_size=32,
     chunk_length=16,
-    num_before=1,
-    num_after=0,
+    num_chunks_before=1,
+    num_chunks_after=0,
     length=64,
 )
 REFUSALS = {
     "maps": ({"return_weights": True}, "keeps no attention probabilities to return; use 'eager' for attention maps"),
     "dropout": ({"dropout_p": 0.1}, "has no dropout on attention probabilities, but `dropout_p` is 0.1"),
     "duplicates": (
-        {"counts_keys_once": True},
+        {"allow_duplicate_attention": False},
         "counts a key once for each round .* use another with `allow_duplicate_attention=False`",
     ),
     "head size": ({"head_size": 48}, r"head sizes \[32, 64, 128\], but not 48; use 'eager'"),
     "chunk length": ({"chunk_length": 24}, r"chunks of \[16, 32, 64, 128, 256\] tokens, but not 24; use 'eager'"),
-    "long chunk": ({"chunk_length": 300, "num_before": 0, "length": 290}, "but not 300"),
-    "neighbours": ({"num_after": 3}, "looks at up to 2 chunks on either side, but not at 3; use 'eager'"),
+    "long chunk": ({"chunk_length": 300, "num_chunks_before": 0, "length": 290}, "but not 300"),
+    "neighbours": ({"num_chunks_after": 3}, "looks at up to 2 chunks on either side, but not at 3; use 'eager'"),
     "dtype": ({"dtype": torch.float64}, "but not in torch.float64; use 'eager'"),
     "device": (
         {"device": torch.device("meta")},

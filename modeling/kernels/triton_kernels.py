@@ -47,8 +47,8 @@ class KernelOptions:
 
     Attributes:
         chunk_length, head_size: Sizes C and D, powers of two.
-        num_before, num_after: Neighbouring chunks looked at.
-        causal, circular, sliding_window, own_bucket: As in `LSHOptions`.
+        num_chunks_before, num_chunks_after: Neighbouring chunks looked at.
+        causal, circular_look_around, sliding_window, attend_across_buckets: As in `LSHOptions`.
         shared_qk, own_value: Keys are queries at unit length; a token that sees nothing but itself gets its value.
         is_sorted: The order of the tokens is given; without it, it is that of the sequence.
         has_mask: There is a mask of keys.
@@ -59,12 +59,12 @@ class KernelOptions:
 
     chunk_length: int
     head_size: int
-    num_before: int
-    num_after: int
+    num_chunks_before: int
+    num_chunks_after: int
     causal: bool
-    circular: bool
+    circular_look_around: bool
     sliding_window: bool
-    own_bucket: bool
+    attend_across_buckets: bool
     shared_qk: bool
     own_value: bool
     is_sorted: bool
@@ -104,7 +104,7 @@ def _head_rows(rows, strides, batch_row, head):
 def _neighbour(chunk, offset, sizes, OPTIONS: tl.constexpr):
     """The chunk `offset` chunks on, and whether there is one; any chunk if not."""
     _, _, _, num_chunks, chunks_per_round = sizes
-    if OPTIONS.circular:
+    if OPTIONS.circular_look_around:
         # Further round the circle than once is the chunk itself (`chunking.circular_offset`). With no more than two
         # neighbours on a side, which `triton_support.MAX_NEIGHBOURS` sees to, the remainder says the same.
         neighbour = (chunk + offset + 2 * num_chunks) % num_chunks
@@ -125,7 +125,7 @@ def _load_tokens(tables, chunk, start, sizes, OPTIONS: tl.constexpr):
     position, bucket = place, place
     if OPTIONS.is_sorted:
         position = tl.load(order + place)
-    if OPTIONS.own_bucket:
+    if not OPTIONS.attend_across_buckets:
         round_index = chunk // chunks_per_round
         first_place = round_index * chunks_per_round * OPTIONS.chunk_length
         bucket = tl.load(buckets + first_place + position).to(tl.int64) + (round_index.to(tl.int64) << 32)
@@ -141,7 +141,7 @@ def _load_keys(tables, chunk, exists, start, sizes, OPTIONS: tl.constexpr):
     seen_at = position
     if OPTIONS.has_mask or OPTIONS.is_padded:
         seen_at = tl.where(is_real, seen_at, HIDDEN)
-    if not OPTIONS.circular:
+    if not OPTIONS.circular_look_around:
         seen_at = tl.where(exists, seen_at, HIDDEN)
     return (place, seen_at, bucket), position, is_real
 
@@ -214,12 +214,12 @@ def _is_visible(query_tokens, key_tokens, OPTIONS: tl.constexpr):
         visible = (key_position != HIDDEN)[None, :]
         if OPTIONS.shared_qk:
             visible = visible & (query_position[:, None] != key_position[None, :])
-    if OPTIONS.own_bucket:
+    if not OPTIONS.attend_across_buckets:
         visible = visible & (query_bucket[:, None] == key_bucket[None, :])
     if OPTIONS.sliding_window:
         distance = key_place[None, :] - query_place[:, None]
-        visible = visible & (distance >= -OPTIONS.num_before * OPTIONS.chunk_length)
-        visible = visible & (distance <= OPTIONS.num_after * OPTIONS.chunk_length)
+        visible = visible & (distance >= -OPTIONS.num_chunks_before * OPTIONS.chunk_length)
+        visible = visible & (distance <= OPTIONS.num_chunks_after * OPTIONS.chunk_length)
     return visible
 
 
@@ -268,8 +268,8 @@ def attention_forward_kernel(
     SIZE: tl.constexpr = OPTIONS.head_size
     IS_CHUNK: tl.constexpr = OPTIONS.chunk_length == BLOCK
     EARLY: tl.constexpr = IS_CHUNK and OPTIONS.is_sorted
-    FIRST: tl.constexpr = -OPTIONS.num_before
-    LAST: tl.constexpr = OPTIONS.num_after
+    FIRST: tl.constexpr = -OPTIONS.num_chunks_before
+    LAST: tl.constexpr = OPTIONS.num_chunks_after
     batch, heads, length, _, chunks_per_round = sizes
     batch_row, head, chunk, start = _locate(sizes, OPTIONS)
     query = _head_rows(query, strides[0], batch_row, head)
@@ -476,8 +476,8 @@ def _sum_over_queries(
     BLOCK: tl.constexpr = OPTIONS.block
     SIZE: tl.constexpr = OPTIONS.head_size
     IS_CHUNK: tl.constexpr = OPTIONS.chunk_length == BLOCK
-    FIRST: tl.constexpr = -OPTIONS.num_before
-    LAST: tl.constexpr = OPTIONS.num_after
+    FIRST: tl.constexpr = -OPTIONS.num_chunks_before
+    LAST: tl.constexpr = OPTIONS.num_chunks_after
     key_place, key_position, key_bucket = key_tokens
     grad_key = tl.zeros([BLOCK, SIZE], tl.float32)
     grad_value = tl.zeros([BLOCK, SIZE], tl.float32)
@@ -486,7 +486,7 @@ def _sum_over_queries(
         # Queries of the chunk that is `offset` chunks back see this one at `offset`.
         query_chunk, exists = _neighbour(chunk, -offset, sizes, OPTIONS)
         seen_at = key_position
-        if not OPTIONS.circular:
+        if not OPTIONS.circular_look_around:
             seen_at = tl.where(exists, key_position, HIDDEN)
         for start in range(0, OPTIONS.chunk_length, BLOCK):
             if offset == 0 and IS_CHUNK:
@@ -525,8 +525,8 @@ def _sum_over_keys(
 ):
     """`grad_query` and what a block of queries gets from all keys that it sees, those of its own chunk `WITH_OWN`."""
     BLOCK: tl.constexpr = OPTIONS.block
-    FIRST: tl.constexpr = -OPTIONS.num_before
-    LAST: tl.constexpr = OPTIONS.num_after
+    FIRST: tl.constexpr = -OPTIONS.num_chunks_before
+    LAST: tl.constexpr = OPTIONS.num_chunks_after
     key, value = rows[1], rows[2]
     queries, gradients, log_sum_exp, delta, query_tokens = own
     for offset in tl.static_range(FIRST, LAST + 1):

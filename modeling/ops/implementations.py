@@ -19,39 +19,41 @@ class AttentionCall:
 
     Attributes:
         device, dtype, head_size: Of the projected vectors.
-        chunk_length, num_before, num_after: Tokens per chunk, and neighbouring chunks looked at.
+        chunk_length, num_chunks_before, num_chunks_after: Tokens per chunk, and neighbouring chunks looked at.
         length: Tokens.
         dropout_p: Dropout on the attention probabilities.
         return_weights: Whether the attention map is wanted.
-        counts_keys_once: Whether a key that several hashing rounds find counts once.
+        allow_duplicate_attention: Whether a key counts once for each hashing round that finds it.
     """
 
     device: torch.device
     dtype: torch.dtype
     head_size: int
     chunk_length: int
-    num_before: int
-    num_after: int
+    num_chunks_before: int
+    num_chunks_after: int
     length: int
     dropout_p: float = 0.0
     return_weights: bool = False
-    counts_keys_once: bool = False
+    allow_duplicate_attention: bool = True
 
     @classmethod
-    def of(cls, query: torch.Tensor, options, return_weights: bool, counts_keys_once: bool = False) -> "AttentionCall":
+    def of(
+        cls, query: torch.Tensor, options, return_weights: bool, allow_duplicate_attention: bool = True
+    ) -> "AttentionCall":
         """A call with queries `[B, L, H, D]` and with `LSHOptions` or `LocalOptions`."""
-        num_before, num_after = options.around
+        num_chunks_before, num_chunks_after = options.around
         return cls(
             device=query.device,
             dtype=query.dtype,
             head_size=query.shape[3],
             chunk_length=options.chunk_length,
-            num_before=num_before,
-            num_after=num_after,
+            num_chunks_before=num_chunks_before,
+            num_chunks_after=num_chunks_after,
             length=query.shape[1],
             dropout_p=options.dropout_p,
             return_weights=return_weights,
-            counts_keys_once=counts_keys_once,
+            allow_duplicate_attention=allow_duplicate_attention,
         )
 
     def why_not_fused(self, without_dropout: str) -> str | None:

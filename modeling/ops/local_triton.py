@@ -41,10 +41,10 @@ def local_attention_triton(
     kind = {
         "chunk_length": chunk_length,
         "head_size": query.shape[-1],
-        "num_before": options.num_chunks_before,
-        "num_after": options.num_chunks_after,
+        "num_chunks_before": options.num_chunks_before,
+        "num_chunks_after": options.num_chunks_after,
         "causal": options.causal,
-        "circular": options.circular_look_around,
+        "circular_look_around": options.circular_look_around,
         "has_mask": mask is not None,
         "is_padded": padded_length > query.shape[1],
     }
@@ -62,7 +62,7 @@ class _LocalAttention(OnceDifferentiable):
         options = KernelOptions(
             **kind,
             sliding_window=False,
-            own_bucket=False,
+            attend_across_buckets=True,
             shared_qk=False,
             own_value=False,
             is_sorted=False,

@@ -24,12 +24,12 @@ def kernel_chunk_length(chunk_length: int, length: int, around: tuple[int, int])
 
 def why_not_triton(call: AttentionCall) -> str | None:
     """Why the Triton kernels cannot serve a call of LSH or local attention, or None."""
-    around = call.num_before, call.num_after
+    around = call.num_chunks_before, call.num_chunks_after
     chunk_length = kernel_chunk_length(call.chunk_length, call.length, around)
     reason = call.why_not_fused("Set it to 0 (stock Reformer's default for LSH attention)")
     if reason is not None:
         return reason
-    if call.counts_keys_once:
+    if not call.allow_duplicate_attention:
         return "counts a key once for each round that finds it; use another with `allow_duplicate_attention=False`."
     if call.head_size not in HEAD_SIZES:
         return f"has kernels for head sizes {list(HEAD_SIZES)}, but not {call.head_size}; use 'eager'."
