@@ -38,9 +38,7 @@ class AttentionCall:
     allow_duplicate_attention: bool = True
 
     @classmethod
-    def of(
-        cls, query: torch.Tensor, options, return_weights: bool, allow_duplicate_attention: bool = True
-    ) -> "AttentionCall":
+    def of(cls, query: torch.Tensor, options, return_weights: bool) -> "AttentionCall":
         """A call with queries `[B, L, H, D]` and with `LSHOptions` or `LocalOptions`."""
         num_chunks_before, num_chunks_after = options.around
         return cls(
@@ -53,7 +51,8 @@ class AttentionCall:
             length=query.shape[1],
             dropout_p=options.dropout_p,
             return_weights=return_weights,
-            allow_duplicate_attention=allow_duplicate_attention,
+            # Local attention has no rounds that could find a key twice.
+            allow_duplicate_attention=getattr(options, "allow_duplicate_attention", True),
         )
 
     def why_not_fused(self, without_dropout: str) -> str | None:

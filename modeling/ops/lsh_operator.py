@@ -135,7 +135,7 @@ def attend_by_hash(
         ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
     """
     _check_shapes(query_key, value, buckets, attention_mask)
-    call = AttentionCall.of(query_key, options, return_weights, options.allow_duplicate_attention)
+    call = AttentionCall.of(query_key, options, return_weights)
     attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
     padded_length = _check_padded_length(padded_length, query_key.shape[1], options.chunk_length)
     attention_mask = None if attention_mask is None else attention_mask.bool()
