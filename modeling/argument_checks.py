@@ -109,7 +109,7 @@ def check_one_document_per_row(
         # the smallest position that is left for the next token
         free = torch.where(is_real, position_ids + 1, 0)
         num_past = is_past.sum(1, keepdim=True)
-        # Where a text may begin is not for here.
+        # The position that a text begins at is checked elsewhere.
         first = num_past.masked_fill(num_past == 0, torch.iinfo(torch.int64).min)
         free = torch.cat([first, free[:, :-1]], dim=1).cummax(dim=1).values
         _demand(

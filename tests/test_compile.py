@@ -71,11 +71,11 @@ def assert_equal_training(actual, expected):
 def streams(monkeypatch):
     """What each layer took in, and what its backward recovered of it: two dictionaries by layer."""
     taken, recovered = {}, {}
-    invert_attention, take_in = reversible_module._invert_attention, ReversibleTape.take_in
+    invert_attention, verify_input = reversible_module._invert_attention, ReversibleTape.verify_input
 
     @torch.compiler.disable
     def take(tape, layer_idx, streams):
-        streams = take_in(tape, layer_idx, streams)
+        streams = verify_input(tape, layer_idx, streams)
         taken[layer_idx] = torch.stack(streams).detach()
         return streams
 
@@ -84,7 +84,7 @@ def streams(monkeypatch):
         recovered[call.layer_idx] = torch.stack([x1, x2])
         return x1, *rest
 
-    monkeypatch.setattr(ReversibleTape, "take_in", take)
+    monkeypatch.setattr(ReversibleTape, "verify_input", take)
     monkeypatch.setattr(reversible_module, "_invert_attention", invert)
     return taken, recovered
 

@@ -16,7 +16,7 @@ from .bucket_order import bucket_of, position_of
 from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
 
 
-# Numbers that are gathered, or scores that are computed, at once.
+# Elements that are gathered, or scores that are computed, at once.
 MOST_NUMBERS = 2**22
 
 
@@ -113,7 +113,7 @@ def attend_to_rows(
     if map_length is None:
         return output, None
     weights = probabilities.new_zeros(*positions.shape[:3], map_length)
-    # What is beyond the text has no probability; any place will do.
+    # Positions beyond the end of the text have no probability, so any column can stand for them.
     columns = (positions if value_positions is None else value_positions).clamp(0, map_length - 1)
     return output, weights.scatter_add_(3, columns, probabilities)
 
@@ -165,7 +165,7 @@ def attend_in_buckets(
         met = cache.order.look_up(places.flatten(2), padded_length).view(places.shape)
         own_bucket = exists & (bucket_of(met) == bucket_of(piece)[..., None])
         is_met = exists if options.attend_across_buckets else own_bucket
-        # All rounds of a query side by side.
+        # The rounds of a query are concatenated.
         positions, exists, is_met = (table.transpose(2, 3).flatten(3) for table in (position_of(met), exists, is_met))
         visible = is_met & (positions < step.positions[:, None, :, None])
         is_self = exists & (positions == step.positions[:, None, :, None])

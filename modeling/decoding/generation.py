@@ -26,7 +26,7 @@ class CachedGenerationMixin:
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):
         cache, implementation = model_kwargs.get(CACHE_NAME), generation_config.cache_implementation
-        # Without evaluation mode each pass hashes anew.
+        # In training mode each pass draws new rotations.
         if self.training:
             generation_config.use_cache = False
         uses_cache = generation_config.use_cache is not False

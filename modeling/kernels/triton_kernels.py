@@ -281,7 +281,7 @@ def attention_forward_kernel(
     place, position, bucket, is_real = _load_tokens(tables, chunk, start, sizes, OPTIONS)
     queries = _load_rows(query, position, is_real, strides[0][1], OPTIONS)
     if EARLY:
-        # Now, so that memory answers while other keys are worked on.
+        # Prefetch: the load overlaps with the arithmetic on the current keys.
         own = _load_key_rows(key, value, key_scale, queries, tables, chunk, chunk >= 0, 0, strides, sizes, OPTIONS)
     largest = tl.full([BLOCK], NOTHING_SEEN, tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
@@ -303,7 +303,7 @@ def attention_forward_kernel(
             )
 
     if OPTIONS.is_sorted:
-        # Again, rather than to keep it: with 128 registers, four programs fit where otherwise three do.
+        # Loaded again instead of kept: with 128 registers four programs fit on a multiprocessor, otherwise three.
         position = tl.load(tables[0] + chunk * OPTIONS.chunk_length + start + tl.arange(0, BLOCK))
         is_real = position < length
     row = chunk // chunks_per_round * batch + batch_row
@@ -337,11 +337,11 @@ def _store_round(
     columns = tl.arange(0, SIZE)
     pointers = output + ((row * length + position)[:, None] * heads + head) * SIZE + columns[None, :]
     if OPTIONS.own_value:
-        # A token that sees nothing but itself passes its value on as it is.
+        # The output of a token that sees nothing but itself is exactly its value.
         is_alone = (is_real & saw_nothing)[:, None]
         tl.store(pointers, tl.load(own_values + columns[None, :], mask=is_alone), mask=is_alone)
         is_real = is_real & ~saw_nothing
-    # One division for a row.
+    # One division for each row instead of one for each element.
     weighted *= (1 / total)[:, None]
     tl.store(pointers, weighted.to(output.dtype.element_ty), mask=is_real[:, None])
 
@@ -444,7 +444,7 @@ def _score_gradients(
     queries, keys, values, gradients, log_sum_exp, delta, scale, query_tokens, key_tokens, OPTIONS: tl.constexpr
 ):
     """Probabilities in the softmax over all rounds, and the gradients of their scores: `[queries, keys]`."""
-    # Masked after the exponential, so that scale and difference are one instruction.
+    # Masked after the exponential, so that scaling and subtraction are one fused instruction.
     probabilities = tl.exp2(_scores(queries, keys, scale * LOG2_E, OPTIONS) - log_sum_exp[:, None])
     probabilities = tl.where(_is_visible(query_tokens, key_tokens, OPTIONS), probabilities, 0.0)
     return probabilities, probabilities * (_dot(gradients, tl.trans(values), OPTIONS) - delta[:, None])
@@ -587,7 +587,7 @@ def attention_backward_kernel(rows, numbers, tables, gradients, strides, sizes, 
     )
     tl.store(gradients[2] + where, grad_value.to(gradients[2].dtype.element_ty), mask=is_real)
     if OPTIONS.shared_qk:
-        # Through the unit length: what points along the key is taken out of its gradient.
+        # The gradient through the normalisation: the component along the key is removed.
         wide = keys.to(tl.float32)
         along = tl.sum(wide * grad_key, 1) * scale * scale
         grad_query = (grad_key - wide * along[:, None]) * scale[:, None]

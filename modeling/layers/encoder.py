@@ -92,7 +92,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ChunkReformerFeedForward(config)
 
-    # Compiled, it would be a program for each layer, because of the layer's number. What it calls is compiled.
+    # The compiler would make a program for each layer, because `layer_idx` differs. It compiles what `forward` calls.
     # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.
     @skip
     def forward(
@@ -122,7 +122,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         Returns:
             The streams y1 and y2, and the attention map or None.
         """
-        x1, x2 = tape.take_in(self.layer_idx, (attn_output, hidden_states))
+        x1, x2 = tape.verify_input(self.layer_idx, (attn_output, hidden_states))
         self_attention, rotations = self.attention.self_attention, None
         if isinstance(self_attention, LSHSelfAttention):
             length = length or (x2.shape[1] if step is None else step.num_columns)
@@ -136,7 +136,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             step=step,
             **kwargs,
         )
-        # A cache takes in each token once; nothing may be computed again. A map has a gradient where it has a graph.
+        # A cache must see each token once, so nothing may be recomputed. The gradient of an attention map needs a graph.
         reversible = self.config.reversible and cache is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,
@@ -148,7 +148,9 @@ class ReformerLayer(GradientCheckpointingLayer):
             stores_output=stores_output,
         )
         streams = run_layer(call, x1, x2, reversible)
-        tape.put_out(self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad)
+        tape.record_output(
+            self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad
+        )
         return *streams, attention.weights
 
 
@@ -239,7 +241,7 @@ class ReformerEncoder(nn.Module):
         for layer in self.layers:
             is_last, is_kept = layer.layer_idx == len(self.layers) - 1, shown.wants(layer.layer_idx + 1)
             if _lacks_gradient(hidden_states) and _is_trained(layer):
-                # Without a gradient of the input, hooks on the layer's backward would run ahead of it.
+                # If the input needs no gradient, hooks on the layer's backward would run before it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
             attn_output, hidden_states, weights = layer(
                 attn_output,
@@ -255,7 +257,7 @@ class ReformerEncoder(nn.Module):
             )
             all_attentions.append(weights)
             hidden_states = shown.append(hidden_states)
-        streams = tape.take_in(len(self.layers), (attn_output, hidden_states))
+        streams = tape.verify_input(len(self.layers), (attn_output, hidden_states))
         output = self.layer_norm(self._combine_streams(streams))
         return (
             shift_back(self.dropout(output), shift),
@@ -284,7 +286,7 @@ class ReformerEncoder(nn.Module):
 
 
 def _lacks_gradient(hidden_states: torch.Tensor) -> bool:
-    # `torch.func` has other means, and no leaves can be made inside of it.
+    # Inside of `torch.func` no leaves can be made, and none are needed.
     return torch.is_grad_enabled() and not hidden_states.requires_grad and not is_inside_transform()
 
 
@@ -293,5 +295,5 @@ def _is_trained(module: nn.Module) -> bool:
 
 
 def _as_leaf(tensor: torch.Tensor) -> torch.Tensor:
-    # Detached, a dual number would lose its tangent.
+    # `detach` would drop the tangent of a dual number.
     return tensor.view_as(tensor).requires_grad_()

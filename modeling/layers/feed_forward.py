@@ -7,8 +7,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 
-# Activations of the wide layer at a time on a CPU, unless the config says otherwise: what stays in its cache, and in
-# memory that one piece leaves to the next.
+# Activations of the wide layer that are computed at a time on a CPU, unless the config says otherwise. They fit the
+# cache, and one piece reuses the memory of the one before.
 ACTIVATIONS_AT_ONCE = 2**22
 
 
@@ -57,7 +57,7 @@ class ChunkReformerFeedForward(nn.Module):
         return sequence.split(self.chunk_size or self._suitable_chunk_size(sequence), dim=1)
 
     def _suitable_chunk_size(self, sequence: torch.Tensor) -> int:
-        # A compiled program is for any length, and larger with every piece.
+        # A compiled program serves any length, and every piece would make it larger.
         if sequence.device.type != "cpu" or torch.compiler.is_compiling():
             return sequence.shape[1]
         return max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.feed_forward_size))

@@ -102,7 +102,7 @@ def dense_implementation(config, return_weights: bool = False) -> str:
     """The entry of transformers' attention interface for layers of full attention."""
     name = config._attn_implementation
     if name is None:
-        # Fused kernels know neither forward-mode derivatives nor batches of calls.
+        # Fused kernels support neither forward-mode derivatives nor `vmap`.
         return "eager" if return_weights or is_inside_transform() else "sdpa"
     # PyTorch's own kernels are the fastest for dense attention on a GPU, too.
     return "sdpa" if name == "triton" else name

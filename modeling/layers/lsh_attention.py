@@ -160,7 +160,7 @@ class LSHSelfAttention(nn.Module):
             cache.order = None
             return self._attend_to_all_of(cache, query_key, step, step.longest, return_weights)
         if cache.order is None:
-            # Up to now attention was dense.
+            # So far attention was dense, and nothing was hashed.
             all_keys = cache.rows.keys[:, : step.longest]
             buckets = self._hash(all_keys, cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=True)

@@ -22,8 +22,8 @@ from .replay import Recording, version_of
 # In exact mode streams are multiples of these, by dtype. Sums of such numbers are exact below 1024 in float32 and
 # below 131,072 in float64, and so is the inversion of a layer. Beyond, it is right to within a unit in the last place.
 GRID = {torch.float32: 2.0**-14, torch.float64: 2.0**-36}
-# Numbers that are added at a time on a CPU. A system clears new memory page by page before it gives it out, which
-# takes longer than the sum; what one piece has freed serves the next as it is.
+# Elements that are added at a time on a CPU. The system clears new memory page by page, which takes longer than the
+# sum. The memory that one piece has freed is reused for the next one without that.
 ADDED_AT_ONCE = 2**20
 
 
@@ -115,46 +115,48 @@ def show_stream(
 
 class ReversibleTape:
     """
-    Hands the streams of one forward pass from layer to layer, up in forward and down in backward.
+    What the layers of one forward pass know of each other's streams.
 
-    In forward the streams are the layers' arguments and results; the tape makes sure that a layer takes in what the
-    layer below has put out. A cast in between, as mixed-precision FSDP makes it, is undone. In backward it holds the
-    streams that a layer has recovered for the layer below.
+    In forward each layer records its output, and the next one verifies its input: it must be that output. A cast in
+    between, as mixed-precision FSDP makes it, is undone. In backward a layer recovers the output of the layer below
+    and hands it down; that layer receives it.
 
     Args:
-        streams: What the first layer will take in.
+        streams: The input of the first layer.
     """
 
     def __init__(self, streams: tuple[torch.Tensor, torch.Tensor]):
-        self._put_out = {}
-        self._last_put_out = None
+        self._recorded = {}
+        self._last_recorded = None
         self._layer_idx = None
         self._streams = None
-        self.put_out(-1, streams, kept=True)
+        self.record_output(-1, streams, kept=True)
 
     @torch.compiler.disable
-    def put_out(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
-        """Note a layer's output, and whether its backward can do without the layer above to recover it."""
-        # What transforms wrap has no storage to compare, and needs none: reversible layers refuse transforms.
+    def record_output(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor], kept: bool):
+        """Record a layer's output. With `kept`, its backward does not need the layer above to recover it."""
+        # Tensors inside of `torch.func` have no storage to compare. Reversible layers refuse such transforms anyway.
         if is_inside_transform():
             return
-        # Gradient checkpointing runs layers again; the forward pass is over by then.
-        if self._last_put_out is None or self._last_put_out < layer_idx:
-            self._last_put_out = layer_idx
-            self._put_out[layer_idx] = streams, _state_of(streams), kept
+        # Gradient checkpointing runs layers again in backward. Only the first run counts.
+        if self._last_recorded is None or self._last_recorded < layer_idx:
+            self._last_recorded = layer_idx
+            self._recorded[layer_idx] = streams, _state_of(streams), kept
 
     @torch.compiler.disable
-    def take_in(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A layer's input: what the layer below has put out, given what arrived of it."""
-        if layer_idx - 1 not in self._put_out:
+    def verify_input(
+        self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The input of a layer, which is what the layer below has recorded, given the streams that arrived."""
+        if layer_idx - 1 not in self._recorded:
             return streams
-        put_out, state, kept = self._put_out.pop(layer_idx - 1)
+        output, state, kept = self._recorded.pop(layer_idx - 1)
         if _state_of(streams) == state:
             return streams
-        if all(map(_is_cast, streams, put_out)):
+        if all(map(_is_cast, streams, output)):
             if kept and torch.is_grad_enabled():
-                self._put_out[layer_idx - 1] = put_out, state, kept
-            return tuple(map(_PassCast.apply, streams, put_out))
+                self._recorded[layer_idx - 1] = output, state, kept
+            return tuple(map(_PassCast.apply, streams, output))
         if kept:
             return streams
         raise RuntimeError(
@@ -163,12 +165,12 @@ class ReversibleTape:
             "keep every layer's output, or set `config.reversible=False`."
         )
 
-    def put(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
-        """Leave the output of a layer that the backward of the layer above has recovered."""
+    def hand_down(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
+        """Keep the output of a layer for its backward; the layer above has recovered it."""
         self._layer_idx, self._streams = layer_idx, streams
 
-    def take(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The output of a layer, for its own backward."""
+    def receive(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The output of a layer for its backward, as the layer above has handed it down."""
         if self._layer_idx != layer_idx:
             raise RuntimeError(
                 f"The backward pass entered the reversible stack at the output of layer {layer_idx}, which was not "
@@ -229,7 +231,7 @@ def run_layer(
     if reversible:
         return _run_reversibly(call, x1, x2)
     y1 = call.add(x1, call.attention(narrowed(x2, call.attention_module)))
-    # In pieces from the outside, as in backward: the same random numbers, and a compiled module is the same program.
+    # The pieces are split here, as in backward. So random numbers are the same, and a compiled module is one program.
     update = call.feed_forward.map_chunks(lambda piece: call.feed_forward(narrowed(piece, call.feed_forward)), y1)
     return y1, call.add(x2, update)
 
@@ -269,14 +271,14 @@ class ReversibleLayerFunction(OnceDifferentiable):
     @once_differentiable
     def backward(ctx, y1_grad, y2_grad):
         call = ctx.call
-        y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.take(call.layer_idx)
+        y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.receive(call.layer_idx)
         of_attention, of_feed_forward = call.recordings
         with of_feed_forward.replayed():
             x2, y1_grad, feed_forward_grads = _invert_feed_forward(call, y1, y2, y1_grad, y2_grad)
         with of_attention.replayed():
             x1, x2_grad, attention_grads = _invert_attention(call, y1, x2, y1_grad, y2_grad)
         if call.layer_idx > 0:
-            call.tape.put(call.layer_idx - 1, (x1, x2))
+            call.tape.hand_down(call.layer_idx - 1, (x1, x2))
         return None, y1_grad, x2_grad, *attention_grads, *feed_forward_grads
 
 
@@ -368,14 +370,14 @@ def _recompute(call, function, recording, stream, output_grad):
 
 
 def _state_of(streams):
-    # Wrappers of modules may pass views on; they share memory and version with what they show.
+    # Wrappers of modules may pass views on. A view shares memory and version counter with its base.
     return [(id(stream.untyped_storage()), stream.storage_offset(), version_of(stream)) for stream in streams]
 
 
 def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:
     if stream.dtype == original.dtype or stream.shape != original.shape:
         return False
-    # Bit by bit, so that a NaN equals itself.
+    # Compared as bits, so that a NaN equals itself.
     return torch.equal(stream.view(torch.uint8), original.to(stream.dtype).view(torch.uint8))
 
 
@@ -392,7 +394,7 @@ def autocast_type(device: torch.device) -> str:
 
 def _autocast_state(device: torch.device) -> dict:
     device_type = autocast_type(device)
-    # A cast made without gradients must not serve the recomputation, hence no cache.
+    # No cast cache: a cast that was made without gradients must not be reused in the recomputation.
     return {
         "device_type": device_type,
         "enabled": torch.is_autocast_enabled(device_type),

@@ -164,7 +164,7 @@ class _ModulesAtWork:
             module = self._entered[-1]
         elif node is not None:
             module = self._names[bisect_right(self._first_numbers, node._sequence_nr()) - 1]
-        # What runs in backward with gradients enabled is a recomputation.
+        # A module that runs in backward with gradients enabled is a recomputation.
         if node is None or isinstance(node, BackwardCFunction) or torch.is_grad_enabled():
             return module, _variable() or func.overloadpacket.__name__
         return module, f"gradient of {node.name().removesuffix('0').removesuffix('Backward')}"

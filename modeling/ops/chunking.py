@@ -47,7 +47,7 @@ def pad_rows(rows: torch.Tensor, padded_length: int) -> torch.Tensor:
     """`[B, L, H, D]` to `[B, H, padded_length, D]`, filled up with zeros."""
     rows = rows.transpose(1, 2)
     added = padded_length - rows.shape[2]
-    # Padding by nothing would copy.
+    # `pad` would copy even when the width is zero.
     return nn.functional.pad(rows, (0, 0, 0, added)) if added else rows
 
 

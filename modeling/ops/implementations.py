@@ -118,7 +118,7 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
     Raises:
         ValueError: There is no such name, or that implementation cannot do what is asked of it.
     """
-    # A compiler makes one kernel of plain operations and cannot look into ours.
+    # The compiler fuses plain operations, but it cannot trace our kernels.
     is_compiling = torch.compiler.is_compiling()
     is_transformed = not is_compiling and is_inside_transform()
     if requested is None:

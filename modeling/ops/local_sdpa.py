@@ -20,7 +20,7 @@ from .softmax_kernels import additive_mask_dtype, attend, attend_backward, disti
 from .visibility import visible_local_keys
 
 
-# Scores that a kernel is given at once, over all heads.
+# Scores per kernel call, over all heads.
 SCORES_AT_ONCE = 2**20
 
 
@@ -69,9 +69,9 @@ class _LocalAttention(OnceDifferentiable):
                 windows.scale,
             )
             windows.put(output[row], chunks, piece_output)
-            # Not beside the next one.
+            # Free this piece before the next one is allocated.
             del piece_output
-        # What sees nothing then has no gradient, where a difference of two scores of masks could be any number.
+        # A query that sees nothing gets probabilities of zero. The difference of two mask scores could be any number.
         log_sum_exp.masked_fill_(log_sum_exp < masked_score(windows.mask_dtype) / 2, 0)
         ctx.save_for_backward(query, key, value, key_mask, output, log_sum_exp)
         ctx.options = options
@@ -175,7 +175,7 @@ class _Windows:
         rows[first:last] += part.view(-1, *rows.shape[1:])
 
     def _rows_of(self, chunks):
-        # What lies beyond the text is masked; any row will do.
+        # Keys beyond the end of the sequence are masked, so any row can stand for them.
         return self.key_positions[chunks].clamp(max=self.length - 1)
 
     def mask(self, row: int, chunks: slice) -> torch.Tensor:

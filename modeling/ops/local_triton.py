@@ -33,7 +33,7 @@ def local_attention_triton(
     padded_length = options.padded_length
     chunk_length = kernel_chunk_length(options.chunk_length, query.shape[1], options.around)
     if chunk_length != options.chunk_length:
-        # Only the first chunk has tokens. Padding by a negative number cuts off.
+        # Only the first chunk has tokens. A negative padding width truncates.
         added = (0, chunk_length - padded_length)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
         padded_length = chunk_length

@@ -17,7 +17,7 @@ from .chunking import padded_to_multiple
 from .triton_support import DTYPES, HEAD_SIZES, why_not_on
 
 
-# Numbers that projecting makes at once.
+# Projected elements that are computed at once.
 PROJECTIONS_AT_ONCE = 2**22
 
 
@@ -144,7 +144,7 @@ def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tup
 
 
 def _takes_kernels(tensor: torch.Tensor, implementation: str | None) -> bool:
-    # A compiler cannot look into kernels.
+    # The compiler cannot trace our kernels.
     if torch.compiler.is_compiling():
         return False
     is_wanted = implementation == "triton" or (implementation is None and tensor.device.type == "cuda")

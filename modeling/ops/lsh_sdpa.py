@@ -25,9 +25,9 @@ from .visibility import LSHVisibility
 # Scores that a kernel is given at once: on a CPU enough to be worth a call, and so few that mask and rows stay in the
 # cache; on a GPU enough to keep it busy.
 SCORES_AT_ONCE, SCORES_AT_ONCE_ON_GPU = 2**18, 2**23
-# Tokens of all heads that are worked on together.
+# Tokens that are processed together, summed over heads.
 TOKENS_AT_ONCE, TOKENS_AT_ONCE_ON_GPU = 2**14, 2**18
-# Float32 counts no further.
+# Float32 represents integers exactly up to here.
 LONGEST = 2**24
 # Rows that are squared at once on a CPU, in memory that one piece leaves to the next.
 ROWS_AT_ONCE = 2**12
@@ -89,7 +89,7 @@ class _LSHAttention(OnceDifferentiable):
         batch, _, num_heads, _ = query_key.shape
         output = torch.empty_like(query_key, memory_format=torch.contiguous_format)
         dtype = torch.promote_types(query_key.dtype, torch.float32)
-        # Two numbers for each token, as a sum of both would lose the smaller one's digits.
+        # Two numbers for each token: their sum would lose the digits of the smaller one.
         log_sums = torch.empty(2, batch, num_heads, order.shape[3], dtype=dtype, device=query_key.device)
         scratch = _Scratch(query_key)
         for heads in distinct(_groups(order), query_key):
@@ -98,7 +98,7 @@ class _LSHAttention(OnceDifferentiable):
             group.put(group_output, output)
             for whole, part in zip(log_sums, of_group, strict=True):
                 whole[heads] = part.unflatten(0, (-1, group.heads))
-            # Not beside the next one.
+            # Free this group before the next one is allocated.
             del group, group_output, of_group, part
         ctx.save_for_backward(query_key, value, buckets, order, key_mask, output, log_sums)
         ctx.options = options
@@ -179,7 +179,7 @@ class _Group:
         self.visibility = LSHVisibility(buckets[where], order, mask, options)
         self.dtype = query_key.dtype
         if query_key.device.type == "cpu":
-            # The rows are copied anyway, and the kernel is slower with half precision.
+            # The rows are copied anyway, and the CPU kernel is slower in half precision.
             self.dtype = torch.promote_types(self.dtype, torch.float32)
         self.query, self.value = self.take(query_key, "query"), self.take(value, "value")
         self.size = len(self.query)
@@ -188,20 +188,20 @@ class _Group:
         self.key_scale = torch.cat([key_scale(piece) for piece in pieces], dim=1)
         self.key = torch.mul(self.query, self.key_scale, out=self._scratch_for_rows("key"))
         self.mask_dtype = additive_mask_dtype(self.query)
-        # Positions are compared in this; bfloat16 does not know them apart.
+        # The dtype that positions are compared in: bfloat16 cannot represent them all.
         self.count_dtype = torch.promote_types(self.mask_dtype, torch.float32)
         self.query_positions, self.key_positions = (
             table.flatten(0, 1).to(self.count_dtype)
             for table in (self.visibility.positions, self.visibility.key_positions)
         )
-        # PyTorch adds rows up several times faster by 64-bit numbers.
+        # `index_add_` is several times faster with 64-bit indices.
         first_row = torch.arange(self.size, device=order.device) * self.padded_length
         self.query_rows, self.window_rows = (
             table.flatten(0, 1) + first_row[:, None, None]
             for table in (self.visibility.positions, self.visibility.key_positions)
         )
         self.num_neighbours = sum(options.around)
-        # With fewer chunks than neighbours, windows lead round the circle more than once.
+        # With fewer chunks than neighbours a window goes around the circle more than once.
         self.windows_overlap = self.visibility.num_chunks > max(options.around)
         if self.windows_overlap:
             # Each chunk once, and at the end the neighbours of the last window.
@@ -260,7 +260,7 @@ class _Group:
         visibility, weakest = self.visibility, self_score(self.mask_dtype)
         mask = self.query_positions[:, chunks, :, None] - self.key_positions[:, chunks, None, :]
         if self.options.causal:
-            # An earlier key adds nothing, the query itself once, a later one twice.
+            # An earlier key adds 0, the query itself once the weakest score, a later key twice.
             mask.sub_(1).clamp_(-2, 0).mul_(-weakest)
         else:
             mask.eq_(0).mul_(weakest)
@@ -285,7 +285,7 @@ class _Group:
             if output is None:
                 output = round_output
                 if self.rounds > 1:
-                    # The rounds add up here, at full precision.
+                    # The rounds are accumulated here, in float32 at least.
                     output = self._scratch_for_rows("output", round_log_sum_exp.dtype).copy_(round_output)
                 largest, total = round_log_sum_exp, torch.ones_like(round_log_sum_exp)
                 continue
@@ -352,10 +352,10 @@ class _Group:
         else:
             value_grad.copy_(gradient).masked_fill_(~is_alone, 0)
         gradient.masked_fill_(is_alone, 0)
-        # Nothing then has a probability, where a difference of two scores of masks could be any number.
+        # All their probabilities become zero. The difference of two mask scores could be any number.
         log_sum_exp = log_sum_exp.masked_fill(is_alone.squeeze(-1), 0)
         if self.rounds > 1:
-            # Probabilities come out as those of the round with the largest log-sum-exp.
+            # The kernel computes probabilities relative to the round with the largest log-sum-exp.
             gradient /= total[..., None]
         query_grad.zero_(), key_grad.zero_()
         pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
@@ -368,7 +368,7 @@ class _Group:
                 part = part.to(whole.dtype)
                 _add_rows(whole, key_rows, sum_windows(part, self.num_neighbours) if self.windows_overlap else part)
             del parts, part
-        # Through `key = query * scale`, where the scale depends on the query.
+        # The gradient through `key = query * scale`; the scale depends on the query.
         scale = self.key_scale
         along = torch.mul(self.query, key_grad, out=product).sum(-1, keepdim=True) * scale.square()
         query_grad.addcmul_(key_grad.sub_(torch.mul(self.query, along, out=product)), scale)

@@ -39,7 +39,7 @@ def lsh_attention_triton(
     length, padded_length = query_key.shape[1], order.shape[3]
     chunk_length = kernel_chunk_length(options.chunk_length, length, options.around)
     if chunk_length != options.chunk_length:
-        # Only the first chunk of each round has tokens. Padding by a negative number cuts off.
+        # Only the first chunk of each round has tokens. A negative padding width truncates.
         added = (0, chunk_length - padded_length)
         order, buckets = nn.functional.pad(order, added, value=length), nn.functional.pad(buckets, added)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)

@@ -46,7 +46,7 @@ _capability_of = lru_cache(torch.cuda.get_device_capability)
 
 
 def _is_recent(device):
-    # The driver's answer is kept, as it is asked for at every call; a compiler warns where it sees that.
+    # The capability is cached, because every call needs it. The compiler warns about a cached function.
     ask = torch.cuda.get_device_capability if torch.compiler.is_compiling() else _capability_of
     return ask(device) >= MIN_CAPABILITY
 
@@ -59,7 +59,7 @@ def why_not_on(device: torch.device) -> str | None:
             f"needs a CUDA device, but the tensors are on {device}; move the model to one, or use 'eager'. (For "
             "tests, TRITON_INTERPRET=1 in the environment runs the kernels on the CPU.)"
         )
-    # Not before it is needed: importing Triton takes a while, and the package does not require it.
+    # Imported on demand: it takes a while, and the package does not require Triton.
     from ..kernels.triton_launch import IS_INTERPRETED, triton
 
     if triton is None:

@@ -92,7 +92,7 @@ class LSHVisibility:
                     query_bucket = at(self._bucket_ids[:, :, query_round], positions)[..., :, None]
                     hits = hits * (query_bucket == at(self._bucket_ids[:, :, key_round], key_positions)[..., None, :])
                 met = met + hits
-        # Keys that another condition hides may not be met at all.
+        # A key that another condition hides may not be counted at all.
         return met.clamp(min=1)
 
     def _count_hits(self, query_place, key_place):
