@@ -136,7 +136,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             step=step,
             **kwargs,
         )
-        # A cache must see each token once, so nothing may be recomputed. The gradient of an attention map needs a graph.
+        # A cache must see each token once, so nothing may be recomputed. A map with a gradient needs a graph.
         reversible = self.config.reversible and cache is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,
