@@ -187,10 +187,9 @@ class ReformerModel(ReformerPreTrainedModel):
             full_attention_mask=self._full_attention_mask(hidden_states, attention_mask, past_length, wants_maps),
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
-            cache=cache,
-            step=step,
+            cached=None if step is None else cache.at(step),
         )
-        if cache is not None:
+        if step is not None:
             cache.end(step)
             if attentions is not None and not step.is_first:
                 attentions = tuple(step.in_columns(weights) for weights in attentions)

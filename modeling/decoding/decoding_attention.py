@@ -13,7 +13,7 @@ from ..ops.chunking import circular_offset, masked_score, self_score
 from ..ops.lsh_options import LSHOptions
 from ..ops.value_shift import next_real_token, weights_of_values
 from .bucket_order import bucket_of, position_of
-from .decoding_cache import CacheStep, LSHCacheLayer, RowBuffer
+from .decoding_cache import CachedStep, CacheStep, LSHCacheLayer, RowBuffer
 
 
 # Elements that are gathered, or scores that are computed, at once.
@@ -119,9 +119,10 @@ def attend_to_rows(
 
 
 def attend_to_all(
-    query: torch.Tensor, cache: LSHCacheLayer, step: CacheStep, reach: int, value_shift: int, return_weights: bool
+    query: torch.Tensor, cached: CachedStep[LSHCacheLayer], reach: int, value_shift: int, return_weights: bool
 ) -> Attended:
     """Shared-query/key attention of `[B, M, H, D]` to all of the first `reach` positions up to their own."""
+    cache, step = cached.layer, cached.step
     count = min(step.longest, reach)
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
     keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
@@ -140,8 +141,7 @@ def attend_to_all(
 
 def attend_in_buckets(
     query: torch.Tensor,
-    cache: LSHCacheLayer,
-    step: CacheStep,
+    cached: CachedStep[LSHCacheLayer],
     codes: torch.Tensor,
     options: LSHOptions,
     padded_length: int,
@@ -157,6 +157,7 @@ def attend_in_buckets(
         codes: `[B, H, R, M]`, of the new tokens.
         padded_length: Places that a round takes.
     """
+    cache, step = cached.layer, cached.step
     map_length = step.longest if return_weights else None
 
     def attend(query, step, where):

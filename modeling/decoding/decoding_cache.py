@@ -10,6 +10,7 @@ Shapes: B batch, M new tokens, H heads, D head size.
 
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any, Generic, TypeVar
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -67,9 +68,10 @@ class CacheStep:
     def to(self, device: torch.device, non_blocking: bool = False) -> "CacheStep":
         """The same on another device, for layers that are there."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(
-            self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}
-        )
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
+        }
+        return replace(self, **moved)
 
     def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
         """
@@ -108,7 +110,7 @@ class RowBuffer:
 
     def __init__(self, ring: int | None = None, most: int | None = None):
         self.ring, self.most = ring, most
-        self.tensors = []
+        self.tensors: list[torch.Tensor] = []
 
     @property
     def keys(self) -> torch.Tensor:
@@ -210,6 +212,28 @@ class ReformerCacheLayer(CacheLayerMixin):
     def crop(self, count: int, lengths: torch.Tensor):
         """Forget `count` columns, the newest ones: `lengths` tokens remain of each row."""
         self.num_columns -= count
+
+
+Layer = TypeVar("Layer", bound=ReformerCacheLayer)
+
+
+# trf-ignore: TRF031 this goes into the layers, it is no output
+@dataclass(frozen=True)
+class CachedStep(Generic[Layer]):
+    """
+    What a layer knows of the text so far, and where the tokens of this call go in it.
+
+    Attributes:
+        layer: What the layer keeps.
+        step: The same for all layers.
+    """
+
+    layer: Layer
+    step: CacheStep
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "CachedStep[Layer]":
+        """The step on another device, for a layer that is there; what the layer keeps is there already."""
+        return replace(self, step=self.step.to(device, non_blocking))
 
 
 class LocalCacheLayer(ReformerCacheLayer):
@@ -380,6 +404,10 @@ class ReformerCache(Cache):
         longest = max(1, int(after.max()))
         mask = self._extended_mask(longest, positions, is_kept, is_real)
         return CacheStep(positions, is_kept, real, None, after, real_lengths, longest, num_columns, mask, is_first)
+
+    def at(self, step: CacheStep) -> list[CachedStep]:
+        """Each layer with `step`, which `begin` has returned."""
+        return [CachedStep(layer, step) for layer in self.layers]
 
     def _extended_mask(self, longest, positions, is_kept, is_real):
         """`[B, longest]` with the new tokens, or None where nothing is masked."""

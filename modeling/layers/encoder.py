@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..decoding.decoding_cache import CacheStep, ReformerCache, ReformerCacheLayer
+from ..decoding.decoding_cache import CachedStep
 from ..ops.differentiation import is_inside_transform
 from ..ops.padding import shift_back
 from .feed_forward import ChunkReformerFeedForward
@@ -106,8 +106,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         length: int | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
-        cache: ReformerCacheLayer | None = None,
-        step: CacheStep | None = None,
+        cached: CachedStep | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
@@ -116,7 +115,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             tape, stores_output, on_grid: See `reversible.ReversibleLayerCall`.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
-            cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            cached: What is known of the text so far, and where the tokens of this call go in it.
             **kwargs: Masks and the rotation for the self-attention.
 
         Returns:
@@ -125,19 +124,19 @@ class ReformerLayer(GradientCheckpointingLayer):
         x1, x2 = tape.verify_input(self.layer_idx, (attn_output, hidden_states))
         self_attention, rotations = self.attention.self_attention, None
         if isinstance(self_attention, LSHSelfAttention):
-            length = length or (x2.shape[1] if step is None else step.num_columns)
-            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, x2.device, cache)
+            length = length or (x2.shape[1] if cached is None else cached.step.num_columns)
+            kept = None if cached is None else cached.layer
+            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, x2.device, kept)
         attention = _RecordedAttention(
             self.attention,
             rotations,
             circle_length=circle_length,
             return_weights=return_weights,
-            cache=cache,
-            step=step,
+            cached=cached,
             **kwargs,
         )
         # A cache must see each token once, so nothing may be recomputed. A map with a gradient needs a graph.
-        reversible = self.config.reversible and cache is None and not return_weights and torch.is_grad_enabled()
+        reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
             attention=attention,
             attention_module=self.attention,
@@ -213,7 +212,7 @@ class ReformerEncoder(nn.Module):
         return_hidden_states: bool | int | list[int] | None = None,
         return_weights: bool = False,
         shift: torch.Tensor | None = None,
-        cache: ReformerCache | None = None,
+        cached: list[CachedStep] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
@@ -224,7 +223,7 @@ class ReformerEncoder(nn.Module):
                 those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map, for which layers are not run reversibly.
             shift: By how much the caller's rows were shifted, `[B]`, or None; what is returned is of the caller's.
-            cache: What is known of the text so far.
+            cached: What each layer knows of the text so far, and where the tokens of this call go in it.
             **kwargs: Passed to each layer.
 
         Returns:
@@ -251,7 +250,7 @@ class ReformerEncoder(nn.Module):
                 on_grid=on_grid,
                 return_weights=return_weights,
                 shift=shift,
-                cache=None if cache is None else cache.layers[layer.layer_idx],
+                cached=None if cached is None else cached[layer.layer_idx],
                 rotation=rotation,
                 **kwargs,
             )

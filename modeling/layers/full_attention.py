@@ -5,7 +5,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..decoding.decoding_attention import in_pieces
-from ..decoding.decoding_cache import CacheStep, ReformerCacheLayer
+from ..decoding.decoding_cache import CachedStep, ReformerCacheLayer
 from ..ops.differentiation import is_inside_transform
 from ..ops.implementations import check_keeps_weights
 from ..ops.padding import attend_by_map
@@ -34,8 +34,7 @@ class FullSelfAttention(nn.Module):
         full_attention_mask: torch.Tensor | None = None,
         return_weights: bool = False,
         shift: torch.Tensor | None = None,
-        cache: ReformerCacheLayer | None = None,
-        step: CacheStep | None = None,
+        cached: CachedStep[ReformerCacheLayer] | None = None,
         rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
@@ -44,12 +43,12 @@ class FullSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
             shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
-            cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries and keys; None leaves them as they are.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
-            `[B, H, L, step.longest]`, or None; and None (nothing is hashed).
+            `[B, H, L, cached.step.longest]`, or None; and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query, key, value = (
@@ -57,10 +56,10 @@ class FullSelfAttention(nn.Module):
         )
         if rotation is not None:
             query, key = rotation.turn(query), rotation.turn(key)
-        if cache is not None:
-            cache.update(key, value, step)
-            if not step.is_first:
-                output, weights = self._attend_to_cache(query, cache, step, return_weights)
+        if cached is not None:
+            cached.layer.update(key, value, cached.step)
+            if not cached.step.is_first:
+                output, weights = self._attend_to_cache(query, cached, return_weights)
                 return output.flatten(2), weights, None
         output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
         output, weights = attend_by_map(output, weights, value, shift)
@@ -81,8 +80,9 @@ class FullSelfAttention(nn.Module):
         )
         return output, weights if return_weights else None
 
-    def _attend_to_cache(self, query, cache, step, return_weights):
+    def _attend_to_cache(self, query, cached, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
+        cache, step = cached.layer, cached.step
         key, value = cache.rows.keys[:, : step.longest], cache.rows.values[:, : step.longest]
         positions = torch.arange(step.longest, device=query.device).view(1, 1, 1, -1)
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ..decoding.decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
-from ..decoding.decoding_cache import CROP_REACH, CacheStep, LocalCacheLayer
+from ..decoding.decoding_cache import CROP_REACH, CachedStep, LocalCacheLayer
 from ..ops.chunking import masked_score, padded_to_multiple
 from ..ops.local_operator import local_attention
 from ..ops.padding import attend_by_map
@@ -32,8 +32,7 @@ class LocalSelfAttention(nn.Module):
         circle_length: int | None = None,
         return_weights: bool = False,
         shift: torch.Tensor | None = None,
-        cache: LocalCacheLayer | None = None,
-        step: CacheStep | None = None,
+        cached: CachedStep[LocalCacheLayer] | None = None,
         rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
@@ -43,23 +42,23 @@ class LocalSelfAttention(nn.Module):
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
-            cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries and keys; None leaves them as they are.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
-            `[B, H, L, step.longest]`, or None; and None (nothing is hashed).
+            `[B, H, L, cached.step.longest]`, or None; and None (nothing is hashed).
         """
         heads = (-1, self.head_size)
         query = self.query(hidden_states).unflatten(-1, heads)
         key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.key, self.value))
         if rotation is not None:
             query, key = rotation.turn(query), rotation.turn(key)
-        if cache is not None:
-            if not step.is_first:
-                output, weights = self._attend_to_cache(query, key, value, cache, step, circle_length, return_weights)
+        if cached is not None:
+            if not cached.step.is_first:
+                output, weights = self._attend_to_cache(query, key, value, cached, circle_length, return_weights)
                 return output.flatten(2), weights, None
-            cache.update(key, value, step)
+            cached.layer.update(key, value, cached.step)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query.shape[1]
         config = self.config
@@ -86,8 +85,9 @@ class LocalSelfAttention(nn.Module):
         output, weights = attend_by_map(output, weights, value, shift)
         return output.flatten(2), weights, None
 
-    def _attend_to_cache(self, query, key, value, cache, step, circle_length, return_weights):
+    def _attend_to_cache(self, query, key, value, cached, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds and to each other; output and map."""
+        cache, step = cached.layer, cached.step
         config, circular = self.config, self.config.circular_look_around
         length = config.local_attn_chunk_length
         around = (config.local_num_chunks_before, config.local_num_chunks_after)

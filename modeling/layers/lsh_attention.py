@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..decoding.decoding_attention import attend_in_buckets, attend_to_all
-from ..decoding.decoding_cache import CacheStep, LSHCacheLayer
+from ..decoding.decoding_cache import CachedStep, LSHCacheLayer
 from ..ops.chunking import padded_to_multiple
 from ..ops.lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from ..ops.lsh_operator import attend_by_hash, attend_to_everything
@@ -53,7 +53,12 @@ class LSHSelfAttention(nn.Module):
 
     @torch.compiler.disable
     def draw_rotations(
-        self, length: int, circle_length: int | None, num_hashes: int | None, device: torch.device, cache=None
+        self,
+        length: int,
+        circle_length: int | None,
+        num_hashes: int | None,
+        device: torch.device,
+        cache: LSHCacheLayer | None = None,
     ) -> torch.Tensor | None:
         """
         The rotations to hash `length` tokens with, or None where attention is dense and nothing is hashed.
@@ -89,8 +94,7 @@ class LSHSelfAttention(nn.Module):
         buckets: torch.Tensor | None = None,
         return_weights: bool = False,
         shift: torch.Tensor | None = None,
-        cache: LSHCacheLayer | None = None,
-        step: CacheStep | None = None,
+        cached: CachedStep[LSHCacheLayer] | None = None,
         rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -102,20 +106,21 @@ class LSHSelfAttention(nn.Module):
             rotations: From `draw_rotations`; not needed with `buckets`.
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
             shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
-            cache, step: What is known of the text so far, and where the tokens of this call go in it.
+            cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries, which are also keys, with `config.lsh_rotary`.
 
         Returns:
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
-            `[B, H, L, step.longest]`, or None; and the buckets or None.
+            `[B, H, L, cached.step.longest]`, or None; and the buckets or None.
         """
         query_key, value = self._project(hidden_states, rotation)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query_key.shape[1]
-        if cache is not None:
-            cache.update(query_key, value, step)
-            if not step.is_first:
-                output, weights = self._attend_to_cache(query_key, cache, step, circle_length, return_weights)
+        cache = None if cached is None else cached.layer
+        if cached is not None:
+            cached.layer.update(query_key, value, cached.step)
+            if not cached.step.is_first:
+                output, weights = self._attend_to_cache(query_key, cached, circle_length, return_weights)
                 return output.flatten(2), weights, None
         how = {
             "options": self._options_with_dropout(),
@@ -130,8 +135,8 @@ class LSHSelfAttention(nn.Module):
             num_buckets = self._num_buckets(length, circle_length, cache)
             if buckets is None:
                 buckets = self._hash(query_key.detach(), rotations, num_buckets)
-                if cache is not None:
-                    cache.add_to_order(buckets, step, all_positions=True)
+                if cached is not None:
+                    cached.layer.add_to_order(buckets, cached.step, all_positions=True)
             output, weights = attend_by_hash(
                 query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
             )
@@ -149,16 +154,17 @@ class LSHSelfAttention(nn.Module):
     def _hash(self, vectors, rotations, num_buckets):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
 
-    def _attend_to_cache(self, query_key, cache, step, circle_length, return_weights):
+    def _attend_to_cache(self, query_key, cached, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
-        output, weights = self._attend_as_uncached(query_key, cache, step, circle_length, return_weights)
-        return zero_of_masked(output, weights, step.is_real if self.options.value_shift else None)
+        output, weights = self._attend_as_uncached(query_key, cached, circle_length, return_weights)
+        return zero_of_masked(output, weights, cached.step.is_real if self.options.value_shift else None)
 
-    def _attend_as_uncached(self, query_key, cache, step, circle_length, return_weights):
+    def _attend_as_uncached(self, query_key, cached, circle_length, return_weights):
+        cache, step = cached.layer, cached.step
         if self.threshold.covers(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
-            return self._attend_to_all_of(cache, query_key, step, step.longest, return_weights)
+            return self._attend_to_all_of(cached, query_key, step.longest, return_weights)
         if cache.order is None:
             # So far attention was dense, and nothing was hashed.
             all_keys = cache.rows.keys[:, : step.longest]
@@ -169,17 +175,17 @@ class LSHSelfAttention(nn.Module):
             buckets = self._hash(query_key.detach(), cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
-        output, weights = attend_in_buckets(query_key, cache, step, codes, self.options, padded_length, return_weights)
+        output, weights = attend_in_buckets(query_key, cached, codes, self.options, padded_length, return_weights)
         if step.start is not None and not (self.threshold.keeps_beginning and step.start < self.threshold.length):
             return output, weights
         is_dense = self.threshold.queries(step.positions, step.real_lengths)
         if is_dense is None:
             return output, weights
-        dense = self._attend_to_all_of(cache, query_key, step, self.threshold.length, return_weights)
+        dense = self._attend_to_all_of(cached, query_key, self.threshold.length, return_weights)
         return _choose(is_dense, dense, (output, weights))
 
-    def _attend_to_all_of(self, cache, query_key, step, reach, return_weights):
-        return attend_to_all(query_key, cache, step, reach, self.options.value_shift, return_weights)
+    def _attend_to_all_of(self, cached, query_key, reach, return_weights):
+        return attend_to_all(query_key, cached, reach, self.options.value_shift, return_weights)
 
     def _options_with_dropout(self):
         dropout_p = self.dropout.p if self.dropout.training else 0.0

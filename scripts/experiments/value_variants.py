@@ -48,8 +48,8 @@ class VariedAttention(LSHSelfAttention):
         """What is hashed and compared, and what is read, from what is projected; `[B, L, H, D]` each."""
         raise NotImplementedError
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, cache=None, **kwargs):
-        if attention_mask is not None or cache is not None:
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, cached=None, **kwargs):
+        if attention_mask is not None or cached is not None:
             raise ValueError(f"{type(self).__name__} takes whole windows only: no attention mask and no cache.")
         return super().forward(hidden_states, **kwargs)
 
