@@ -546,7 +546,8 @@ class ReformerConfig(PreTrainedConfig):
             return None
         if not self.axial_pos_embds:
             return self.max_position_embeddings
-        return min(self.max_position_embeddings, prod(self.axial_pos_shape))
+        reach = prod(self.axial_pos_shape or ())
+        return reach if self.max_position_embeddings is None else min(self.max_position_embeddings, reach)
 
     @property
     def output_size(self) -> int:

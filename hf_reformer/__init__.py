@@ -95,11 +95,10 @@ def __getattr__(name: str):
 # TRL, pipelines and `transformers serve` look up here what a checkpoint's `architectures` name. Stock's classes stay
 # in `transformers.models.reformer`. The first import of transformers' processors makes a second module `transformers`,
 # and whoever imported it before keeps the first.
-modules = list(sys.modules.values())
-modules = [sys.modules["transformers"], *(getattr(module, "__dict__", {}).get("transformers") for module in modules)]
-for module in modules:
+copies = [getattr(module, "__dict__", {}).get("transformers") for module in list(sys.modules.values())]
+for module in (sys.modules["transformers"], *copies):
     if getattr(module, "__name__", None) == "transformers":
         for name in __all__:
             if name.startswith("Reformer"):
                 setattr(module, name, globals()[name])
-del module, modules, name
+del copies, module, name

@@ -26,6 +26,14 @@ ONE_DOCUMENT_PER_ROW = (
 )
 
 
+def given_input(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    """The one of both that is given; ValueError unless it is one."""
+    given = [tensor for tensor in (input_ids, inputs_embeds) if tensor is not None]
+    if len(given) != 1:
+        raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+    return given[0]
+
+
 def check_inputs(
     hidden_size: int,
     input_ids: torch.Tensor | None,
@@ -41,9 +49,7 @@ def check_inputs(
     Args:
         past_length: Tokens in a cache, which the attention mask covers too.
     """
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
-    given = input_ids if inputs_embeds is None else inputs_embeds
+    given = given_input(input_ids, inputs_embeds)
     shape, size = tuple(given.shape[: len(dimensions)]), tuple(given.shape[len(dimensions) :])
     if len(shape) < len(dimensions) or size != (() if inputs_embeds is None else (hidden_size,)):
         names = ", ".join(dimensions)

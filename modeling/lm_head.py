@@ -10,6 +10,7 @@ from transformers.modeling_utils import load_state_dict
 
 from .argument_checks import check_labels
 from .lm_loss import chunked_cross_entropy
+from .weights_loading import Model
 
 
 class ReformerOnlyLMHead(nn.Module):
@@ -54,7 +55,7 @@ def _keep_one_bias(state_dict: dict, prefix: str):
         state_dict.setdefault(prefix + "decoder.bias", other)
 
 
-class LMHeadMixin:
+class LMHeadMixin(Model):
     """
     What the two language models share: the head, its tying, its resizing, its bias in files, and the loss in chunks.
 

@@ -15,6 +15,7 @@
 
 import copy
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 from torch import nn
@@ -42,6 +43,7 @@ from .argument_checks import (
     check_labels,
     check_num_hashes,
     check_one_document_per_row,
+    given_input,
 )
 from .decoding.cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
 from .decoding.decoding_cache import ReformerCache
@@ -171,9 +173,10 @@ class ReformerModel(ReformerPreTrainedModel):
         attention_mask, input_ids, position_ids, inputs_embeds = (
             shift_rows(tensor, shift) for tensor in (attention_mask, input_ids, position_ids, inputs_embeds)
         )
-        step = None
+        step = cached = None
         if cache is not None:
-            step = cache.begin(input_ids if inputs_embeds is None else inputs_embeds, attention_mask, shift)
+            step = cache.begin(given_input(input_ids, inputs_embeds), attention_mask, shift)
+            cached = cache.at(step)
             self.embeddings.check_length(step.longest)
             position_ids = step.positions if position_ids is None and past_length else position_ids
         hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
@@ -187,9 +190,9 @@ class ReformerModel(ReformerPreTrainedModel):
             full_attention_mask=self._full_attention_mask(hidden_states, attention_mask, past_length, wants_maps),
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
-            cached=None if step is None else cache.at(step),
+            cached=cached,
         )
-        if step is not None:
+        if cache is not None and step is not None:
             cache.end(step)
             if attentions is not None and not step.is_first:
                 attentions = tuple(step.in_columns(weights) for weights in attentions)
@@ -319,7 +322,7 @@ class ReformerClassificationHead(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.output_size, config.hidden_size)
         self.dropout = nn.Dropout(_head_dropout(config))
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, cast(int, config.num_labels))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, output_size]` to `[B, num_labels]`."""
@@ -404,7 +407,7 @@ class ReformerForTokenClassification(ReformerPreTrainedModel):
         self.num_labels = config.num_labels
         self.reformer = ReformerModel(config)
         self.dropout = nn.Dropout(_head_dropout(config))
-        self.classifier = nn.Linear(config.output_size, config.num_labels)
+        self.classifier = nn.Linear(config.output_size, cast(int, config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -522,7 +525,7 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
         """
         dimensions = ("batch", "choices", "length")
         check_inputs(self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, dimensions)
-        batch, num_choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        batch, num_choices = given_input(input_ids, inputs_embeds).shape[:2]
         input_ids, attention_mask, position_ids, inputs_embeds = (
             None if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, position_ids, inputs_embeds)

@@ -4,14 +4,15 @@ import copy
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .layers.position_embeddings import AxialPositionEmbeddings
+from .layers.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
 
 
 logger = logging.get_logger(__name__)
@@ -38,7 +39,17 @@ not import it.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
-class CheckpointMixin:
+# For a type checker a mixin is the model that it is mixed into.
+if TYPE_CHECKING:
+
+    class Model(PreTrainedModel):
+        """What the mixins are mixed into."""
+
+else:
+    Model = object
+
+
+class CheckpointMixin(Model):
     """`from_pretrained` that resizes the position table on request and refuses damaged weights."""
 
     @classmethod
@@ -99,7 +110,7 @@ class CheckpointMixin:
                 "The position table is offloaded and cannot be resized. Load the model without offloading, save it "
                 "with the new table, and load that; or keep the embeddings on a device by `device_map`."
             )
-        positions.resize(new_num_position_embeddings)
+        cast(Any, positions).resize(new_num_position_embeddings)
         if positions.shape == old:
             return
         if isinstance(positions, AxialPositionEmbeddings):
@@ -123,9 +134,10 @@ class CheckpointMixin:
             card.save(path)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
-    def get_position_embeddings(self) -> torch.nn.Module | None:
+    def get_position_embeddings(self) -> AxialPositionEmbeddings | PositionEmbeddings | None:
         """The position embeddings of the base model; None where positions have no table."""
-        return self.base_model.embeddings.position_embeddings
+        base_model: Any = self.base_model
+        return base_model.embeddings.position_embeddings
 
 
 def _with_saved_table(config_class, path, config, wanted, kwargs):

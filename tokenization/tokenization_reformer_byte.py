@@ -99,7 +99,7 @@ class _Pieces(dict):
     """The bytes of each id; of an id that no token has, a replacement character."""
 
     def __missing__(self, token_id: Any) -> bytes:
-        if isinstance(token_id, Integral) and token_id >= 0:
+        if isinstance(token_id, Integral) and int(token_id) >= 0:
             return REPLACEMENT
         raise KeyError(token_id)
 
@@ -184,6 +184,7 @@ class ReformerByteTokenizer(TokenizersBackend):
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
+    _tokenizer: Tokenizer  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class ReformerByteTokenizer(TokenizersBackend):
             `int`: How many tokens are new. Call `model.resize_token_embeddings(len(tokenizer))` if there are any.
         """
         unnamed = {role: name for role, name in HEAD_TOKENS.items() if getattr(self, role) is None}
-        return self.add_special_tokens(unnamed)
+        return self.add_special_tokens({**unnamed})
 
     def update_post_processor(self) -> None:
         """Put around a text and a pair of texts the tokens that have a name, bos and eos only if asked for."""
@@ -307,8 +308,11 @@ class ReformerByteTokenizer(TokenizersBackend):
         Returns:
             `str`: The text; `errors` of the constructor says what becomes of bytes that are not UTF-8.
         """
-        named = {self._tokenizer.id_to_token(PAD_ID), self._tokenizer.id_to_token(EOS_ID), *self.added_tokens_encoder}
+        named = {*self._names_of_two_ids(), *self.added_tokens_encoder}
         return b"".join([_bytes_of(token, named) for token in tokens]).decode("utf-8", errors=self.errors)
+
+    def _names_of_two_ids(self) -> list[str]:
+        return [str(self._tokenizer.id_to_token(token_id)) for token_id in (PAD_ID, EOS_ID)]
 
     def _decode(
         self,
@@ -321,8 +325,8 @@ class ReformerByteTokenizer(TokenizersBackend):
         # the library's decoder always replaces, drops ids it does not know, and garbles added tokens such as "<é>";
         # and no space is cleaned up here, because each one is a byte of the text
         pieces = _Pieces({byte_id: bytes([byte_id - FIRST_BYTE_ID]) for byte_id in BYTE_IDS.values()})
-        for token_id in (PAD_ID, EOS_ID):
-            pieces[token_id] = self._tokenizer.id_to_token(token_id).encode()
+        for token_id, name in zip((PAD_ID, EOS_ID), self._names_of_two_ids(), strict=True):
+            pieces[token_id] = name.encode()
         for token_id, token in self.added_tokens_decoder.items():
             pieces[token_id] = b"" if skip_special_tokens and token.special else token.content.encode()
         if isinstance(token_ids, int):

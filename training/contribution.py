@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from torch import nn
+from transformers import PreTrainedModel
 
 
 @contextmanager
-def without_attention(model: nn.Module, kind: str = "lsh") -> Iterator[list[int]]:
+def without_attention(model: PreTrainedModel, kind: str = "lsh") -> Iterator[list[int]]:
     """
     Within this context layers of a kind attend to nothing: their attention gives zeros, all else stays.
 

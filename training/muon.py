@@ -32,16 +32,16 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
-                    self._update(weight, group)
+                    self._update(weight, weight.grad, group)
         return loss
 
-    def _update(self, weight: torch.Tensor, group: dict[str, Any]) -> None:
+    def _update(self, weight: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(weight.grad)
+            state["momentum_buffer"] = torch.zeros_like(gradient)
         momentum = state["momentum_buffer"]
-        momentum.lerp_(weight.grad, 1 - group["momentum"])
-        update = weight.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         fast = torch.bfloat16 if multiplies_in_bfloat16(weight.device) else torch.float32
         update = orthogonal(update.to(self.dtype or fast), group["ns_coefficients"], group["ns_steps"], group["eps"])
         weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -60,10 +60,10 @@ def neighbour_chunks(
         chunk: `[...]`, integer.
         num_chunks: Chunks in all, round after round where there are several.
     """
-    offsets = range(-around[0], around[1] + 1)
+    offsets = list(range(-around[0], around[1] + 1))
     if circular:
         offsets = [circular_offset(offset, num_chunks) for offset in offsets]
-    neighbours = chunk[..., None] + torch.tensor(list(offsets), device=chunk.device)
+    neighbours = chunk[..., None] + torch.tensor(offsets, device=chunk.device)
     if circular:
         return neighbours % num_chunks, torch.ones_like(neighbours, dtype=torch.bool)
     exists = (neighbours >= 0) & (neighbours < num_chunks)
@@ -204,7 +204,7 @@ def _window(places: torch.Tensor, options: LSHOptions, padded_length: int) -> tu
     if options.circular_look_around:
         chunk = chunk + first_of_round.squeeze(-1) // length
         chunks, exists = neighbour_chunks(chunk, chunks_per_round * num_rounds, options.around, circular=True)
-        first_of_round = 0
+        first_of_round = torch.zeros_like(first_of_round)
     else:
         chunks, exists = neighbour_chunks(chunk, chunks_per_round, options.around, circular=False)
     window = chunks[..., None] * length + torch.arange(length, device=device)

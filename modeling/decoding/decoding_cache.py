@@ -338,6 +338,8 @@ class ReformerCache(Cache):
     300
     """
 
+    layers: list[ReformerCacheLayer]  # type: ignore[assignment]
+
     def __init__(self, config, max_length: int | None = None):
         num_buckets = config.num_buckets
         # CODEPATH: published checkpoints have LSH layers; others need no buckets.
@@ -393,7 +395,8 @@ class ReformerCache(Cache):
         if is_real is None:
             is_real = torch.ones_like(steps, dtype=torch.bool)
         if is_first:
-            is_kept = (steps < count - padding[:, None]) & is_real.any(dim=1, keepdim=True)
+            last = count if padding is None else count - padding[:, None]
+            is_kept = (steps < last) & is_real.any(dim=1, keepdim=True)
         else:
             is_kept = (lengths > 0)[:, None] | is_real.cummax(dim=1).values
         positions = (lengths[:, None] + is_kept.cumsum(dim=1) - 1).clamp(min=0)

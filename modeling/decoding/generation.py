@@ -1,6 +1,9 @@
 """What `generate` asks of a model with a cache of its own."""
 
+from typing import TYPE_CHECKING
+
 import torch
+from transformers import GenerationMixin, PreTrainedModel
 
 from ..ops.implementations import check_keeps_weights
 from ..ops.padding import first_real_token
@@ -8,7 +11,16 @@ from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
 
 
-class CachedGenerationMixin:
+if TYPE_CHECKING:
+
+    class Model(PreTrainedModel, GenerationMixin):
+        """What the mixin is mixed into."""
+
+else:
+    Model = object
+
+
+class CachedGenerationMixin(Model):
     """For a causal model beside `GenerationMixin`, whose default caches do not know buckets."""
 
     def generate(self, *args, **kwargs):

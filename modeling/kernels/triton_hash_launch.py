@@ -78,7 +78,7 @@ def sort_with_kernels(buckets: torch.Tensor, key_mask: torch.Tensor | None, num_
     sorting = moving | {"HAS_MASK": has_mask, "num_warps": SORT_WARPS}
     adding = {"BITS": bits, "DIGITS": digits, "TILES": at_once, "num_warps": 4}
     buckets = buckets.int().contiguous()
-    mask = key_mask.contiguous().view(torch.int8) if has_mask else buckets
+    mask = buckets if key_mask is None else key_mask.contiguous().view(torch.int8)
     totals = torch.empty((rows, 2**bits), dtype=torch.int32, device=buckets.device)
     sizes = (heads * rounds, length, num_buckets)
     order = buckets
@@ -86,10 +86,10 @@ def sort_with_kernels(buckets: torch.Tensor, key_mask: torch.Tensor | None, num_
         for i in range(passes):
             counts = torch.zeros((rows, tiles, 2**bits), dtype=torch.int32, device=buckets.device)
             sorted_tiles, moved = torch.empty_like(buckets), torch.empty_like(buckets)
-            tokens = (buckets, mask, order, sorted_tiles, counts, sizes, i * bits)
-            launch(sort_tiles_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **sorting)
+            unsorted = (buckets, mask, order, sorted_tiles, counts, sizes, i * bits)
+            launch(sort_tiles_kernel, rows * tiles, *unsorted, IS_FIRST=i == 0, **sorting)
             launch(add_counts_kernel, rows * (2**bits // digits), counts, totals, tiles, **adding)
-            tokens = (sorted_tiles, order, counts, totals, moved, sizes)
-            launch(move_by_digit_kernel, rows * tiles, *tokens, IS_FIRST=i == 0, **moving)
+            tiled = (sorted_tiles, order, counts, totals, moved, sizes)
+            launch(move_by_digit_kernel, rows * tiles, *tiled, IS_FIRST=i == 0, **moving)
             order = moved
     return order

@@ -58,4 +58,4 @@ class DenseThreshold:
         """
         if self.keeps_beginning:
             return positions < self.length
-        return row_lengths[:, None] <= self.length if self.by_row else None
+        return None if row_lengths is None or not self.by_row else row_lengths[:, None] <= self.length

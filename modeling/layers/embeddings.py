@@ -1,5 +1,7 @@
 """Word and position embeddings: what the first layer reads."""
 
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -28,10 +30,11 @@ class ReformerEmbeddings(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`[B, L]` ids or `[B, L, hidden_size]` vectors, to `[B, L, hidden_size]`."""
-        batch, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        given = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)
+        batch, length = given.shape[:2]
         self.check_length(length)
         if inputs_embeds is None:
-            inputs_embeds = _look_up(self.word_embeddings, input_ids, "input_ids", self.config.vocab_size)
+            inputs_embeds = _look_up(self.word_embeddings, given, "input_ids", self.config.vocab_size)
         if self.position_embeddings is None:
             return self.dropout(inputs_embeds)
         if position_ids is None:

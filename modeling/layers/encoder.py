@@ -172,10 +172,12 @@ class _ShownStates:
         self, asked: bool | int | list[int] | None, num_states: int, dtype: torch.dtype, shift: torch.Tensor | None
     ):
         if asked is None or isinstance(asked, bool):
-            asked = range(num_states) if asked else []
-        indices = [asked] if isinstance(asked, int) else asked
+            indices = list(range(num_states)) if asked else []
+        else:
+            indices = [asked] if isinstance(asked, int) else asked
         self._wanted = {index % num_states for index in indices if -num_states <= index < num_states}
-        self._dtype, self._shift, self._states = dtype, shift, []
+        self._dtype, self._shift = dtype, shift
+        self._states: list[torch.Tensor | None] = []
 
     def wants(self, index: int) -> bool:
         """Whether the state of this index was asked for."""

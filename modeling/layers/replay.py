@@ -72,7 +72,9 @@ class Recording:
         parameters = _entries(each._parameters for each in self.modules)
         self._parameters = [_Held(*entry, version_of(entry[-1])) for entry in parameters]
         self.parameters = list(dict.fromkeys(held.tensor for held in self._parameters))
-        self._buffers, self._training, self._random_states = [], [], []
+        self._buffers: list[_Held] = []
+        self._training: list[bool] = []
+        self._random_states: list[torch.Tensor] = []
 
     @contextmanager
     def recorded(self, device: torch.device) -> Iterator[None]:
@@ -98,10 +100,10 @@ class Recording:
             # The run may change them again.
             again |= {held.tensor: again[held.tensor].clone() for held in self._buffers}
             for held in (*self._parameters, *self._buffers):
-                now, tensor = held.place.get(held.name), again[held.tensor]
-                if now is not tensor:
+                now, then = held.place.get(held.name), again[held.tensor]
+                if now is not then:
                     held_now.append((held.place, held.name, now))
-                    held.place[held.name] = tensor
+                    held.place[held.name] = then
             self._switch(self._training)
             _set_random_states(self._device, self._random_states)
             yield

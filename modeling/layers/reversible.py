@@ -10,12 +10,14 @@ autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see wh
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..ops.differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
 from ..ops.padding import shift_back, shift_rows
+from .feed_forward import ChunkReformerFeedForward
 from .replay import Recording, version_of
 
 
@@ -126,10 +128,9 @@ class ReversibleTape:
     """
 
     def __init__(self, streams: tuple[torch.Tensor, torch.Tensor]):
-        self._recorded = {}
-        self._last_recorded = None
-        self._layer_idx = None
-        self._streams = None
+        self._recorded: dict[int, tuple] = {}
+        self._last_recorded: int | None = None
+        self._handed_down: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
         self.record_output(-1, streams, kept=True)
 
     @torch.compiler.disable
@@ -167,19 +168,18 @@ class ReversibleTape:
 
     def hand_down(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
         """Keep the output of a layer for its backward; the layer above has recovered it."""
-        self._layer_idx, self._streams = layer_idx, streams
+        self._handed_down = layer_idx, streams
 
     def receive(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The output of a layer for its backward, as the layer above has handed it down."""
-        if self._layer_idx != layer_idx:
+        handed_down, self._handed_down = self._handed_down, None
+        if handed_down is None or handed_down[0] != layer_idx:
             raise RuntimeError(
                 f"The backward pass entered the reversible stack at the output of layer {layer_idx}, which was not "
                 "stored. Pass `output_hidden_states=True` to use a layer's output in a loss, or set "
                 "`config.reversible=False`."
             )
-        streams = self._streams
-        self._layer_idx = self._streams = None
-        return streams
+        return handed_down[1]
 
 
 @dataclass
@@ -201,7 +201,7 @@ class ReversibleLayerCall:
 
     attention: Callable[[torch.Tensor], torch.Tensor]
     attention_module: nn.Module
-    feed_forward: nn.Module
+    feed_forward: ChunkReformerFeedForward
     on_grid: bool
     tape: ReversibleTape
     layer_idx: int
@@ -347,9 +347,9 @@ def _add_in_pieces(stream, update, sign, out, on_grid=False):
     return out
 
 
-def narrowed(stream: torch.Tensor, module: nn.Module) -> torch.Tensor:
+def narrowed(stream: torch.Tensor, module: Any) -> torch.Tensor:
     """
-    A stream in what a module computes in.
+    A stream in what a module, which begins with a `layer_norm`, computes in.
 
     The module would cast it, too. Cast outside, the gradient of its input is no wider than all its others.
     """

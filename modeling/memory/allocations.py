@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from linecache import getline
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import nn
@@ -68,7 +69,8 @@ class AllocationLedger(TorchDispatchMode):
         self.alive = self.peak = 0
         self.purpose = purpose
         self._peak_time = self._time = 0
-        self.allocations, self._open = [], {}
+        self.allocations: list[Allocation] = []
+        self._open: dict[int, Allocation] = {}
         self._modules = _ModulesAtWork()
 
     def restart_peak(self):
@@ -172,7 +174,7 @@ class _ModulesAtWork:
 
 def _variable() -> str | None:
     """What the line of this package that is being executed assigns to, or the line that called its function."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_filename.startswith(HERE) and code.co_filename != __file__:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -85,7 +86,7 @@ class TrainingStep:
         auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
         with torch.device(setup.device):
             self.model = auto_class.from_config(deepcopy(config), dtype=setup.dtype).train()
-        length = setup.length or config.max_sequence_length or config.max_position_embeddings
+        length = cast(int, setup.length or config.max_sequence_length or config.max_position_embeddings)
         self.input_ids = torch.randint(config.vocab_size, (setup.batch_size, length), device=setup.device)
         self.optimizer = None
 
@@ -187,9 +188,9 @@ def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
     >>> estimate.peak / 2**20 < 400
     True
     """
-    setup = TrainingSetup(**setup)
+    training = TrainingSetup(**setup)
     with FakeTensorMode(), AllocationLedger(PARAMETERS) as ledger:
-        step = TrainingStep(config, setup)
+        step = TrainingStep(config, training)
         ledger.find(step.input_ids).purpose = ACTIVATIONS
         ledger.purpose = OPTIMIZER_STATE
         step.make_optimizer()
@@ -209,11 +210,13 @@ def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
         sum(group.nbytes for group in groups if group.purpose == purpose)
         for purpose in (PARAMETERS, GRADIENTS, OPTIMIZER_STATE)
     ]
-    return MemoryEstimate(ledger.peak, *standing, ledger.peak - sum(standing), groups)
+    parameters, gradients, optimizer_state = standing
+    return MemoryEstimate(ledger.peak, parameters, gradients, optimizer_state, ledger.peak - sum(standing), groups)
 
 
 def _group(allocations: Iterable[Allocation], config: ReformerConfig) -> tuple[TensorGroup, ...]:
-    groups, layers = {}, {}
+    groups: dict[tuple, list[int]] = {}
+    layers: dict[tuple, set[int | None]] = {}
     for allocation in allocations:
         part, layer = _part_of_model(allocation, config)
         key = allocation.purpose, part, allocation.name, allocation.shape, allocation.dtype
@@ -242,6 +245,7 @@ def _part_of_model(allocation: Allocation, config: ReformerConfig) -> tuple[str,
 
 
 def _of_layers(layers: set[int | None]) -> str:
+    numbers = sorted(layer for layer in layers if layer is not None)
     if None in layers:
         return ""
-    return f" of layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, sorted(layers)))}"
+    return f" of layer{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

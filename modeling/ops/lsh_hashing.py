@@ -9,6 +9,7 @@ Shapes: B batch, L length, H heads, D head size, R hashing rounds, F bucket fact
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import reduce
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
@@ -134,13 +135,13 @@ def hash_vectors(
 
 def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tuple[int, ...]) -> torch.Tensor:
     halves = [factor // 2 for factor in factors]
-    bucket, stride = 0, 1
+    parts, stride = [], 1
     for projection, half in zip((vectors @ rotations).split(halves, dim=-1), halves, strict=True):
         largest, argmax = projection.max(dim=-1)
         smallest, argmin = projection.min(dim=-1)
-        bucket = bucket + stride * torch.where(largest >= -smallest, argmax, argmin + half)
+        parts.append(stride * torch.where(largest >= -smallest, argmax, argmin + half))
         stride *= 2 * half
-    return bucket.to(torch.int32)
+    return reduce(torch.add, parts).to(torch.int32)
 
 
 def _takes_kernels(tensor: torch.Tensor, implementation: str | None) -> bool:

@@ -153,7 +153,8 @@ class _Scratch:
     """
 
     def __init__(self, like: torch.Tensor):
-        self._like, self._buffers = like, {}
+        self._like = like
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """The memory of a name, as a tensor of any content."""
@@ -279,16 +280,13 @@ class _Group:
             Output `[G, P, D]`, and of the rounds' log-sum-exps, `[G, P]`, the largest and the sum of all exponentials
             relative to it.
         """
-        output = largest = total = None
-        for round_index in range(self.rounds):
+        output, largest = self._attend_in_round(0)
+        total = torch.ones_like(largest)
+        if self.rounds > 1:
+            # The rounds are accumulated here, in float32 at least.
+            output = self._scratch_for_rows("output", largest.dtype).copy_(output)
+        for round_index in range(1, self.rounds):
             round_output, round_log_sum_exp = self._attend_in_round(round_index)
-            if output is None:
-                output = round_output
-                if self.rounds > 1:
-                    # The rounds are accumulated here, in float32 at least.
-                    output = self._scratch_for_rows("output", round_log_sum_exp.dtype).copy_(round_output)
-                largest, total = round_log_sum_exp, torch.ones_like(round_log_sum_exp)
-                continue
             new_largest = torch.maximum(largest, round_log_sum_exp)
             old, new = (largest - new_largest).exp_(), (round_log_sum_exp - new_largest).exp_()
             output.mul_(old[..., None]).addcmul_(round_output, new[..., None])
@@ -361,8 +359,11 @@ class _Group:
         pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
         for chunks, _ in distinct(pieces, self.query):
             query_rows, key_rows = self.query_rows[:, chunks].flatten(), self.key_rows_of(chunks)
-            of_queries = (self.queries(rows, query_rows) for rows in (gradient, output, log_sum_exp))
-            parts = attend_backward(*self._inputs(chunks), *of_queries, scale=1.0)
+            query, key, value, mask = self._inputs(chunks)
+            gradient_, output_, log_sum_exp_ = (
+                self.queries(rows, query_rows) for rows in (gradient, output, log_sum_exp)
+            )
+            parts = attend_backward(query, key, value, mask, gradient_, output_, log_sum_exp_, scale=1.0)
             _add_rows(query_grad, query_rows, parts[0])
             for whole, part in zip((key_grad, value_grad), parts[1:], strict=True):
                 part = part.to(whole.dtype)

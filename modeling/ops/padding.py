@@ -1,5 +1,7 @@
 """Where a row's real tokens are: rows moved so that they start at the front, and the token that stands for a row."""
 
+from typing import overload
+
 import torch
 
 
@@ -12,6 +14,14 @@ def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     """`[B, L]`, bool, to the index of each row's last True, `[B]`; 0 in a row without any."""
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (positions * attention_mask).amax(dim=1)
+
+
+@overload
+def shift_rows(tensor: torch.Tensor, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor: ...
+
+
+@overload
+def shift_rows(tensor: None, shift: torch.Tensor | None, dim: int = 1) -> None: ...
 
 
 def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor | None:

@@ -167,13 +167,14 @@ def _takes(name: str, *arguments: str) -> bool:
     return operator is not None and [a.name for a in operator.default._schema.arguments] == list(arguments)
 
 
-_VECTORS, _LAST = ("query", "key", "value"), ("dropout_p", "is_causal", "attn_mask", "scale")
-_HAS_CPU_KERNEL = _takes("_scaled_dot_product_flash_attention_for_cpu", *_VECTORS, *_LAST) and _takes(
-    "_scaled_dot_product_flash_attention_for_cpu_backward", "grad_out", *_VECTORS, "out", "logsumexp", *_LAST
+_VECTORS = ("query", "key", "value")
+_FOR_CPU = ("dropout_p", "is_causal", "attn_mask", "scale")
+_HAS_CPU_KERNEL = _takes("_scaled_dot_product_flash_attention_for_cpu", *_VECTORS, *_FOR_CPU) and _takes(
+    "_scaled_dot_product_flash_attention_for_cpu_backward", "grad_out", *_VECTORS, "out", "logsumexp", *_FOR_CPU
 )
-_LAST = ("dropout_p", "is_causal", "scale")
+_FOR_CUDA = ("dropout_p", "is_causal", "scale")
 _HAS_CUDA_KERNEL = _takes(
-    "_scaled_dot_product_efficient_attention", *_VECTORS, "attn_bias", "compute_log_sumexp", *_LAST
+    "_scaled_dot_product_efficient_attention", *_VECTORS, "attn_bias", "compute_log_sumexp", *_FOR_CUDA
 ) and _takes(
     "_scaled_dot_product_efficient_attention_backward",
     *("grad_out_", *_VECTORS, "attn_bias", "out", "logsumexp", "philox_seed", "philox_offset", "dropout_p"),

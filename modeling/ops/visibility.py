@@ -5,7 +5,7 @@ Shapes: B batch, H heads, R rounds, P padded length, C chunk length, N chunks (o
 Positions are indices into the unsorted, padded sequence; places are indices into the sorted order.
 """
 
-from functools import reduce
+from functools import cached_property, reduce
 from operator import and_
 
 import torch
@@ -39,14 +39,13 @@ class LSHVisibility:
         if key_mask is not None:
             by_head = key_mask[:, None].expand(-1, order.shape[1], -1)
             self._key_is_real = by_head.gather(2, self.key_positions.flatten(2).long()).view_as(self.key_positions)
-        self._bucket_ids = self._sorted_bucket_ids = self._window_bucket_ids = None
+        # By place, in sorted order, and of what is met.
+        self._bucket_ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         if not options.attend_across_buckets:
-            self._bucket_ids = _bucket_ids(buckets)
-            self._sorted_bucket_ids = self._bucket_ids.gather(3, order.long()).view_as(self.positions)
-            self._window_bucket_ids = look_adjacent(self._sorted_bucket_ids, *options.around)
-        self._places = None
-        if not options.allow_duplicate_attention:
-            self._places = place_in_all_rounds(order.argsort(dim=-1))
+            bucket_ids = _bucket_ids(buckets)
+            in_order = bucket_ids.gather(3, order.long()).view_as(self.positions)
+            self._bucket_ids = bucket_ids, in_order, look_adjacent(in_order, *options.around)
+        self._order = order
 
     def visible_keys(self, chunks: slice) -> torch.Tensor | None:
         """`[B, H, n, C, W]` (or broadcastable), True where a query may attend to a key, or None for everywhere."""
@@ -66,8 +65,8 @@ class LSHVisibility:
         if options.sliding_window:
             conditions.append(_within_sliding_window(options, device))
         if self._bucket_ids is not None:
-            own = self._sorted_bucket_ids[:, :, chunks, :, None]
-            conditions.append(own == self._window_bucket_ids[:, :, chunks, None, :])
+            _, own, met = self._bucket_ids
+            conditions.append(own[:, :, chunks, :, None] == met[:, :, chunks, None, :])
         return conditions
 
     def count_meetings(self, chunks: slice) -> torch.Tensor:
@@ -78,22 +77,28 @@ class LSHVisibility:
             `[B, H, n, C, W]`, int64, at least 1.
         """
         positions, key_positions = self.positions[:, :, chunks], self.key_positions[:, :, chunks]
+        places = self._places_in_all_rounds
 
         def at(table, where):
             return table.gather(2, where.flatten(2).long()).view_as(where)
 
-        met = 0
+        met = torch.zeros((), dtype=torch.int64, device=positions.device)
         for query_round in range(self.rounds):
-            query_place = at(self._places[:, :, query_round], positions)[..., :, None]
+            query_place = at(places[:, :, query_round], positions)[..., :, None]
             for key_round in range(self.rounds) if self.options.circular_look_around else [query_round]:
-                key_place = at(self._places[:, :, key_round], key_positions)[..., None, :]
+                key_place = at(places[:, :, key_round], key_positions)[..., None, :]
                 hits = self._count_hits(query_place, key_place)
                 if self._bucket_ids is not None:
-                    query_bucket = at(self._bucket_ids[:, :, query_round], positions)[..., :, None]
-                    hits = hits * (query_bucket == at(self._bucket_ids[:, :, key_round], key_positions)[..., None, :])
+                    bucket_ids = self._bucket_ids[0]
+                    query_bucket = at(bucket_ids[:, :, query_round], positions)[..., :, None]
+                    hits = hits * (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])
                 met = met + hits
         # A key that another condition hides may not be counted at all.
         return met.clamp(min=1)
+
+    @cached_property
+    def _places_in_all_rounds(self) -> torch.Tensor:
+        return place_in_all_rounds(self._order.argsort(dim=-1))
 
     def _count_hits(self, query_place, key_place):
         """How often a query's window in one round holds a key of one round, by their places in all rounds."""
