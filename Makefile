@@ -34,7 +34,7 @@ contract: $(VENV)/contract.stamp ## run transformers' own common suites on the m
 integrations: $(TOOLS_VENV)/integrations.stamp ## run other people's tools on the models; writes docs/integrations.md
 	$(TOOLS_VENV)/bin/python scripts/check_integrations.py $(INTEGRATIONS)
 
-lint: $(VENV)/test.stamp ## check style (ruff) and the conventions of Transformers' model files (mlinter)
+lint: $(VENV)/test.stamp ## check style (ruff), types (mypy) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
 	$(VENV_PYTHON) scripts/lint.py
@@ -44,7 +44,7 @@ format: $(VENV)/test.stamp ## rewrite the sources as ruff wants them
 	$(VENV_PYTHON) -m ruff format
 
 clean: ## remove build products and caches, but neither .venv nor what was trained in runs/
-	rm -rf build dist *.egg-info .hypothesis .pytest_cache .ruff_cache
+	rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # One stamp for each set of extras in setup.py, so that the demo does not install the test tools. An environment that is

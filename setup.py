@@ -42,6 +42,7 @@ setup(
     python_requires=">=3.10",
     package_dir=PACKAGE_DIR,
     packages=list(PACKAGE_DIR),
+    package_data={"hf_reformer": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<5.25",
@@ -57,6 +58,7 @@ setup(
             *TRAIN,
             "deepspeed",
             "hypothesis",
+            "mypy",
             "peft",
             "pytest",
             "reformer-pytorch",

@@ -1,4 +1,6 @@
-"""Check every module of the package against the conventions of Transformers' model files (mlinter).
+"""Check the types of the package (mypy), and its modules against the conventions of Transformers' files (mlinter).
+
+mypy sees the folders as the package that they are installed as.
 
 mlinter applies its rules by file name (`modeling_*.py`, ...) and looks for a model's config beside the model, so
 `mlinter modeling` would pass over the operators and never see the config. Here each module is shown to it in one flat
@@ -8,6 +10,8 @@ A rule is waived where it does not fit by a comment `# trf-ignore: TRF000 the re
 """
 
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,6 +45,18 @@ def check_conventions(root: Path, flat: Path) -> list[str]:
     return findings
 
 
+def check_types(root: Path, folder: Path) -> list[str]:
+    """Return mypy's findings on the package below `root`, laid out in the empty `folder` as it is installed."""
+    package = folder / "hf_reformer"
+    shutil.copytree(root / "hf_reformer", package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FOLDERS:
+        shutil.copytree(root / name, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "mypy", "--config-file", str(root / "pyproject.toml")]
+    cache = ["--cache-dir", str(root / ".mypy_cache"), "--no-error-summary"]
+    found = subprocess.run([*command, *cache, "-p", "hf_reformer"], cwd=folder, capture_output=True, text=True)
+    return (found.stdout + found.stderr).splitlines()
+
+
 def check_waivers(root: Path) -> list[str]:
     """Return what is wrong with the waivers: one without a reason, or too many waived rules."""
     findings, waived = [], set()
@@ -59,9 +75,11 @@ def check_waivers(root: Path) -> list[str]:
 def main() -> int:
     """Print the findings on the package in the working directory; return 1 when there are any."""
     root = Path.cwd()
-    with TemporaryDirectory() as flat:
+    with TemporaryDirectory() as flat, TemporaryDirectory() as installed:
         findings = check_conventions(root, Path(flat)) + check_waivers(root)
-    print("\n".join(findings) or "mlinter: no findings")
+        if (root / "hf_reformer").is_dir():
+            findings += check_types(root, Path(installed))
+    print("\n".join(findings) or "mlinter and mypy: no findings")
     return 1 if findings else 0
 
 

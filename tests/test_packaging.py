@@ -68,6 +68,7 @@ def test_wheel_holds_every_source(wheel):
     in_wheel = {name for name in ZipFile(wheel).namelist() if name.endswith(".py")}
     expected = {path.relative_to(ROOT).as_posix() for path in PACKAGE_FILES}
     assert in_wheel == {name if name.startswith("hf_reformer/") else f"hf_reformer/{name}" for name in expected}
+    assert "hf_reformer/py.typed" in ZipFile(wheel).namelist()
     assert {"hf_reformer/__init__.py", *(f"hf_reformer/{folder}/__init__.py" for folder in FOLDERS)} <= in_wheel
 
 
@@ -105,6 +106,17 @@ def test_every_public_name_is_there():
     assert {name for name in hf_reformer.__all__ if hasattr(hf_reformer, name)} == set(hf_reformer.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
         hf_reformer.no_such_name  # noqa: B018
+
+
+def test_lint_checks_types(tmp_path):
+    for folder in ("hf_reformer", *FOLDERS):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text('"""A package."""\n')
+    (tmp_path / "modeling" / "planted.py").write_text('"""A module."""\n\n\ndef f() -> int:\n    return ""\n')
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    lint = run_python(str(ROOT / "scripts" / "lint.py"), cwd=tmp_path)
+    assert lint.returncode == 1
+    assert "hf_reformer/modeling/planted.py:5: error: Incompatible return value type" in lint.stdout
 
 
 SCRIPT = """
