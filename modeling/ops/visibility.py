@@ -5,7 +5,7 @@ Shapes: B batch, H heads, R rounds, P padded length, C chunk length, N chunks (o
 Positions are indices into the unsorted, padded sequence; places are indices into the sorted order.
 """
 
-from functools import cached_property, reduce
+from functools import reduce
 from operator import and_
 
 import torch
@@ -45,7 +45,10 @@ class LSHVisibility:
             bucket_ids = _bucket_ids(buckets)
             in_order = bucket_ids.gather(3, order.long()).view_as(self.positions)
             self._bucket_ids = bucket_ids, in_order, look_adjacent(in_order, *options.around)
-        self._order = order
+        # Where each position stands in each round; only for counting.
+        self._places = order
+        if not options.allow_duplicate_attention:
+            self._places = place_in_all_rounds(order.argsort(dim=-1))
 
     def visible_keys(self, chunks: slice) -> torch.Tensor | None:
         """`[B, H, n, C, W]` (or broadcastable), True where a query may attend to a key, or None for everywhere."""
@@ -77,16 +80,15 @@ class LSHVisibility:
             `[B, H, n, C, W]`, int64, at least 1.
         """
         positions, key_positions = self.positions[:, :, chunks], self.key_positions[:, :, chunks]
-        places = self._places_in_all_rounds
 
         def at(table, where):
             return table.gather(2, where.flatten(2).long()).view_as(where)
 
         met = torch.zeros((), dtype=torch.int64, device=positions.device)
         for query_round in range(self.rounds):
-            query_place = at(places[:, :, query_round], positions)[..., :, None]
+            query_place = at(self._places[:, :, query_round], positions)[..., :, None]
             for key_round in range(self.rounds) if self.options.circular_look_around else [query_round]:
-                key_place = at(places[:, :, key_round], key_positions)[..., None, :]
+                key_place = at(self._places[:, :, key_round], key_positions)[..., None, :]
                 hits = self._count_hits(query_place, key_place)
                 if self._bucket_ids is not None:
                     bucket_ids = self._bucket_ids[0]
@@ -95,10 +97,6 @@ class LSHVisibility:
                 met = met + hits
         # A key that another condition hides may not be counted at all.
         return met.clamp(min=1)
-
-    @cached_property
-    def _places_in_all_rounds(self) -> torch.Tensor:
-        return place_in_all_rounds(self._order.argsort(dim=-1))
 
     def _count_hits(self, query_place, key_place):
         """How often a query's window in one round holds a key of one round, by their places in all rounds."""
