@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import run_experiment
 import torch
-from experiments import copying, duplication, synthetic
+from experiments import copying, duplication, synthetic, twins
 from PIL import Image
 
 
@@ -108,3 +108,9 @@ def test_the_tables_in_the_docs_are_those_of_the_files(folder, module):
     runs = synthetic.read_runs(synthetic.RESULTS / folder)
     page = synthetic.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert runs and not set(module.tables(runs).splitlines()) - set(page)
+
+
+def test_the_table_of_twins_in_the_docs_is_that_of_the_files():
+    page = synthetic.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
+    records = twins.read_records(twins.RESULTS, twins.NUM_STEPS)
+    assert records and not set(twins.table(records).splitlines()) - set(page)

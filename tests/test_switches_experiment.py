@@ -155,7 +155,7 @@ def slow_attention(kind, layer, hidden_states, buckets):
     for head, i in product(range(layer.num_heads), range(LENGTH)):
         late = kind is HalfTwoOn and head >= layer.num_heads // 2
         vectors = torch.cat([torch.zeros_like(query_key[:1]), query_key])[:-1] if late else query_key
-        is_exact = causal and i < layer.chunk_length
+        is_exact = causal and i < layer.options.chunk_length
         keys = [
             j
             for j in range(i if causal else LENGTH)
