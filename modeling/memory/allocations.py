@@ -24,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-HERE = str(Path(__file__).parent)
+# The modules whose variables name allocations: those of `modeling`, its rooms included.
+HERE = str(Path(__file__).parents[1])
 
 
 @dataclass
