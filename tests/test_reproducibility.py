@@ -295,9 +295,8 @@ def test_stability_measures_every_variant_on_the_same_text(small_stability, tmp_
     # Another text or another start makes a difference of 0.05. bfloat16 keeps 8 bits; ordinary autograd makes none.
     assert first_losses == pytest.approx(first_losses[:1] * len(runs), abs=2**-8)
     assert first_losses[2] == first_losses[4]
-    # In five steps bfloat16 may round away what exact inversion changes.
-    assert len({tuple(run["losses"]) for run in runs[:4]}) >= 3
-    assert all(runs[i]["losses"] != runs[0]["losses"] for i in (1, 2, 3))
+    # In five steps the rounded losses may not show what exact inversion changes; bfloat16 they do.
+    assert all(runs[i]["losses"] != runs[0]["losses"] for i in (2, 3, 4))
 
     arguments = ["--steps", "5", "--seeds", "1", "--output_dir", str(tmp_path)]
     settings = {"steps": 5, "context_length": stability.CONTEXT_LENGTH, **stability.MODEL}
