@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
 
 from .argument_checks import check_labels
+from .decoding.generation import Model
 from .lm_loss import chunked_cross_entropy
-from .weights_loading import Model
 
 
 class ReformerOnlyLMHead(nn.Module):

@@ -4,14 +4,15 @@ import copy
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from huggingface_hub import ModelCard
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from .decoding.generation import Model
 from .layers.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
 
 
@@ -37,16 +38,6 @@ not import it.
 
 """
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-# For a type checker a mixin is the model that it is mixed into.
-if TYPE_CHECKING:
-
-    class Model(PreTrainedModel):
-        """What the mixins are mixed into."""
-
-else:
-    Model = object
 
 
 class CheckpointMixin(Model):

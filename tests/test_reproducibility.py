@@ -288,8 +288,22 @@ def small_stability(monkeypatch):
     stability.read_corpus.cache_clear()
 
 
-def test_stability_measures_every_variant_on_the_same_text(small_stability, tmp_path, capsys):
+def test_stability_measures_every_variant_on_the_same_text(small_stability, tmp_path, monkeypatch, capsys):
+    built, make_trainer = [], stability.BitsPerByteTrainer
+
+    def noted(model, args, **kwargs):
+        built.append((args.bf16, model.config.exact_inversion, model.config.reversible))
+        return make_trainer(model=model, args=args, **kwargs)
+
+    monkeypatch.setattr(stability, "BitsPerByteTrainer", noted)
     runs = [stability.measure(variant, 0, 5) for variant in stability.VARIANTS]
+    assert built == [
+        (False, None, True),
+        (False, False, True),
+        (True, None, True),
+        (True, False, True),
+        (True, None, False),
+    ]
     assert all(run["not_finite"] == 0 and len(run["losses"]) == 5 for run in runs)
     first_losses = [run["losses"][0] for run in runs]
     # Another text or another start makes a difference of 0.05. bfloat16 keeps 8 bits; ordinary autograd makes none.

@@ -14,7 +14,7 @@ from .decoding_cache import ReformerCache
 if TYPE_CHECKING:
 
     class Model(PreTrainedModel, GenerationMixin):
-        """What the mixin is mixed into."""
+        """What a mixin is mixed into, for a type checker."""
 
 else:
     Model = object

@@ -41,6 +41,10 @@ class DenseThreshold:
         """Whether all tokens of a batch of this length get dense attention."""
         return (circle_length or length) <= self.length
 
+    def keeps(self, position: int) -> bool:
+        """Whether a token at this position of a longer text gets dense attention because its beginning does."""
+        return self.keeps_beginning and position < self.length
+
     def covers_some(self, has_padding: bool) -> bool:
         """Whether some tokens of a longer batch get dense attention, and hashing would give them another output."""
         return self.keeps_beginning or (has_padding and self.by_row and self.differs)

@@ -176,7 +176,7 @@ class LSHSelfAttention(nn.Module):
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
         output, weights = attend_in_buckets(query_key, cached, codes, self.options, padded_length, return_weights)
-        if step.start is not None and not (self.threshold.keeps_beginning and step.start < self.threshold.length):
+        if step.start is not None and not self.threshold.keeps(step.start):
             return output, weights
         is_dense = self.threshold.queries(step.positions, step.real_lengths)
         if is_dense is None:
