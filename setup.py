@@ -61,6 +61,7 @@ setup(
             "mypy",
             "peft",
             "pytest",
+            "pytest-xdist",
             "reformer-pytorch",
             "ruff",
             "setuptools>=77",

@@ -2,6 +2,7 @@
 
 import os
 import random
+from tempfile import TemporaryDirectory
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it once, when it is imported
@@ -9,11 +10,27 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it once, when it is imp
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# With several workers (pytest -n) each has one core; PyTorch reads it once, too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch
 from transformers.utils import logging
 from two_ranks import TwoRanks
+
+
+def pytest_configure(config):
+    """
+    Give what DeepSpeed compiles a folder of its own, for all workers.
+
+    In the user's cache a process that was killed while it compiled leaves a lock that everybody waits for.
+    """
+    if not hasattr(config, "workerinput"):
+        folder = TemporaryDirectory()
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(autouse=True)

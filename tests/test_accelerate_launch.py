@@ -1,15 +1,13 @@
 """`accelerate launch` with the files in scripts/accelerate/: two processes that train, save and go on as one does."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import train
+from launching import run_python
 from transformers import AutoModelForCausalLM
 
 
@@ -68,12 +66,7 @@ def arguments_of(text_folder, output_dir, batch_size, **given):
 def launch(config, script, arguments):
     launcher = ["-m", "accelerate.commands.launch", "--config_file", SCRIPTS / "accelerate" / f"{config}.yaml"]
     processes = ["--num_processes", "2", "--main_process_port", "0"]
-    return subprocess.run(
-        list(map(str, [sys.executable, *launcher, *processes, script, *arguments])),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return run_python(*launcher, *processes, script, *arguments)
 
 
 def losses_of(folder):

@@ -2,10 +2,7 @@
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 import sysconfig
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import stability
 import torch
+from launching import run_python
 from reversible_models import layers_of, make, make_inputs
 from safetensors.torch import load_file
 from tiny_models import DROPOUT, STACKS, TINY, assert_equal_tensors, gradients
@@ -92,12 +90,7 @@ def train(launch, folder, runs):
         ]
         for run, settings in runs.items()
     ]
-    done = subprocess.run(
-        [sys.executable, *launcher, TESTS / "several_runs.py", json.dumps(command_lines)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    done = run_python(*launcher, TESTS / "several_runs.py", json.dumps(command_lines))
     assert done.returncode == 0, done.stderr
     return {run: Run(folder / run) for run in runs}
 

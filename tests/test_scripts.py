@@ -22,6 +22,7 @@ import run_checkpoints
 import torch
 import train
 from huggingface_hub import ModelCard
+from launching import run_python
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import POSITIONS, assert_equal_tensors, make_model
@@ -412,13 +413,8 @@ def test_two_processes_equal_one_with_twice_the_batch(text_folder, tmp_path):
     folders = [tmp_path / "one", tmp_path / "two"]
     train.train(*train.parse_arguments(causal_arguments(text_folder, folders[0], **exact)))
     halved = exact | {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "ddp_backend": "gloo"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launcher, SCRIPTS / "train.py", *causal_arguments(text_folder, folders[1], **halved)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = run_python(*launcher, SCRIPTS / "train.py", *causal_arguments(text_folder, folders[1], **halved))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out: ") == 1
     one, two = (json.loads((folder / "training_log.json").read_text()) for folder in folders)
