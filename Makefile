@@ -26,7 +26,7 @@ demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a s
 	$(VENV_PYTHON) scripts/demo.py
 
 test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
-	$(VENV_PYTHON) -m pytest --numprocesses=logical --maxprocesses=8 --durations=15 $(TESTS)
+	$(VENV_PYTHON) -m pytest --numprocesses=logical --maxprocesses=8 --max-worker-restart=0 --durations=15 $(TESTS)
 
 contract: $(VENV)/contract.stamp ## run transformers' own common suites on the models; writes docs/contract.md
 	$(VENV_PYTHON) scripts/contract.py $(CONTRACT)

@@ -183,9 +183,10 @@ def _demand(holds: torch.Tensor, name: str, given: torch.Tensor, rule: str, may_
     To ask makes a GPU wait, and a compiler cannot. There the device checks it, with an error of its own; but a GPU is
     asked if the call `may_wait`.
     """
-    if _differs_from_row_to_row(holds):
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling and _differs_from_row_to_row(holds):
         return
-    is_traced = torch.compiler.is_compiling() or isinstance(holds, FakeTensor) or holds.is_meta
+    is_traced = is_compiling or isinstance(holds, FakeTensor) or holds.is_meta
     if is_traced or (holds.is_cuda and not may_wait):
         torch._assert_async(holds, f"`{name}` {rule}")
     elif not holds:

@@ -14,7 +14,7 @@
 """The Reformer's models and heads for transformers. Shapes: B batch, L length, H heads, V vocabulary."""
 
 import copy
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -334,6 +334,15 @@ def _head_dropout(config: ReformerConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
+# trf-ignore: TRF031 this goes into a loss function, it is no output
+@dataclass
+class _LossSettings:
+    """What transformers' loss for sequence classification reads of a config."""
+
+    num_labels: int
+    problem_type: str
+
+
 @auto_docstring(
     custom_intro="The Reformer with a classification or regression head on the last real token when attention is "
     "causal (`config.is_decoder`), on the first one otherwise."
@@ -390,7 +399,7 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
         if problem == "multi_label_classification":
             check_chances(labels)
         # The loss function writes `problem_type` into the config it is given; the model's own stays as it is.
-        settings = SimpleNamespace(num_labels=self.num_labels, problem_type=problem)
+        settings = _LossSettings(self.num_labels, problem)
         if problem == "single_label_classification":
             kwargs["num_items_in_batch"] = num_items_in_batch
         loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
@@ -544,7 +553,7 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
         loss = None
         if labels is not None:
             check_labels(labels, (batch,), num_choices)
-            settings = SimpleNamespace(num_labels=num_choices, problem_type="single_label_classification")
+            settings = _LossSettings(num_choices, "single_label_classification")
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=settings, **kwargs)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

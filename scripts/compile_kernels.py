@@ -23,7 +23,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from hf_reformer.modeling.kernels import triton_hash_kernels, triton_hash_launch, triton_kernels
-from hf_reformer.modeling.kernels.triton_kernels import KernelOptions
+from hf_reformer.modeling.kernels.kernel_options import KernelOptions
 from hf_reformer.modeling.kernels.triton_launch import BACKWARD_LAUNCHES, FORWARD_LAUNCHES, ROWS_PER_PROGRAM, Launch
 
 

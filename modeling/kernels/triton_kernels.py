@@ -13,7 +13,6 @@ A place counts the tokens of all rounds in sorted order, `[0, R * P)`; a positio
 Scores and log-sum-exps are in base 2.
 """
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 
@@ -37,41 +36,6 @@ NOTHING_SEEN = tl.constexpr(-(2.0**126))
 # Position of a key that may not be seen: after every query.
 HIDDEN = tl.constexpr(2**31 - 1)
 KEY_EPSILON = tl.constexpr(1e-6)
-
-
-# trf-ignore: TRF031 these options go in, they are no output
-@dataclass(frozen=True)
-class KernelOptions:
-    """
-    What a kernel is compiled for.
-
-    Attributes:
-        chunk_length, head_size: Sizes C and D, powers of two.
-        num_chunks_before, num_chunks_after: Neighbouring chunks looked at.
-        causal, circular_look_around, sliding_window, attend_across_buckets: As in `LSHOptions`.
-        shared_qk, own_value: Keys are queries at unit length; a token that sees nothing but itself gets its value.
-        is_sorted: The order of the tokens is given; without it, it is that of the sequence.
-        has_mask: There is a mask of keys.
-        is_padded: P > L.
-        widen: Multiply in float32. Triton's interpreter multiplies the raw bits of bfloat16.
-        block: Rows that are worked on at a time; it divides C.
-    """
-
-    chunk_length: int
-    head_size: int
-    num_chunks_before: int
-    num_chunks_after: int
-    causal: bool
-    circular_look_around: bool
-    sliding_window: bool
-    attend_across_buckets: bool
-    shared_qk: bool
-    own_value: bool
-    is_sorted: bool
-    has_mask: bool
-    is_padded: bool
-    widen: bool
-    block: int = 0
 
 
 @jit

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .kernel_options import KernelOptions
 from .triton_kernels import (
     attention_backward_kernel,
     attention_forward_kernel,
@@ -54,18 +55,19 @@ def attention_forward(query, key, value, tables, num_rounds, padded_length, opti
     Chunked attention, all rounds combined.
 
     Args:
-        query, key, value: `[B, L, H, D]`, the last dimension contiguous.
+        query, key, value: `[B, L, H, D]`.
         tables: Order and buckets, `[B, H, R, P]`, int32, and mask of keys, `[B, P]`, bool; contiguous, or None.
         num_rounds, padded_length: R and P.
-        options: `KernelOptions`; the block is set here.
+        options: `KernelOptions`; `widen` and the block are set here.
 
     Returns:
         Output `[B, L, H, D]`; for the backward pass, log-sum-exp and scale of the keys (or None),
         `[B, H, L]`, float32.
     """
     batch, length, heads, size = query.shape
+    query, key, value = map(with_contiguous_rows, (query, key, value))
     block, num_warps, num_stages = FORWARD_LAUNCHES[options.chunk_length, size]
-    options = _with_block(options, block)
+    options = _for_launch(options, block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     outputs = torch.empty((num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     log_sum_exps = torch.empty((num_rounds, batch, heads, length), dtype=torch.float32, device=query.device)
@@ -104,13 +106,15 @@ def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padd
         tables, num_rounds, padded_length, options: Its other arguments.
 
     Returns:
-        Gradients of query, key and value, `[B, L, H, D]`; with `shared_qk` of query and key together, and of value.
+        Gradients of query, key and value, `[3, B, L, H, D]`; with `shared_qk` of query and key together, and of value,
+        `[2, B, L, H, D]`.
     """
-    query, gradient = rows[0], gradient.contiguous()
+    rows, gradient = tuple(map(with_contiguous_rows, rows)), gradient.contiguous()
+    query = rows[0]
     batch, length, heads, size = query.shape
     log_sum_exp, key_scale = numbers
     block, num_warps, num_stages = BACKWARD_LAUNCHES[options.chunk_length, size]
-    options = _with_block(options, block)
+    options = _for_launch(options, block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     num_gradients = 2 if options.shared_qk else 3
     parts = torch.empty((num_gradients, num_rounds, *query.shape), dtype=query.dtype, device=query.device)
@@ -128,18 +132,18 @@ def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padd
             OPTIONS=options, num_warps=num_warps, num_stages=num_stages,
         )  # fmt: skip
         if num_rounds == 1:
-            return tuple(parts[:, 0])
+            return parts[:, 0]
         sums, count = torch.empty_like(parts[:, 0]), query.numel()
         programs = num_gradients * triton.cdiv(count, NUMBERS_PER_PROGRAM)
         block = {"BLOCK": NUMBERS_PER_PROGRAM, "num_warps": 4}
         launch(sum_rounds_kernel, programs, parts, sums, count, ROUNDS=num_rounds, **block)
-    return tuple(sums)
+    return sums
 
 
 # The same object each time: Triton looks kernels up by it.
 @lru_cache
-def _with_block(options, block):
-    return replace(options, block=block)
+def _for_launch(options, block) -> KernelOptions:
+    return replace(options, block=block, widen=IS_INTERPRETED)
 
 
 def _sizes(query, num_rounds, padded_length, options):

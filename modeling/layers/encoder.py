@@ -16,6 +16,7 @@ from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
 from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer, show_stream
 from .rotary_positions import rotation_of
+from .traced_stack import TracedStack, can_be_traced, is_repeatable
 
 
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
@@ -92,8 +93,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ChunkReformerFeedForward(config)
 
-    # The compiler would make a program for each layer, because `layer_idx` differs. It compiles what `forward` calls.
-    # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.
+    # See `ReformerEncoder._run_layers`.
     @skip
     def forward(
         self,
@@ -122,11 +122,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             The streams y1 and y2, and the attention map or None.
         """
         x1, x2 = tape.verify_input(self.layer_idx, (attn_output, hidden_states))
-        self_attention, rotations = self.attention.self_attention, None
-        if isinstance(self_attention, LSHSelfAttention):
-            length = length or (x2.shape[1] if cached is None else cached.step.num_columns)
-            kept = None if cached is None else cached.layer
-            rotations = self_attention.draw_rotations(length, circle_length, num_hashes, x2.device, kept)
+        rotations = self.draw_rotations(x2, length, num_hashes, circle_length, cached)
         attention = _RecordedAttention(
             self.attention,
             rotations,
@@ -151,6 +147,22 @@ class ReformerLayer(GradientCheckpointingLayer):
             self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad
         )
         return *streams, attention.weights
+
+    def draw_rotations(
+        self,
+        stream: torch.Tensor,
+        length: int | None,
+        num_hashes: int | None,
+        circle_length: int | None,
+        cached: CachedStep | None = None,
+    ) -> torch.Tensor | None:
+        """See `LSHSelfAttention.draw_rotations`; None for layers of other kinds."""
+        self_attention = self.attention.self_attention
+        if not isinstance(self_attention, LSHSelfAttention):
+            return None
+        length = length or (stream.shape[1] if cached is None else cached.step.num_columns)
+        kept = None if cached is None else cached.layer
+        return self_attention.draw_rotations(length, circle_length, num_hashes, stream.device, kept)
 
 
 def run_without_checkpoint(function: Callable, *args):
@@ -179,6 +191,9 @@ class _ShownStates:
         self._dtype, self._shift = dtype, shift
         self._states: list[torch.Tensor | None] = []
 
+    def __bool__(self) -> bool:
+        return bool(self._wanted)
+
     def wants(self, index: int) -> bool:
         """Whether the state of this index was asked for."""
         return index in self._wanted
@@ -206,7 +221,6 @@ class ReformerEncoder(nn.Module):
         self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(config.output_size, eps=config.layer_norm_eps)
 
-    @skip
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -236,6 +250,32 @@ class ReformerEncoder(nn.Module):
         shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, shift)
         rotation = rotation_of(self.config, position_ids, hidden_states)
         hidden_states, on_grid = self._begin_streams(hidden_states)
+        how = {"on_grid": on_grid, "return_weights": return_weights, "shift": shift, "rotation": rotation, **kwargs}
+        if torch.compiler.is_compiling() and cached is None and not shown and all(map(can_be_traced, self.layers)):
+            streams, all_attentions = self._trace_layers(hidden_states, **how)
+        else:
+            streams, all_attentions = self._run_layers(hidden_states, shown, cached, **how)
+        output = self.layer_norm(self._combine_streams(streams))
+        return (
+            shift_back(self.dropout(output), shift),
+            shown.states(),
+            tuple(all_attentions) if return_weights else None,
+        )
+
+    def _trace_layers(self, hidden_states, on_grid, num_hashes, **kwargs):
+        """The last layer's streams and all attention maps, as one program."""
+        stack = TracedStack(self.layers, on_grid, num_hashes, kwargs)
+        reversible = self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
+        # An exported program has no backward pass of ours.
+        reversible = reversible and not torch.compiler.is_exporting()
+        ours = (ReformerLayer, ReformerAttention, ReformerSelfOutput)
+        return stack.run(hidden_states, reversible and all(is_repeatable(layer, ours) for layer in self.layers))
+
+    # The compiler would make a program for each layer, because `layer_idx` differs. It compiles what `forward` calls.
+    # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.
+    @skip
+    def _run_layers(self, hidden_states, shown, cached, **kwargs):
+        """The last layer's streams and all attention maps, one layer after the other."""
         attn_output = hidden_states = shown.append(hidden_states)
         all_attentions = []
         tape = ReversibleTape((attn_output, hidden_states))
@@ -249,22 +289,12 @@ class ReformerEncoder(nn.Module):
                 hidden_states,
                 tape=tape,
                 stores_output=is_last or is_kept,
-                on_grid=on_grid,
-                return_weights=return_weights,
-                shift=shift,
                 cached=None if cached is None else cached[layer.layer_idx],
-                rotation=rotation,
                 **kwargs,
             )
             all_attentions.append(weights)
             hidden_states = shown.append(hidden_states)
-        streams = tape.verify_input(len(self.layers), (attn_output, hidden_states))
-        output = self.layer_norm(self._combine_streams(streams))
-        return (
-            shift_back(self.dropout(output), shift),
-            shown.states(),
-            tuple(all_attentions) if return_weights else None,
-        )
+        return tape.verify_input(len(self.layers), (attn_output, hidden_states)), all_attentions
 
     def _combine_streams(self, streams: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """`[B, L, output_size]`, in the precision of the layers."""

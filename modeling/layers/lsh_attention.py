@@ -51,7 +51,6 @@ class LSHSelfAttention(nn.Module):
         self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
 
-    @torch.compiler.disable
     def draw_rotations(
         self,
         length: int,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..ops.differentiation import OnceDifferentiable, is_inside_transform, once_differentiable, refuse_derivatives
+from ..ops.differentiation import is_inside_transform, once_differentiable, refuse_derivatives
 from ..ops.padding import shift_back, shift_rows
 from .feed_forward import ChunkReformerFeedForward
 from .replay import Recording, version_of
@@ -30,7 +30,7 @@ ADDED_AT_ONCE = 2**20
 
 
 class RoundToGrid(torch.autograd.Function):
-    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; derivatives pass unrounded."""
+    """Casts to `dtype` and rounds to multiples of `GRID[dtype]`; the gradient passes unrounded."""
 
     generate_vmap_rule = True
 
@@ -46,6 +46,10 @@ class RoundToGrid(torch.autograd.Function):
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.to(ctx.dtypes[0]), None
 
+
+class _RoundToGridInForwardMode(RoundToGrid):
+    """The same with derivatives in forward mode, which compilers do not take."""
+
     @staticmethod
     def jvp(ctx, tangent: torch.Tensor, _) -> torch.Tensor:
         return tangent.to(ctx.dtypes[1])
@@ -53,7 +57,9 @@ class RoundToGrid(torch.autograd.Function):
 
 def round_to_grid(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """`RoundToGrid`, without what autograd costs where it has nothing to do."""
-    return RoundToGrid.apply(numbers, dtype) if torch.is_grad_enabled() else _on_grid(numbers, dtype)
+    if not torch.is_grad_enabled():
+        return _on_grid(numbers, dtype)
+    return (RoundToGrid if torch.compiler.is_compiling() else _RoundToGridInForwardMode).apply(numbers, dtype)
 
 
 def _on_grid(numbers, dtype):
@@ -241,19 +247,19 @@ def run_layer(
 @torch.compiler.disable
 def _run_reversibly(call, x1, x2):
     if is_inside_transform():
-        refuse_derivatives("inside of `torch.func`")
+        refuse_derivatives("inside of `torch.func`, or in forward mode")
     call.recordings = Recording(call.attention_module), Recording(call.feed_forward)
     parameters = (parameter for recording in call.recordings for parameter in recording.parameters)
     return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
 
 
-class ReversibleLayerFunction(OnceDifferentiable):
+class ReversibleLayerFunction(torch.autograd.Function):
     """`run_layer` with a backward that recomputes F and G once each, inverting the layer on the way."""
 
     @staticmethod
     def forward(ctx, call, x1, x2, *parameters):
         device = x1.device
-        call.autocast = _autocast_state(device)
+        call.autocast = autocast_state(device)
         compute, feed_forward = _without_graph(call), call.feed_forward
         of_attention, of_feed_forward = call.recordings
         with of_attention.recorded(device):
@@ -392,7 +398,8 @@ def autocast_type(device: torch.device) -> str:
     return device.type if torch.amp.is_autocast_available(device.type) else "cpu"
 
 
-def _autocast_state(device: torch.device) -> dict:
+def autocast_state(device: torch.device) -> dict:
+    """The arguments of a `torch.autocast` like the one that is active."""
     device_type = autocast_type(device)
     # No cast cache: a cast that was made without gradients must not be reused in the recomputation.
     return {

@@ -31,8 +31,6 @@ class Rotation:
         return Rotation(*(table.to(device, non_blocking=non_blocking) for table in (self.cos, self.sin)))
 
 
-# transformers' functions read and complete the config, which no compiler need follow.
-@torch.compiler.disable
 def rotation_of(config, position_ids: torch.Tensor | None, hidden_states: torch.Tensor) -> Rotation | None:
     """
     The rotation of the tokens `hidden_states`, `[B, L, hidden_size]`, for all layers; None for a model without one.
@@ -52,6 +50,8 @@ def rotation_of(config, position_ids: torch.Tensor | None, hidden_states: torch.
     return Rotation(angles.cos() * scale, angles.sin() * scale)
 
 
+# transformers' functions read and complete the config, which no compiler need follow.
+@torch.compiler.assume_constant_result
 def _frequencies(config, device):
     """Radians per position of each plane, `[D / 2]`, and what lengths are multiplied with."""
     config = copy.copy(config)

@@ -23,6 +23,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..ops.operators import IMPLEMENTATIONS
+
 
 # The modules whose variables name allocations: those of `modeling`, its rooms included.
 HERE = str(Path(__file__).parents[1])
@@ -93,6 +95,10 @@ class AllocationLedger(TorchDispatchMode):
             yield
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in IMPLEMENTATIONS:
+            # What one of this package's operators allocates within itself counts, too.
+            with self:
+                return IMPLEMENTATIONS[func](*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         given = {id(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))}
         for tensor in tensors_in(result):

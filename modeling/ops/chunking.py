@@ -38,7 +38,7 @@ def circle_length_of(config, length: int) -> int | None:
         return None
     lengths = {"lsh": config.lsh_attn_chunk_length, "local": config.local_attn_chunk_length}
     in_use = [lengths[kind] for kind in set(config.attn_layers) if kind in lengths]
-    if length <= min(in_use, default=length):
+    if not in_use or length <= min(in_use):
         return length
     return padded_to_multiple(length, math.lcm(*in_use))
 

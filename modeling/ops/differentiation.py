@@ -4,11 +4,14 @@ from collections.abc import Callable
 from functools import wraps
 
 import torch
+from torch.autograd import forward_ad
 
 
 def is_inside_transform() -> bool:
-    """Whether `torch.func` is at work: `grad`, `vmap`, `jvp` and what is made of them."""
-    return torch._C._are_functorch_transforms_active()
+    """Whether `torch.func` is at work (`grad`, `vmap`, `jvp` and what is made of them), or forward mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def refuse_derivatives(of_a_kind: str):
@@ -29,11 +32,3 @@ def once_differentiable(backward: Callable) -> Callable:
         return backward(ctx, *gradients)
 
     return backward_without_graph
-
-
-class OnceDifferentiable(torch.autograd.Function):
-    """A Function without forward-mode derivatives."""
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        refuse_derivatives("in forward mode")

@@ -118,11 +118,10 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
     Raises:
         ValueError: There is no such name, or that implementation cannot do what is asked of it.
     """
-    # The compiler fuses plain operations, but it cannot trace our kernels.
-    is_compiling = torch.compiler.is_compiling()
-    is_transformed = not is_compiling and is_inside_transform()
+    is_transformed = not torch.compiler.is_compiling() and is_inside_transform()
     if requested is None:
-        if is_compiling or is_transformed:
+        # An exported program should run where this package is not installed.
+        if is_transformed or torch.compiler.is_exporting():
             return implementations["eager"].attend
         return next(one for one in implementations.values() if _is_default_for(one, call)).attend
     if requested not in implementations:
@@ -131,7 +130,7 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
             "None for the fastest that can do what is asked. A model takes it as `attn_implementation`."
         )
     if is_transformed and requested != "eager":
-        refuse_derivatives("inside of `torch.func`")
+        refuse_derivatives("inside of `torch.func`, or in forward mode")
     reason = implementations[requested].why_not(call)
     if reason is not None:
         raise ValueError(f"The {requested!r} implementation of this attention {reason}")

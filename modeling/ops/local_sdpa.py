@@ -13,9 +13,10 @@ from collections.abc import Iterator
 import torch
 
 from .chunking import look_adjacent, masked_score, sum_windows
-from .differentiation import OnceDifferentiable, once_differentiable
+from .differentiation import once_differentiable
 from .implementations import AttentionCall
 from .local_options import LocalOptions
+from .operators import arguments_of, operator, schema_of
 from .softmax_kernels import additive_mask_dtype, attend, attend_backward, distinct
 from .visibility import visible_local_keys
 
@@ -47,62 +48,90 @@ def local_attention_sdpa(
     Returns:
         Output `[B, L, H, D]`, and None for the attention map.
     """
-    return _LocalAttention.apply(query, key, value, key_mask, options), None
+    output, _ = _LocalAttention.apply(query, key, value, key_mask, options)
+    return output, None
 
 
-class _LocalAttention(OnceDifferentiable):
+class _LocalAttention(torch.autograd.Function):
     @staticmethod
-    @torch.compiler.disable
-    def forward(ctx, query, key, value, key_mask, options):
-        windows = _Windows(query, key_mask, options)
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        dtype = torch.promote_types(query.dtype, torch.float32)
-        log_sum_exp = query.new_empty(
-            len(query), windows.num_chunks, *query.shape[2:3], options.chunk_length, dtype=dtype
-        )
-        for row, chunks in distinct(windows.pieces(), query):
-            piece_output, log_sum_exp[row, chunks] = attend(
-                windows.queries(query[row], chunks),
-                windows.keys(key[row], chunks),
-                windows.keys(value[row], chunks),
-                windows.mask(row, chunks),
-                windows.scale,
-            )
-            windows.put(output[row], chunks, piece_output)
-            # Free this piece before the next one is allocated.
-            del piece_output
-        # A query that sees nothing gets probabilities of zero. The difference of two mask scores could be any number.
-        log_sum_exp.masked_fill_(log_sum_exp < masked_score(windows.mask_dtype) / 2, 0)
-        ctx.save_for_backward(query, key, value, key_mask, output, log_sum_exp)
-        ctx.options = options
-        return output
+    def forward(query, key, value, key_mask, options):
+        return _local_sdpa(query, key, value, key_mask, *arguments_of(options))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.mark_non_differentiable(outputs[1])
 
     @staticmethod
     @once_differentiable
-    @torch.compiler.disable
-    def backward(ctx, gradient):
-        query, key, value, key_mask, output, log_sum_exp = ctx.saved_tensors
-        windows = _Windows(query, key_mask, ctx.options)
-        query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
-        key_grad, value_grad = (
-            torch.zeros(rows.shape, dtype=log_sum_exp.dtype, device=rows.device) for rows in (key, value)
+    def backward(ctx, gradient, _):
+        gradients = _local_sdpa_backward(gradient, *ctx.saved_tensors, *arguments_of(ctx.options))
+        return *gradients, None, None
+
+
+def _shapes_forward(query, key, value, key_mask, *options):
+    options = LocalOptions(*options)
+    num_chunks = options.padded_length // options.chunk_length
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    log_sum_exp = query.new_empty(len(query), num_chunks, query.shape[2], options.chunk_length, dtype=dtype)
+    return torch.empty_like(query, memory_format=torch.contiguous_format), log_sum_exp
+
+
+def _shapes_backward(gradient, query, key, value, *_):
+    return tuple(torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in (query, key, value))
+
+
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? key_mask"
+
+
+@operator(f"({_INPUTS}, {schema_of(LocalOptions)}) -> (Tensor, Tensor)", _shapes_forward)
+def _local_sdpa(query, key, value, key_mask, *options):
+    windows = _Windows(query, key_mask, LocalOptions(*options))
+    output, log_sum_exp = _shapes_forward(query, key, value, key_mask, *options)
+    for row, chunks in distinct(windows.pieces(), query):
+        piece_output, log_sum_exp[row, chunks] = attend(
+            windows.queries(query[row], chunks),
+            windows.keys(key[row], chunks),
+            windows.keys(value[row], chunks),
+            windows.mask(row, chunks),
+            windows.scale,
         )
-        for row, chunks in distinct(windows.pieces(), query):
-            query_part, key_part, value_part = attend_backward(
-                windows.queries(query[row], chunks),
-                windows.keys(key[row], chunks),
-                windows.keys(value[row], chunks),
-                windows.mask(row, chunks),
-                windows.queries(gradient[row], chunks),
-                windows.queries(output[row], chunks),
-                log_sum_exp[row, chunks],
-                windows.scale,
-            )
-            windows.put(query_grad[row], chunks, query_part)
-            windows.add(key_grad[row], chunks, key_part)
-            windows.add(value_grad[row], chunks, value_part)
-            del query_part, key_part, value_part
-        return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype), None, None
+        windows.put(output[row], chunks, piece_output)
+        # Free this piece before the next one is allocated.
+        del piece_output
+    # A query that sees nothing gets probabilities of zero. The difference of two mask scores could be any number.
+    log_sum_exp.masked_fill_(log_sum_exp < masked_score(windows.mask_dtype) / 2, 0)
+    return output, log_sum_exp
+
+
+@operator(
+    f"(Tensor gradient, {_INPUTS}, Tensor output, Tensor log_sum_exp, {schema_of(LocalOptions)}) "
+    "-> (Tensor, Tensor, Tensor)",
+    _shapes_backward,
+)
+def _local_sdpa_backward(gradient, query, key, value, key_mask, output, log_sum_exp, *options):
+    windows = _Windows(query, key_mask, LocalOptions(*options))
+    query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
+    key_grad, value_grad = (
+        torch.zeros(rows.shape, dtype=log_sum_exp.dtype, device=rows.device) for rows in (key, value)
+    )
+    for row, chunks in distinct(windows.pieces(), query):
+        query_part, key_part, value_part = attend_backward(
+            windows.queries(query[row], chunks),
+            windows.keys(key[row], chunks),
+            windows.keys(value[row], chunks),
+            windows.mask(row, chunks),
+            windows.queries(gradient[row], chunks),
+            windows.queries(output[row], chunks),
+            log_sum_exp[row, chunks],
+            windows.scale,
+        )
+        windows.put(query_grad[row], chunks, query_part)
+        windows.add(key_grad[row], chunks, key_part)
+        windows.add(value_grad[row], chunks, value_part)
+        del query_part, key_part, value_part
+    return query_grad, key_grad.to(key.dtype), value_grad.to(value.dtype)
 
 
 class _Windows:

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from .chunking import padded_to_multiple
+from .operators import operator
 from .triton_support import DTYPES, HEAD_SIZES, why_not_on
 
 
@@ -79,15 +80,17 @@ def draw_rotations(
     shape = (num_heads, head_size, num_hashes, sum(bucket_factors(num_buckets)) // 2)
     if seed is None:
         return torch.randn(shape, dtype=torch.float32, device=device)
-    return _draw_from_seed(shape, seed).to(device)
-
-
-def _draw_from_seed(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     # An exported program would hold the generator and draw on from it at each call; hidden from `torch.export`, the
     # numbers become a constant of the program.
     with _disable_current_modes() if torch.compiler.is_exporting() else nullcontext():
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, dtype=torch.float32, generator=generator)
+        rotations = _draw_from_seed(shape, seed)
+    return rotations.to(device)
+
+
+@operator("(SymInt[] shape, int seed) -> Tensor", lambda shape, seed: torch.empty(shape, dtype=torch.float32))
+def _draw_from_seed(shape, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float32, generator=generator)
 
 
 @torch.no_grad()
@@ -107,7 +110,7 @@ def hash_vectors(
         rotations: `[H, D, R, sum(factors) / 2]`, from `draw_rotations`.
         num_buckets: What `rotations` was drawn for.
         implementation: Of the attention. With "triton", and on a CUDA device without a choice, a kernel hashes if it
-            can, unless this is compiled; projections that differ in the last digit may then compare in another way.
+            can; projections that differ in the last digit may then compare in another way.
 
     Returns:
         `[B, H, R, L]`, int32, values in `[0, prod(factors))`.
@@ -115,9 +118,7 @@ def hash_vectors(
     factors = bucket_factors(num_buckets)
     is_possible = vectors.shape[3] in HEAD_SIZES and vectors.dtype in DTYPES and len(factors) <= 2
     if is_possible and _takes_kernels(vectors, implementation):
-        from ..kernels.triton_hash_launch import hash_with_kernels
-
-        return hash_with_kernels(vectors, rotations, [factor // 2 for factor in factors])
+        return _triton_hash(vectors, rotations, [factor // 2 for factor in factors])
     vectors = vectors.transpose(1, 2)
     rotations = rotations.to(vectors.dtype)
     # Round by round and piece by piece, the projections are never larger than the vectors, nor than a system gives out
@@ -145,9 +146,6 @@ def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tup
 
 
 def _takes_kernels(tensor: torch.Tensor, implementation: str | None) -> bool:
-    # The compiler cannot trace our kernels.
-    if torch.compiler.is_compiling():
-        return False
     is_wanted = implementation == "triton" or (implementation is None and tensor.device.type == "cuda")
     return is_wanted and why_not_on(tensor.device) is None
 
@@ -166,16 +164,37 @@ def sort_by_bucket(
         attention_mask: `[B, L]`, bool, True for real tokens.
         num_buckets: What all buckets are below, if it is known, and none is negative.
         implementation: Of the attention. Kernels sort where it is "triton", or none on a CUDA device, and
-            `num_buckets` is known, unless this is compiled; the order is the same.
+            `num_buckets` is known; the order is the same.
 
     Returns:
         `[B, H, R, L]`, int32: entry `s` is the position that stands at place `s` of the sorted round.
     """
     if num_buckets is not None and _takes_kernels(buckets, implementation):
-        from ..kernels.triton_hash_launch import sort_with_kernels
-
-        return sort_with_kernels(buckets, attention_mask, num_buckets)
+        return _triton_sort(buckets, attention_mask, num_buckets)
     if attention_mask is not None:
         after_all_buckets = torch.iinfo(buckets.dtype).max
         buckets = buckets.masked_fill(~attention_mask[:, None, None, :], after_all_buckets)
     return torch.sort(buckets, dim=-1, stable=True).indices.int()
+
+
+def _shape_of_hash(vectors, rotations, halves):
+    batch, length, heads, _ = vectors.shape
+    return vectors.new_empty((batch, heads, rotations.shape[2], length), dtype=torch.int32)
+
+
+def _shape_of_order(buckets, attention_mask, num_buckets):
+    return buckets.new_empty(buckets.shape, dtype=torch.int32)
+
+
+@operator("(Tensor vectors, Tensor rotations, int[] halves) -> Tensor", _shape_of_hash)
+def _triton_hash(vectors, rotations, halves):
+    from ..kernels.triton_hash_launch import hash_with_kernels
+
+    return hash_with_kernels(vectors, rotations, halves)
+
+
+@operator("(Tensor buckets, Tensor? attention_mask, SymInt num_buckets) -> Tensor", _shape_of_order)
+def _triton_sort(buckets, attention_mask, num_buckets):
+    from ..kernels.triton_hash_launch import sort_with_kernels
+
+    return sort_with_kernels(buckets, attention_mask, num_buckets)

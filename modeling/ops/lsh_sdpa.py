@@ -15,9 +15,10 @@ from collections.abc import Iterator
 import torch
 
 from .chunking import key_scale, masked_score, self_score, sum_windows, unit_keys, window_views
-from .differentiation import OnceDifferentiable, once_differentiable
+from .differentiation import once_differentiable
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
+from .operators import arguments_of, operator, schema_of
 from .softmax_kernels import CausalAttention, additive_mask_dtype, attend, attend_backward, distinct
 from .visibility import LSHVisibility
 
@@ -61,7 +62,8 @@ def lsh_attention_sdpa(
     Returns:
         Output `[B, L, H, D]`, and None for the attention map.
     """
-    return _LSHAttention.apply(query_key, value, buckets, order, key_mask, options), None
+    output, _ = _LSHAttention.apply(query_key, value, buckets, order, key_mask, options)
+    return output, None
 
 
 def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_shift: int) -> torch.Tensor:
@@ -78,50 +80,79 @@ def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_sh
     else:
         first, read = value[:, :1], value[:, :-1]
     read = read.transpose(1, 2).to(dtype)
-    output = CausalAttention.apply(rows[:, :, 1:], unit_keys(rows[:, :, :-1]), read, 1.0)
+    output, _ = CausalAttention.apply(rows[:, :, 1:], unit_keys(rows[:, :, :-1]), read, 1.0)
     return torch.cat([first, output.transpose(1, 2).to(value.dtype)], dim=1)
 
 
-class _LSHAttention(OnceDifferentiable):
+class _LSHAttention(torch.autograd.Function):
     @staticmethod
-    @torch.compiler.disable
-    def forward(ctx, query_key, value, buckets, order, key_mask, options):
-        batch, _, num_heads, _ = query_key.shape
-        output = torch.empty_like(query_key, memory_format=torch.contiguous_format)
-        dtype = torch.promote_types(query_key.dtype, torch.float32)
-        # Two numbers for each token: their sum would lose the digits of the smaller one.
-        log_sums = torch.empty(2, batch, num_heads, order.shape[3], dtype=dtype, device=query_key.device)
-        scratch = _Scratch(query_key)
-        for heads in distinct(_groups(order), query_key):
-            group = _Group(query_key, value, buckets, order, key_mask, options, heads, scratch)
-            group_output, *of_group = group.attend()
-            group.put(group_output, output)
-            for whole, part in zip(log_sums, of_group, strict=True):
-                whole[heads] = part.unflatten(0, (-1, group.heads))
-            # Free this group before the next one is allocated.
-            del group, group_output, of_group, part
-        ctx.save_for_backward(query_key, value, buckets, order, key_mask, output, log_sums)
-        ctx.options = options
-        return output
+    def forward(query_key, value, buckets, order, key_mask, options):
+        return _lsh_sdpa(query_key, value, buckets, order, key_mask, *arguments_of(options))
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.mark_non_differentiable(outputs[1])
 
     @staticmethod
     @once_differentiable
-    @torch.compiler.disable
-    def backward(ctx, gradient):
-        query_key, value, buckets, order, key_mask, output, log_sums = ctx.saved_tensors
-        gradients = [torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in (query_key, value)]
-        scratch = _Scratch(query_key)
-        for heads in distinct(_groups(order), query_key):
-            group = _Group(query_key, value, buckets, order, key_mask, ctx.options, heads, scratch)
-            of_group = group.attend_backward(
-                group.take(gradient, "gradient"),
-                group.take(output, "output"),
-                *(numbers[heads].flatten(0, 1) for numbers in log_sums),
-            )
-            for whole, part in zip(gradients, of_group, strict=True):
-                group.put(part, whole)
-            del group, of_group, part
+    def backward(ctx, gradient, _):
+        gradients = _lsh_sdpa_backward(gradient, *ctx.saved_tensors, *arguments_of(ctx.options))
         return *gradients, None, None, None, None
+
+
+def _shapes_forward(query_key, value, buckets, order, *_):
+    batch, _, num_heads, _ = query_key.shape
+    dtype = torch.promote_types(query_key.dtype, torch.float32)
+    # Two numbers for each token: their sum would lose the digits of the smaller one.
+    return _empty(query_key), query_key.new_empty(2, batch, num_heads, order.shape[3], dtype=dtype)
+
+
+def _shapes_backward(gradient, query_key, value, *_):
+    return _empty(query_key), _empty(value)
+
+
+def _empty(rows):
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
+
+
+_INPUTS = "Tensor query_key, Tensor value, Tensor buckets, Tensor order, Tensor? key_mask"
+
+
+@operator(f"({_INPUTS}, {schema_of(LSHOptions)}) -> (Tensor, Tensor)", _shapes_forward)
+def _lsh_sdpa(query_key, value, buckets, order, key_mask, *options):
+    output, log_sums = _shapes_forward(query_key, value, buckets, order)
+    scratch = _Scratch(query_key)
+    for heads in distinct(_groups(order), query_key):
+        group = _Group(query_key, value, buckets, order, key_mask, LSHOptions(*options), heads, scratch)
+        group_output, *of_group = group.attend()
+        group.put(group_output, output)
+        for whole, part in zip(log_sums, of_group, strict=True):
+            whole[heads] = part.unflatten(0, (-1, group.heads))
+        # Free this group before the next one is allocated.
+        del group, group_output, of_group, part
+    return output, log_sums
+
+
+@operator(
+    f"(Tensor gradient, {_INPUTS}, Tensor output, Tensor log_sums, {schema_of(LSHOptions)}) -> (Tensor, Tensor)",
+    _shapes_backward,
+)
+def _lsh_sdpa_backward(gradient, query_key, value, buckets, order, key_mask, output, log_sums, *options):
+    gradients = _shapes_backward(gradient, query_key, value)
+    scratch = _Scratch(query_key)
+    for heads in distinct(_groups(order), query_key):
+        group = _Group(query_key, value, buckets, order, key_mask, LSHOptions(*options), heads, scratch)
+        of_group = group.attend_backward(
+            group.take(gradient, "gradient"),
+            group.take(output, "output"),
+            *(numbers[heads].flatten(0, 1) for numbers in log_sums),
+        )
+        for whole, part in zip(gradients, of_group, strict=True):
+            group.put(part, whole)
+        del group, of_group, part
+    return gradients
 
 
 def _groups(order: torch.Tensor) -> Iterator[tuple[slice, slice]]:

@@ -7,8 +7,9 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 import torch
 from torch import nn
 
-from .differentiation import OnceDifferentiable, once_differentiable
+from ..kernels.kernel_options import KernelOptions
 from .lsh_options import LSHOptions
+from .triton_attention import TritonAttention
 from .triton_support import kernel_chunk_length
 
 
@@ -45,54 +46,21 @@ def lsh_attention_triton(
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
     own_buckets = None if options.attend_across_buckets else buckets.int().contiguous()
     mask = None if key_mask is None else key_mask.contiguous()
-    return _LSHAttention.apply(
-        query_key, value, order.int().contiguous(), own_buckets, mask, chunk_length, options
-    ), None
-
-
-class _LSHAttention(OnceDifferentiable):
-    @staticmethod
-    @torch.compiler.disable
-    def forward(ctx, query_key, value, order, buckets, key_mask, chunk_length, options):
-        from ..kernels.triton_kernels import KernelOptions
-        from ..kernels.triton_launch import IS_INTERPRETED, attention_forward, with_contiguous_rows
-
-        query_key, value = with_contiguous_rows(query_key), with_contiguous_rows(value)
-        num_rounds, padded_length = order.shape[2:]
-        kernel_options = KernelOptions(
-            chunk_length=chunk_length,
-            head_size=query_key.shape[-1],
-            num_chunks_before=options.num_chunks_before,
-            num_chunks_after=options.num_chunks_after,
-            causal=options.causal,
-            circular_look_around=options.circular_look_around,
-            sliding_window=options.sliding_window,
-            attend_across_buckets=options.attend_across_buckets,
-            shared_qk=True,
-            own_value=not options.value_shift,
-            is_sorted=True,
-            has_mask=key_mask is not None,
-            is_padded=padded_length > query_key.shape[1],
-            widen=IS_INTERPRETED,
-        )
-        tables = order, buckets, key_mask
-        output, log_sum_exp, key_scale = attention_forward(
-            query_key, query_key, value, tables, num_rounds, padded_length, kernel_options
-        )
-        ctx.save_for_backward(query_key, value, output, log_sum_exp, key_scale, *tables)
-        ctx.kernel_options = kernel_options
-        return output
-
-    @staticmethod
-    @once_differentiable
-    @torch.compiler.disable
-    def backward(ctx, gradient):
-        from ..kernels.triton_launch import attention_backward
-
-        query_key, value, output, log_sum_exp, key_scale, *tables = ctx.saved_tensors
-        num_rounds, padded_length = tables[0].shape[2:]
-        rows, numbers = (query_key, query_key, value), (log_sum_exp, key_scale)
-        gradients = attention_backward(
-            rows, gradient, output, numbers, tables, num_rounds, padded_length, ctx.kernel_options
-        )
-        return *gradients, None, None, None, None, None
+    kernel_options = KernelOptions(
+        chunk_length=chunk_length,
+        head_size=query_key.shape[3],
+        num_chunks_before=options.num_chunks_before,
+        num_chunks_after=options.num_chunks_after,
+        causal=options.causal,
+        circular_look_around=options.circular_look_around,
+        sliding_window=options.sliding_window,
+        attend_across_buckets=options.attend_across_buckets,
+        shared_qk=True,
+        own_value=not options.value_shift,
+        is_sorted=True,
+        has_mask=mask is not None,
+        is_padded=order.shape[3] > length,
+    )
+    tables, sizes = (order.int().contiguous(), own_buckets, mask), order.shape[2:]
+    output, *_ = TritonAttention.apply(query_key, None, value, *tables, *sizes, kernel_options)
+    return output, None

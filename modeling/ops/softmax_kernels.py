@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .differentiation import OnceDifferentiable, once_differentiable
+from .differentiation import once_differentiable
 
 
 def additive_mask_dtype(query: torch.Tensor) -> torch.dtype:
@@ -104,7 +104,7 @@ def has_causal_kernel(rows: torch.Tensor) -> bool:
     return rows.device.type == "cpu" and _HAS_CPU_KERNEL
 
 
-class CausalAttention(OnceDifferentiable):
+class CausalAttention(torch.autograd.Function):
     """
     Softmax attention of each query to the keys up to its own place, of queries, keys and values `[B, H, L, D]`.
 
@@ -112,19 +112,18 @@ class CausalAttention(OnceDifferentiable):
     """
 
     @staticmethod
-    @torch.compiler.disable
-    def forward(ctx, query, key, value, scale):
-        output, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, True, scale=scale
-        )
-        ctx.save_for_backward(query, key, value, output, log_sum_exp)
-        ctx.scale = scale
-        return output
+    def forward(query, key, value, scale):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.scale = inputs
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.mark_non_differentiable(outputs[1])
 
     @staticmethod
     @once_differentiable
-    @torch.compiler.disable
-    def backward(ctx, gradient):
+    def backward(ctx, gradient, _):
         query, key, value, output, log_sum_exp = ctx.saved_tensors
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, query, key, value, output, log_sum_exp, 0.0, True, scale=ctx.scale

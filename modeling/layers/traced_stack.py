@@ -1,0 +1,155 @@
+"""
+The layers as one program, for `torch.compile`.
+
+A compiler can follow neither the tape of `reversible.py` nor its recordings. Here the whole stack is one autograd
+Function, whose backward inverts one layer after the other. Nothing is stored but the output of the last layer and the
+buckets of LSH layers.
+
+The program of a layer's second run need not round as that of its first, and its random numbers are others. So the
+inversion is exact to rounding, not bit by bit, and where layers draw random numbers, ordinary autograd stores what
+they made of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call, vjp
+
+from .feed_forward import ChunkReformerFeedForward, ReformerFeedForwardDense, ReformerFeedForwardOutput
+from .full_attention import FullSelfAttention
+from .local_attention import LocalSelfAttention
+from .lsh_attention import LSHSelfAttention
+from .reversible import autocast_state, narrowed, round_to_grid
+
+
+# Modules of a layer that compute the same each time. Whatever else is in it, such as an adapter, may not.
+REPEATABLE = (
+    nn.Linear,
+    nn.LayerNorm,
+    nn.Dropout,
+    ChunkReformerFeedForward,
+    ReformerFeedForwardDense,
+    ReformerFeedForwardOutput,
+    FullSelfAttention,
+    LocalSelfAttention,
+    LSHSelfAttention,
+)
+ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
+
+
+def can_be_traced(layer: nn.Module) -> bool:
+    """Whether a layer does nothing when it is called but to compute. Hooks and checkpoints do more."""
+    has_hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    return not has_hooks and not (layer.gradient_checkpointing and layer.training)
+
+
+def is_repeatable(layer: nn.Module, others: Sequence[type]) -> bool:
+    """Whether a layer computes the same each time it is given the same; `others` are further types that do."""
+    for module in layer.modules():
+        if type(module) is nn.Dropout and module.training and module.p > 0:
+            return False
+        is_activation = module.__module__ in ACTIVATIONS and type(module) is not nn.RReLU
+        if not is_activation and type(module) not in (*REPEATABLE, *others):
+            return False
+    return True
+
+
+@dataclass
+class TracedStack:
+    """
+    The layers of one forward pass.
+
+    Attributes:
+        layers: Of `encoder.ReformerLayer`.
+        on_grid: Exact mode: round updates to the grid on which sums are exact.
+        num_hashes: Hashing rounds, instead of the config's.
+        kwargs: For the self-attention of all layers.
+    """
+
+    layers: Sequence[Any]
+    on_grid: bool
+    num_hashes: int | None
+    kwargs: dict[str, Any]
+
+    def run(self, hidden_states: torch.Tensor, reversible: bool) -> tuple[tuple[torch.Tensor, torch.Tensor], list]:
+        """`[B, L, hidden_size]`, the input of both streams, to their outputs, and the attention maps or None."""
+        if not reversible:
+            streams, weights, _ = self.forward(hidden_states)
+            return streams, weights
+        weights = [weight for layer in self.layers for weight in _trained(layer).values()]
+        streams = _ReversibleStack.apply(self, hidden_states, *weights)
+        return streams[:2], [None] * len(self.layers)
+
+    def forward(self, hidden_states):
+        x1 = x2 = hidden_states
+        all_weights, all_buckets = [], []
+        for layer in self.layers:
+            attention, feed_forward = layer.attention, layer.feed_forward
+            rotations = layer.draw_rotations(
+                hidden_states, self.kwargs.get("length"), self.num_hashes, self.kwargs["circle_length"]
+            )
+            update, weights, buckets = attention(narrowed(x2, attention), rotations=rotations, **self.kwargs)
+            x1 = self._add(x1, update)
+            x2 = self._add(x2, feed_forward(narrowed(x1, feed_forward)))
+            all_weights.append(weights)
+            all_buckets.append(buckets)
+        return (x1, x2), all_weights, all_buckets
+
+    def backward(self, streams, all_buckets, gradients, autocast):
+        """Gradients of the input and of each trained weight, by inverting one layer after the other."""
+        (y1, y2), (y1_grad, y2_grad) = streams, gradients
+        all_grads = []
+        for layer, buckets in zip(reversed(self.layers), reversed(all_buckets), strict=True):
+            update, part, feed_forward_grads = _recompute(layer.feed_forward, y1, y2_grad, autocast, {})
+            x2, y1_grad = self._add(y2, update, sign=-1), y1_grad + part
+            kwargs = self.kwargs | {"buckets": buckets}
+            update, part, attention_grads = _recompute(layer.attention, x2, y1_grad, autocast, kwargs)
+            y1, y2 = self._add(y1, update, sign=-1), x2
+            y2_grad = y2_grad + part
+            all_grads = [*attention_grads, *feed_forward_grads, *all_grads]
+        return y1_grad + y2_grad, all_grads
+
+    def _add(self, stream, update, sign=1):
+        update = round_to_grid(update, stream.dtype) if self.on_grid else update
+        return torch.add(stream, update, alpha=sign)
+
+
+class _ReversibleStack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, stack, hidden_states, *weights):
+        streams, _, all_buckets = stack.forward(hidden_states)
+        ctx.stack, ctx.autocast = stack, autocast_state(hidden_states.device)
+        ctx.hashed = [buckets is not None for buckets in all_buckets]
+        ctx.save_for_backward(*streams, *[buckets for buckets in all_buckets if buckets is not None])
+        return streams
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        y1, y2, *saved = ctx.saved_tensors
+        all_buckets, taken = [], 0
+        for hashed in ctx.hashed:
+            all_buckets.append(saved[taken] if hashed else None)
+            taken += hashed
+        input_grad, weights_grads = ctx.stack.backward((y1, y2), all_buckets, gradients, ctx.autocast)
+        return None, input_grad, *weights_grads
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+
+def _recompute(module, stream, output_grad, autocast, kwargs):
+    """What a module adds for `stream`, and the gradients of its input and of its trained weights."""
+    trained = _trained(module)
+
+    def update_of(inputs, weights):
+        with torch.autocast(**autocast):
+            output = functional_call(module, weights, (inputs,), kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    update, pull_back = vjp(update_of, narrowed(stream, module), trained)
+    inputs_grad, weights_grads = pull_back(output_grad.to(update.dtype))
+    return update, inputs_grad.to(output_grad.dtype), [weights_grads[name] for name in trained]

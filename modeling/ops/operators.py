@@ -1,0 +1,47 @@
+"""
+Kernels as operators of PyTorch, `torch.ops.hf_reformer.*`.
+
+A compiler sees an operator as one step: of what happens inside it knows the shapes only. So a compiled model runs the
+same kernels as an uncompiled one.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+
+# What an operator runs, for who wants to see inside it.
+IMPLEMENTATIONS: dict[Any, Callable] = {}
+
+
+def operator(schema: str, shapes: Callable) -> Callable:
+    """
+    A decorator that makes a function an operator of its name. The operator itself has no gradient.
+
+    Args:
+        schema: Types and names of the arguments, and types of the results, as PyTorch writes them.
+        shapes: With the arguments of the function, new tensors of the shapes, strides and dtypes of its results.
+    """
+
+    def register(function):
+        name = f"hf_reformer::{function.__name__.lstrip('_')}"
+        registered = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
+        registered.register_fake(shapes)
+        overload = getattr(torch.ops.hf_reformer, function.__name__.lstrip("_")).default
+        IMPLEMENTATIONS[overload] = function
+        return overload
+
+    return register
+
+
+def schema_of(options: type) -> str:
+    """The fields of a dataclass of numbers, as arguments of a schema."""
+    types = {"int": "SymInt", "bool": "bool", "float": "float"}
+    return ", ".join(f"{types[getattr(field.type, '__name__', '')]} {field.name}" for field in fields(options))
+
+
+def arguments_of(options: Any) -> list:
+    """The values of such a dataclass, for an operator with such a schema."""
+    return [getattr(options, name) for name in options.__dataclass_fields__]

@@ -1,0 +1,50 @@
+"""The kernels as operators of PyTorch: what compilers are told of them is true."""
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from hf_reformer import draw_rotations, hash_vectors, local_attention, lsh_attention
+from hf_reformer.modeling.kernels import triton_launch
+from hf_reformer.modeling.ops.operators import IMPLEMENTATIONS
+
+
+HEAD_SIZE, LENGTH, BUCKETS = 32, 37, 8
+
+
+def calls_of(implementation, masked):
+    """Every operator that LSH and local attention call for a gradient, with its arguments."""
+    calls = []
+
+    class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in IMPLEMENTATIONS:
+                calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    dtype = torch.float32 if implementation == "triton" else torch.float64
+    query, key, value = torch.randn(3, 2, LENGTH, 2, HEAD_SIZE, dtype=dtype).requires_grad_().unbind()
+    mask = torch.arange(LENGTH) < torch.tensor([LENGTH, 20])[:, None] if masked else None
+    kwargs = {"chunk_length": 16, "causal": True, "attention_mask": mask, "implementation": implementation}
+    with Recorder():
+        rotations = draw_rotations(2, HEAD_SIZE, 2, BUCKETS, device=query.device, seed=3)
+        buckets = hash_vectors(query.detach(), rotations, BUCKETS, implementation)
+        output, _ = lsh_attention(query, value, buckets, num_buckets=BUCKETS, value_shift=int(masked), **kwargs)
+        (output + local_attention(query, key, value, **kwargs)[0]).sum().backward()
+    return calls
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("implementation", ["sdpa", "triton"])
+def test_shapes_strides_and_schemas_are_those_of_the_results(implementation, masked):
+    if implementation == "triton" and not triton_launch.IS_INTERPRETED:
+        pytest.skip("Triton is not installed, or not set to its interpreter")
+    calls = calls_of(implementation, masked)
+    names = {func._schema.name.removeprefix("hf_reformer::") for func, _ in calls}
+    attention = {"lsh_sdpa", "lsh_sdpa_backward", "local_sdpa", "local_sdpa_backward"}
+    if implementation == "triton":
+        attention = {"triton_attention", "triton_attention_backward", "triton_hash", "triton_sort"}
+    assert names == attention | {"draw_from_seed"}
+    for func, arguments in calls:
+        arguments = tuple(argument.detach() if torch.is_tensor(argument) else argument for argument in arguments)
+        opcheck(func, arguments, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
