@@ -492,7 +492,7 @@ class ReformerForQuestionAnswering(ReformerPreTrainedModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             for name, positions in (("start_positions", start_positions), ("end_positions", end_positions)):
-                check_answer(positions, len(start_logits), name)
+                check_answer(positions, start_logits.shape[0], name)
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,

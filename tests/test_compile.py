@@ -1,5 +1,6 @@
 """torch.compile of the layers and of whole models trains with the same gradients; torch.export keeps the outputs."""
 
+import onnxruntime
 import pytest
 import torch
 from reversible_models import BATCH, LENGTH, gradients_of, layers_of, make, make_inputs
@@ -417,6 +418,61 @@ def test_an_exported_program_hashes_like_the_model(config):
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(program(ids).logits, model(ids).logits)
+
+
+RECIPE = POSITIONS["LSH rotary"] | {
+    "lsh_value_shift": 1,
+    "lsh_sliding_window": True,
+    "circular_look_around": False,
+    "attend_across_buckets": False,
+}
+# One program for any batch and length; the last two fill their chunks.
+SHAPES = [(2, 77), (3, 101), (1, 333), (2, 64), (4, 112)]
+DYNAMIC = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+
+
+class Logits(nn.Module):
+    """A model as ONNX takes it: tensors in, a tensor out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def padded(batch, length):
+    """Ids, and a mask that hides the second half of the last row."""
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[-1, length // 2 :] = 0
+    return random_ids(batch, length), mask
+
+
+@pytest.mark.parametrize("to_onnx", [False, True], ids=["program", "ONNX"])
+@pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM])
+def test_one_exported_program_serves_all_batches_and_lengths(model_class, to_onnx, tmp_path):
+    recipe = RECIPE if model_class is ReformerForCausalLM else {}
+    shape = {"axial_pos_shape": [16, 32], "max_position_embeddings": 512}
+    model = Logits(make_model(model_class, **MIXED, **recipe, **shape)).eval()
+    dynamic_shapes = {"input_ids": DYNAMIC, "attention_mask": DYNAMIC}
+    with torch.no_grad():
+        if to_onnx:
+            path = tmp_path / "model.onnx"
+            torch.onnx.export(model, padded(2, 77), path, dynamo=True, dynamic_shapes=dynamic_shapes, verbose=False)
+            session = onnxruntime.InferenceSession(path)
+
+            def run(ids, mask):
+                (logits,) = session.run(None, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+                return torch.from_numpy(logits)
+
+        else:
+            run = torch.export.export(model, padded(2, 77), dynamic_shapes=dynamic_shapes).module()
+        for shape in SHAPES:
+            ids, mask = padded(*shape)
+            actual, expected = (logits[mask.bool()] for logits in (run(ids, mask), model(ids, mask)))
+            # Float32; the program runs plain operations.
+            assert (actual - expected).norm() <= 1e-5 * expected.norm(), shape
 
 
 def test_exporting_a_cache_is_refused():

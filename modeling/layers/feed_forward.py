@@ -54,13 +54,12 @@ class ChunkReformerFeedForward(nn.Module):
 
         With 0, a CPU takes as many as suit it, and everything else, compiled programs included, takes all.
         """
-        return sequence.split(self.chunk_size or self._suitable_chunk_size(sequence), dim=1)
-
-    def _suitable_chunk_size(self, sequence: torch.Tensor) -> int:
+        if self.chunk_size:
+            return sequence.split(self.chunk_size, dim=1)
         # A compiled program serves any length, and every piece would make it larger.
         if sequence.device.type != "cpu" or torch.compiler.is_compiling():
-            return sequence.shape[1]
-        return max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.feed_forward_size))
+            return (sequence,)
+        return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.feed_forward_size)), dim=1)
 
     def map_chunks(self, function: Callable[[torch.Tensor], torch.Tensor], sequence: torch.Tensor) -> torch.Tensor:
         """`function` of each piece that `split` makes, put together again."""

@@ -61,7 +61,7 @@ class AxialPositionEmbeddings(nn.Module):
         embeddings = self.weights(coordinates[::-1])
         if self.dropout.training and self.dropout.p > 0:
             # Whole columns of the grid are dropped, as in stock Reformer.
-            kept = self.dropout(embeddings.new_ones(len(position_ids), shape[-1]))
+            kept = self.dropout(embeddings.new_ones(position_ids.shape[0], shape[-1]))
             embeddings = embeddings * kept.gather(1, position_ids % shape[-1])[..., None]
         return embeddings
 

@@ -28,7 +28,8 @@ def masked_score(dtype: torch.dtype) -> float:
 
 def padded_to_multiple(length: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `length`."""
-    return -(-length // multiple) * multiple
+    # ONNX rounds quotients of negative integers up.
+    return (length + multiple - 1) // multiple * multiple
 
 
 def circle_length_of(config, length: int) -> int | None:
@@ -43,17 +44,31 @@ def circle_length_of(config, length: int) -> int | None:
     return padded_to_multiple(length, math.lcm(*in_use))
 
 
+def may_pad(added: int) -> bool:
+    """Whether something is to be added. An exported program serves all lengths, so there nothing may be asked."""
+    return torch.compiler.is_exporting() or added > 0
+
+
 def pad_rows(rows: torch.Tensor, padded_length: int) -> torch.Tensor:
     """`[B, L, H, D]` to `[B, H, padded_length, D]`, filled up with zeros."""
     rows = rows.transpose(1, 2)
     added = padded_length - rows.shape[2]
     # `pad` would copy even when the width is zero.
-    return nn.functional.pad(rows, (0, 0, 0, added)) if added else rows
+    return nn.functional.pad(rows, (0, 0, 0, added)) if may_pad(added) else rows
+
+
+def unpad_rows(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """The reverse of `pad_rows`: `[B, H, padded_length, D]` to `[B, L, H, D]`."""
+    rows = rows.transpose(1, 2)
+    if torch.compiler.is_exporting():
+        # Whether a slice is contiguous depends on the length.
+        return rows.index_select(1, torch.arange(length, device=rows.device))
+    return rows[:, :length]
 
 
 def pad_mask(attention_mask: torch.Tensor | None, batch: int, length: int, padded_length: int, device: torch.device):
     """`[B, L]` or None to `[B, padded_length]`, False for what was added; None when every token is real."""
-    if padded_length == length:
+    if not may_pad(padded_length - length):
         return attention_mask
     if attention_mask is None:
         return (torch.arange(padded_length, device=device) < length).expand(batch, -1)

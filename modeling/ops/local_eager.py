@@ -7,7 +7,7 @@ Shapes: B batch, L length, H heads, D head size, P padded length, C chunk length
 import torch
 from torch import nn
 
-from .chunking import look_adjacent, masked_score, pad_rows, scatter_to_map
+from .chunking import look_adjacent, masked_score, pad_rows, scatter_to_map, unpad_rows
 from .local_options import LocalOptions
 from .visibility import visible_local_keys
 
@@ -44,7 +44,7 @@ def local_attention_eager(
     if visible is not None:
         scores = scores.masked_fill(~visible[:, None], masked_score(scores.dtype))
     probabilities = nn.functional.dropout(scores.softmax(dim=-1), p=options.dropout_p)
-    output = (probabilities.to(value.dtype) @ value).flatten(2, 3)[:, :, :length].transpose(1, 2)
+    output = unpad_rows((probabilities.to(value.dtype) @ value).flatten(2, 3), length)
     if not return_weights:
         return output, None
     heads = (*probabilities.shape[:2], -1, -1)

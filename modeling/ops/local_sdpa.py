@@ -74,7 +74,7 @@ def _shapes_forward(query, key, value, key_mask, *options):
     options = LocalOptions(*options)
     num_chunks = options.padded_length // options.chunk_length
     dtype = torch.promote_types(query.dtype, torch.float32)
-    log_sum_exp = query.new_empty(len(query), num_chunks, query.shape[2], options.chunk_length, dtype=dtype)
+    log_sum_exp = query.new_empty(query.shape[0], num_chunks, query.shape[2], options.chunk_length, dtype=dtype)
     return torch.empty_like(query, memory_format=torch.contiguous_format), log_sum_exp
 
 

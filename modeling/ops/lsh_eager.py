@@ -8,7 +8,16 @@ length. Positions are indices into the unsorted, padded sequence.
 import torch
 from torch import nn
 
-from .chunking import gather_rows, look_adjacent, masked_score, pad_rows, scatter_to_map, self_score, unit_keys
+from .chunking import (
+    gather_rows,
+    look_adjacent,
+    masked_score,
+    pad_rows,
+    scatter_to_map,
+    self_score,
+    unit_keys,
+    unpad_rows,
+)
 from .lsh_options import LSHOptions
 from .visibility import LSHVisibility, place_in_all_rounds
 
@@ -51,7 +60,7 @@ def lsh_attention_eager(
         probabilities = probabilities.masked_fill(_is_self(visibility), 0)
     dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
     output = _combine_rounds((dropped.to(values.dtype) @ values).flatten(2, 3), round_weights, rank)
-    output = output[:, :, :length].transpose(1, 2)
+    output = unpad_rows(output, length)
     if not return_weights:
         return output, None
     sorted_weights = round_weights.gather(3, order).reshape(*visibility.positions.shape, 1)

@@ -21,6 +21,8 @@ from .triton_support import DTYPES, HEAD_SIZES, why_not_on
 
 # Projected elements that are computed at once.
 PROJECTIONS_AT_ONCE = 2**22
+# More than any sequence has.
+MOST_POSITIONS = 2**32
 
 
 def bucket_factors(num_buckets: int | Sequence[int]) -> tuple[int, ...]:
@@ -124,9 +126,11 @@ def hash_vectors(
     # Round by round and piece by piece, the projections are never larger than the vectors, nor than a system gives out
     # again without clearing it.
     num_rounds, width = rotations.shape[2:]
-    at_once = min(vectors.numel(), PROJECTIONS_AT_ONCE)
-    piece_length = max(1, at_once // (vectors.shape[0] * vectors.shape[1] * width))
-    pieces = vectors.split(piece_length, dim=2)
+    pieces = (vectors,)
+    # An exported program serves all lengths, whatever their number of pieces.
+    if not torch.compiler.is_exporting():
+        at_once = min(vectors.numel(), PROJECTIONS_AT_ONCE)
+        pieces = vectors.split(max(1, at_once // (vectors.shape[0] * vectors.shape[1] * width)), dim=2)
     rounds = [
         torch.cat([_hash_one_piece(piece, rotations[:, :, r], factors) for piece in pieces], dim=2)
         for r in range(num_rounds)
@@ -174,6 +178,10 @@ def sort_by_bucket(
     if attention_mask is not None:
         after_all_buckets = torch.iinfo(buckets.dtype).max
         buckets = buckets.masked_fill(~attention_mask[:, None, None, :], after_all_buckets)
+    if torch.compiler.is_exporting():
+        # ONNX knows no stable order, so no two numbers may be equal.
+        positions = torch.arange(buckets.shape[-1], device=buckets.device)
+        return torch.sort(buckets.long() * MOST_POSITIONS + positions, dim=-1).indices.int()
     return torch.sort(buckets, dim=-1, stable=True).indices.int()
 
 

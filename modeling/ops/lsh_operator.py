@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .chunking import pad_mask, padded_to_multiple
+from .chunking import may_pad, pad_mask, padded_to_multiple
 from .implementations import AttentionCall, Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
 from .lsh_hashing import bucket_factors, sort_by_bucket
@@ -193,7 +193,8 @@ def attend_to_everything(
 def _pad(buckets, attention_mask, padded_length):
     batch, _, _, length = buckets.shape
     key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
-    return nn.functional.pad(buckets, (0, padded_length - length)) if padded_length > length else buckets, key_mask
+    added = padded_length - length
+    return nn.functional.pad(buckets, (0, added)) if may_pad(added) else buckets, key_mask
 
 
 def _check_shapes(query_key, value, buckets, attention_mask):

@@ -38,8 +38,10 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int
     if tensor is None or shift is None:
         return tensor
     length = tensor.shape[dim]
-    tensor = tensor.expand(len(shift), *tensor.shape[1:])
-    source = (torch.arange(length, device=tensor.device) + shift[:, None]) % length
+    tensor = tensor.expand(shift.shape[0], *tensor.shape[1:])
+    # Not as a remainder, which ONNX has for fixed lengths only.
+    places = torch.arange(length, device=tensor.device).repeat(3)
+    source = places[torch.arange(length, 2 * length, device=tensor.device) + shift[:, None]]
     view = [1] * tensor.ndim
     view[0], view[dim] = source.shape
     return tensor.gather(dim, source.view(view).expand(tensor.shape))
@@ -91,4 +93,4 @@ def pool(
         attention_mask = hidden_states.new_ones(hidden_states.shape[:2])
     is_real = attention_mask.bool()
     token = last_real_token(is_real) if config.is_decoder else first_real_token(is_real)
-    return hidden_states[torch.arange(len(token), device=token.device), token]
+    return hidden_states[torch.arange(token.shape[0], device=token.device), token]

@@ -10,10 +10,13 @@ from torch import nn
 
 def next_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     """`[B, L]`, bool, to the index of the first True behind each place, `[B, L]`; L where there is none."""
-    length = attention_mask.shape[1]
-    places = torch.arange(1, length, device=attention_mask.device)
-    behind = torch.where(attention_mask[:, 1:], places, length).flip(1).cummin(1).values.flip(1)
-    return nn.functional.pad(behind, (0, 1), value=length)
+    batch, length = attention_mask.shape
+    places = torch.arange(length + 1, device=attention_mask.device)
+    # By cumulative sums, because ONNX has no cumulative minimum: the place of the first real token, the second, ...
+    number = attention_mask.long().cumsum(1)
+    found = places[-1:].expand(batch, length + 2)
+    found = found.scatter(1, torch.where(attention_mask, number, 0), places[:-1].expand(batch, -1))
+    return found.gather(1, number + 1)
 
 
 def shift_values(value: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
