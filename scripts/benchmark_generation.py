@@ -26,11 +26,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import torch
+from contenders import llama_config
 from matplotlib import pyplot as plt
 from report import machine, versions
 from torch import nn
 from tqdm import tqdm
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaForCausalLM
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
 from transformers.models.reformer.modeling_reformer import ReformerDynamicCache
 from transformers.models.reformer.modeling_reformer import ReformerModelWithLMHead as StockReformer
@@ -191,20 +192,10 @@ class StockContender(Contender):
 
 
 class LlamaContender(Contender):
-    """Full attention, with as many weights in its feed-forward layers: three matrices instead of two."""
+    """Full attention, with as many weights in each layer."""
 
     def build(self):
-        shape = self.shape
-        self.config = LlamaConfig(
-            attn_implementation="sdpa",
-            hidden_size=shape.hidden_size,
-            intermediate_size=round(shape.feed_forward_size * 2 / 3),
-            max_position_embeddings=shape.context + shape.new_tokens,
-            num_attention_heads=shape.num_heads,
-            num_hidden_layers=shape.num_layers,
-            num_key_value_heads=shape.num_heads,
-            vocab_size=shape.vocab_size,
-        )
+        self.config = llama_config(self.shape, self.shape.context + self.shape.new_tokens)
         return LlamaForCausalLM(self.config)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -277,25 +278,32 @@ def stock_model(shape: Shape, seed: int | None = None) -> nn.Module:
     return StockForCausalLM(StockConfig(**shape.reformer_settings(seed)))
 
 
-def llama_model(shape: Shape, checkpointed: bool = False) -> nn.Module:
+def llama_config(shape: Any, length: int) -> LlamaConfig:
     """
-    A Llama whose layers have as many weights as the Reformer's.
+    A Llama whose layers have as many weights as the Reformer's, for texts up to `length`.
 
     Attention has 4 matrices instead of 3, the feed-forward 3 instead of 2, so its width is (2 * feed_forward_size -
     hidden_size) / 3, rounded to a multiple of 8.
+
+    Args:
+        shape: Anything with the sizes of `Shape`.
     """
     width = (2 * shape.feed_forward_size - shape.hidden_size) / 3
-    config = LlamaConfig(
+    return LlamaConfig(
         attn_implementation="sdpa",
         hidden_size=shape.hidden_size,
         intermediate_size=max(8, 8 * round(width / 8)),
-        max_position_embeddings=shape.length,
+        max_position_embeddings=length,
         num_attention_heads=shape.num_heads,
         num_hidden_layers=shape.num_layers,
         num_key_value_heads=shape.num_heads,
         vocab_size=shape.vocab_size,
     )
-    model = LlamaForCausalLM(config)
+
+
+def llama_model(shape: Shape, checkpointed: bool = False) -> nn.Module:
+    """The Llama of `llama_config`."""
+    model = LlamaForCausalLM(llama_config(shape, shape.length))
     if checkpointed:
         # Its name has changed within transformers 5.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

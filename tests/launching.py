@@ -5,8 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
+
+import psutil
 
 
 # A busy machine takes a tenth of this.
@@ -29,11 +32,15 @@ def run_python(*arguments: str | Path, timeout: float = TIMEOUT_SECONDS, **envir
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             timed_out = True
-            _signal(process, signal.SIGABRT)
+            # A launcher gives its ranks sessions of their own.
+            started = psutil.Process(process.pid).children(recursive=True)
+            _signal(started, signal.SIGABRT)
+            time.sleep(1)
+            _signal([*started, process], signal.SIGKILL)
             process.wait()
-            time.sleep(1)  # the others speak, too
         finally:
-            _signal(process, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         stdout.seek(0), stderr.seek(0)
         done = subprocess.CompletedProcess(command, process.returncode, stdout.read(), stderr.read())
     if timed_out:
@@ -41,9 +48,7 @@ def run_python(*arguments: str | Path, timeout: float = TIMEOUT_SECONDS, **envir
     return done
 
 
-def _signal(process: subprocess.Popen, number: int):
-    """Send a signal to the process and to all that it started."""
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
+def _signal(processes, number: int):
+    for process in processes:
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            process.send_signal(number)

@@ -34,8 +34,7 @@ def calls_of(implementation, masked):
     return calls
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "triton"])
+@pytest.mark.parametrize(("implementation", "masked"), [("sdpa", False), ("sdpa", True), ("triton", True)])
 def test_shapes_strides_and_schemas_are_those_of_the_results(implementation, masked):
     if implementation == "triton" and not triton_launch.IS_INTERPRETED:
         pytest.skip("Triton is not installed, or not set to its interpreter")

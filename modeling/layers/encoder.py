@@ -93,7 +93,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         self.attention = ReformerAttention(config, layer_idx)
         self.feed_forward = ChunkReformerFeedForward(config)
 
-    # See `ReformerEncoder._run_layers`.
+    # Why it is skipped: see `ReformerEncoder._run_layers`.
     @skip
     def forward(
         self,
@@ -251,7 +251,7 @@ class ReformerEncoder(nn.Module):
         rotation = rotation_of(self.config, position_ids, hidden_states)
         hidden_states, on_grid = self._begin_streams(hidden_states)
         how = {"on_grid": on_grid, "return_weights": return_weights, "shift": shift, "rotation": rotation, **kwargs}
-        if torch.compiler.is_compiling() and cached is None and not shown and all(map(can_be_traced, self.layers)):
+        if torch.compiler.is_compiling() and cached is None and not shown and self._can_be_traced():
             streams, all_attentions = self._trace_layers(hidden_states, **how)
         else:
             streams, all_attentions = self._run_layers(hidden_states, shown, cached, **how)
@@ -266,10 +266,14 @@ class ReformerEncoder(nn.Module):
         """The last layer's streams and all attention maps, as one program."""
         stack = TracedStack(self.layers, on_grid, num_hashes, kwargs)
         reversible = self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
-        # An exported program has no backward pass of ours.
-        reversible = reversible and not torch.compiler.is_exporting()
+        # An exported program has no backward pass of ours, and `torch.func` wants derivatives of its own.
+        if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+            reversible = False
         ours = (ReformerLayer, ReformerAttention, ReformerSelfOutput)
-        return stack.run(hidden_states, reversible and all(is_repeatable(layer, ours) for layer in self.layers))
+        return stack.run(hidden_states, reversible and is_repeatable(self.layers, ours))
+
+    def _can_be_traced(self):
+        return all(type(layer) is ReformerLayer and can_be_traced(layer) for layer in self.layers)
 
     # The compiler would make a program for each layer, because `layer_idx` differs. It compiles what `forward` calls.
     # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.

@@ -73,7 +73,4 @@ class ChunkReformerFeedForward(nn.Module):
     def forward_chunk(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`forward` for one piece of the sequence."""
         hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
-        if torch.compiler.is_compiling():
-            # Within `torch.func`, a projection with a bias of more than two dimensions becomes a program per length.
-            return self.output(self.dense(hidden_states.flatten(0, 1))).unflatten(0, hidden_states.shape[:2])
         return self.output(self.dense(hidden_states))

@@ -50,7 +50,8 @@ def rotation_of(config, position_ids: torch.Tensor | None, hidden_states: torch.
     return Rotation(angles.cos() * scale, angles.sin() * scale)
 
 
-# transformers' functions read and complete the config, which no compiler need follow.
+# transformers' functions read and complete the config, which no compiler need follow. A compiled model keeps what they
+# returned when it was compiled.
 @torch.compiler.assume_constant_result
 def _frequencies(config, device):
     """Radians per position of each plane, `[D / 2]`, and what lengths are multiplied with."""

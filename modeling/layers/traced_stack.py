@@ -41,20 +41,35 @@ ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
 
 def can_be_traced(layer: nn.Module) -> bool:
-    """Whether a layer does nothing when it is called but to compute. Hooks and checkpoints do more."""
-    has_hooks = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    return not has_hooks and not (layer.gradient_checkpointing and layer.training)
+    """Whether calling a layer is no more than what its parts compute. Hooks, wrappers and checkpoints do more."""
+    is_checkpointed = layer.gradient_checkpointing and layer.training and not layer.config.reversible
+    return not _is_wrapped(layer) and not is_checkpointed
 
 
-def is_repeatable(layer: nn.Module, others: Sequence[type]) -> bool:
-    """Whether a layer computes the same each time it is given the same; `others` are further types that do."""
-    for module in layer.modules():
-        if type(module) is nn.Dropout and module.training and module.p > 0:
+def is_repeatable(layers: nn.ModuleList, others: Sequence[type]) -> bool:
+    """
+    Whether layers compute the same each time they are given the same, each with weights of its own.
+
+    Args:
+        others: Further types of modules that do.
+    """
+    for module in layers.modules():
+        if _is_wrapped(module) or (type(module) is nn.Dropout and module.training and module.p > 0):
             return False
         is_activation = module.__module__ in ACTIVATIONS and type(module) is not nn.RReLU
-        if not is_activation and type(module) not in (*REPEATABLE, *others):
+        if not is_activation and type(module) not in (nn.ModuleList, *REPEATABLE, *others):
             return False
-    return True
+    # All together count a shared weight once.
+    return len(_trained(layers)) == sum(len(_trained(part)) for part in _parts(layers))
+
+
+def _is_wrapped(module: nn.Module) -> bool:
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(len(each) > 0 for each in hooks) or "forward" in module.__dict__
+
+
+def _parts(layers: nn.ModuleList) -> list[nn.Module]:
+    return [part for layer in layers for part in (layer.attention, layer.feed_forward)]
 
 
 @dataclass
@@ -69,7 +84,7 @@ class TracedStack:
         kwargs: For the self-attention of all layers.
     """
 
-    layers: Sequence[Any]
+    layers: nn.ModuleList
     on_grid: bool
     num_hashes: int | None
     kwargs: dict[str, Any]
@@ -79,9 +94,8 @@ class TracedStack:
         if not reversible:
             streams, weights, _ = self.forward(hidden_states)
             return streams, weights
-        weights = [weight for layer in self.layers for weight in _trained(layer).values()]
-        streams = _ReversibleStack.apply(self, hidden_states, *weights)
-        return streams[:2], [None] * len(self.layers)
+        weights = [weight for part in _parts(self.layers) for weight in _trained(part).values()]
+        return _ReversibleStack.apply(self, hidden_states, *weights), [None] * len(self.layers)
 
     def forward(self, hidden_states):
         x1 = x2 = hidden_states
@@ -98,18 +112,22 @@ class TracedStack:
             all_buckets.append(buckets)
         return (x1, x2), all_weights, all_buckets
 
-    def backward(self, streams, all_buckets, gradients, autocast):
+    def backward(self, streams, all_buckets, weights, gradients, autocast):
         """Gradients of the input and of each trained weight, by inverting one layer after the other."""
         (y1, y2), (y1_grad, y2_grad) = streams, gradients
-        all_grads = []
-        for layer, buckets in zip(reversed(self.layers), reversed(all_buckets), strict=True):
-            update, part, feed_forward_grads = _recompute(layer.feed_forward, y1, y2_grad, autocast, {})
-            x2, y1_grad = self._add(y2, update, sign=-1), y1_grad + part
+        all_grads, end = [], len(weights)
+        for i in reversed(range(len(self.layers))):
+            layer, buckets = self.layers[i], all_buckets[i]
+            begin = end - len(_trained(layer.feed_forward))
+            update, part, grads = _recompute_rows(layer.feed_forward, y1, weights[begin:end], y2_grad, autocast)
+            x2, y1_grad, end = self._add(y2, update, sign=-1), y1_grad + part, begin
+            all_grads = [*grads, *all_grads]
+            begin = end - len(_trained(layer.attention))
             kwargs = self.kwargs | {"buckets": buckets}
-            update, part, attention_grads = _recompute(layer.attention, x2, y1_grad, autocast, kwargs)
-            y1, y2 = self._add(y1, update, sign=-1), x2
+            update, part, grads = _recompute(layer.attention, x2, weights[begin:end], y1_grad, autocast, kwargs)
+            y1, y2, end = self._add(y1, update, sign=-1), x2, begin
             y2_grad = y2_grad + part
-            all_grads = [*attention_grads, *feed_forward_grads, *all_grads]
+            all_grads = [*grads, *all_grads]
         return y1_grad + y2_grad, all_grads
 
     def _add(self, stream, update, sign=1):
@@ -123,7 +141,8 @@ class _ReversibleStack(torch.autograd.Function):
         streams, _, all_buckets = stack.forward(hidden_states)
         ctx.stack, ctx.autocast = stack, autocast_state(hidden_states.device)
         ctx.hashed = [buckets is not None for buckets in all_buckets]
-        ctx.save_for_backward(*streams, *[buckets for buckets in all_buckets if buckets is not None])
+        # Who changes a weight before backward is told so.
+        ctx.save_for_backward(*streams, *[buckets for buckets in all_buckets if buckets is not None], *weights)
         return streams
 
     @staticmethod
@@ -133,7 +152,7 @@ class _ReversibleStack(torch.autograd.Function):
         for hashed in ctx.hashed:
             all_buckets.append(saved[taken] if hashed else None)
             taken += hashed
-        input_grad, weights_grads = ctx.stack.backward((y1, y2), all_buckets, gradients, ctx.autocast)
+        input_grad, weights_grads = ctx.stack.backward((y1, y2), all_buckets, saved[taken:], gradients, ctx.autocast)
         return None, input_grad, *weights_grads
 
 
@@ -141,15 +160,34 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
 
-def _recompute(module, stream, output_grad, autocast, kwargs):
+def _recompute(module, stream, weights, output_grad, autocast, kwargs):
     """What a module adds for `stream`, and the gradients of its input and of its trained weights."""
-    trained = _trained(module)
+    names = list(_trained(module))
 
-    def update_of(inputs, weights):
+    def update_of(inputs, *weights):
         with torch.autocast(**autocast):
-            output = functional_call(module, weights, (inputs,), kwargs)
+            output = functional_call(module, dict(zip(names, weights, strict=True)), (inputs,), kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    update, pull_back = vjp(update_of, narrowed(stream, module), trained)
-    inputs_grad, weights_grads = pull_back(output_grad.to(update.dtype))
-    return update, inputs_grad.to(output_grad.dtype), [weights_grads[name] for name in trained]
+    inputs = narrowed(stream, module)
+    if torch.compiler.is_compiling():
+        update, pull_back = vjp(update_of, inputs, *weights)
+        inputs_grad, *weights_grads = pull_back(output_grad.to(update.dtype))
+    else:
+        # Something broke the program in two. Inside of `torch.func` attention would be computed in another way.
+        with torch.enable_grad():
+            variables = [tensor.detach().requires_grad_() for tensor in (inputs, *weights)]
+            update = update_of(*variables)
+        inputs_grad, *weights_grads = torch.autograd.grad(update, variables, output_grad.to(update.dtype))
+        update = update.detach()
+    return update, inputs_grad.to(output_grad.dtype), weights_grads
+
+
+def _recompute_rows(feed_forward, stream, weights, output_grad, autocast):
+    """`_recompute`, where each token is worked on by itself."""
+    if feed_forward.chunk_size:
+        return _recompute(feed_forward, stream, weights, output_grad, autocast, {})
+    # Inside of `torch.func`, a projection with a bias of more than two dimensions becomes a program for each length.
+    rows, rows_grad = stream.flatten(0, 1), output_grad.flatten(0, 1)
+    update, inputs_grad, weights_grads = _recompute(feed_forward, rows, weights, rows_grad, autocast, {})
+    return update.unflatten(0, stream.shape[:2]), inputs_grad.unflatten(0, stream.shape[:2]), weights_grads

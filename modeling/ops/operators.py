@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 
-# What an operator runs, for who wants to see inside it.
+# What an operator runs: `AllocationLedger` counts what that allocates.
 IMPLEMENTATIONS: dict[Any, Callable] = {}
 
 
