@@ -5,7 +5,7 @@ What `torch.compile` makes of a model: seconds of a step, beside the same step u
     python scripts/benchmark_compiled.py --lengths 1024
 
 The model of the other benchmarks, with local and LSH layers; training steps and forward passes without gradients. Loss
-and gradients are compared before anything is timed. Writes docs/compiled.json; nothing else should run meanwhile.
+and gradients are compared before anything is timed. Writes compiled.json; nothing else should run meanwhile.
 """
 
 import argparse

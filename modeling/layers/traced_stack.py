@@ -40,7 +40,7 @@ REPEATABLE = (
 ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 
 
-def can_be_traced(layer: nn.Module) -> bool:
+def can_be_traced(layer: Any) -> bool:
     """Whether calling a layer is no more than what its parts compute. Hooks, wrappers and checkpoints do more."""
     is_checkpointed = layer.gradient_checkpointing and layer.training and not layer.config.reversible
     return not _is_wrapped(layer) and not is_checkpointed
@@ -69,7 +69,7 @@ def _is_wrapped(module: nn.Module) -> bool:
 
 
 def _parts(layers: nn.ModuleList) -> list[nn.Module]:
-    return [part for layer in layers for part in (layer.attention, layer.feed_forward)]
+    return [getattr(layer, name) for layer in layers for name in ("attention", "feed_forward")]
 
 
 @dataclass
