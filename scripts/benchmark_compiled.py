@@ -1,11 +1,11 @@
 """
 What `torch.compile` makes of a model: seconds of a step, beside the same step uncompiled.
 
-    python scripts/benchmark_compiled.py                  # 1K, 4K and 16K tokens; ten minutes on two cores
-    python scripts/benchmark_compiled.py --lengths 1024
+    python scripts/benchmark_compiled.py                  # 1K, 4K and 16K tokens
+    python scripts/benchmark_compiled.py --lengths 4096    # five minutes on two cores
 
-The model of the other benchmarks, with local and LSH layers; training steps and forward passes without gradients. Loss
-and gradients are compared before anything is timed. Writes compiled.json; nothing else should run meanwhile.
+The model of the other benchmarks, with local and LSH layers; training steps and forward passes without gradients.
+Gradients are compared before anything is timed. Writes compiled.json; nothing else should run meanwhile.
 """
 
 import argparse

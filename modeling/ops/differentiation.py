@@ -8,7 +8,7 @@ from torch.autograd import forward_ad
 
 
 def is_inside_transform() -> bool:
-    """Whether `torch.func` is at work (`grad`, `vmap`, `jvp` and what is made of them), or forward mode."""
+    """Whether `torch.func` is at work (`grad`, `vmap`, `jvp`, ...), or forward mode; False where code is compiled."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

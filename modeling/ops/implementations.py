@@ -118,7 +118,7 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
     Raises:
         ValueError: There is no such name, or that implementation cannot do what is asked of it.
     """
-    is_transformed = not torch.compiler.is_compiling() and is_inside_transform()
+    is_transformed = is_inside_transform()
     if requested is None:
         # An exported program should run where this package is not installed.
         if is_transformed or torch.compiler.is_exporting():

@@ -7,9 +7,8 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 import torch
 from torch import nn
 
-from ..kernels.kernel_options import KernelOptions
 from .local_options import LocalOptions
-from .triton_attention import TritonAttention
+from .triton_attention import attend
 from .triton_support import kernel_chunk_length
 
 
@@ -39,20 +38,5 @@ def local_attention_triton(
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
         padded_length = chunk_length
     mask = None if key_mask is None else key_mask.contiguous()
-    kernel_options = KernelOptions(
-        chunk_length=chunk_length,
-        head_size=query.shape[3],
-        num_chunks_before=options.num_chunks_before,
-        num_chunks_after=options.num_chunks_after,
-        causal=options.causal,
-        circular_look_around=options.circular_look_around,
-        sliding_window=False,
-        attend_across_buckets=True,
-        shared_qk=False,
-        own_value=False,
-        is_sorted=False,
-        has_mask=mask is not None,
-        is_padded=padded_length > query.shape[1],
-    )
-    output, *_ = TritonAttention.apply(query, key, value, None, None, mask, 1, padded_length, kernel_options)
+    output = attend(query, key, value, (None, None, mask), 1, padded_length, options, chunk_length=chunk_length)
     return output, None

@@ -7,9 +7,8 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 import torch
 from torch import nn
 
-from ..kernels.kernel_options import KernelOptions
 from .lsh_options import LSHOptions
-from .triton_attention import TritonAttention
+from .triton_attention import attend
 from .triton_support import kernel_chunk_length
 
 
@@ -46,21 +45,16 @@ def lsh_attention_triton(
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
     own_buckets = None if options.attend_across_buckets else buckets.int().contiguous()
     mask = None if key_mask is None else key_mask.contiguous()
-    kernel_options = KernelOptions(
+    output = attend(
+        query_key,
+        None,
+        value,
+        (order.int().contiguous(), own_buckets, mask),
+        order.shape[2],
+        order.shape[3],
+        options,
         chunk_length=chunk_length,
-        head_size=query_key.shape[3],
-        num_chunks_before=options.num_chunks_before,
-        num_chunks_after=options.num_chunks_after,
-        causal=options.causal,
-        circular_look_around=options.circular_look_around,
         sliding_window=options.sliding_window,
-        attend_across_buckets=options.attend_across_buckets,
-        shared_qk=True,
         own_value=not options.value_shift,
-        is_sorted=True,
-        has_mask=mask is not None,
-        is_padded=order.shape[3] > length,
     )
-    tables, sizes = (order.int().contiguous(), own_buckets, mask), order.shape[2:]
-    output, *_ = TritonAttention.apply(query_key, None, value, *tables, *sizes, kernel_options)
     return output, None

@@ -8,16 +8,57 @@ import torch
 
 from ..kernels.kernel_options import KernelOptions
 from .differentiation import once_differentiable
+from .local_options import LocalOptions
+from .lsh_options import LSHOptions
 from .operators import arguments_of, operator, schema_of
 
 
-class TritonAttention(torch.autograd.Function):
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor | None,
+    value: torch.Tensor,
+    tables: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    num_rounds: int,
+    padded_length: int,
+    options: LSHOptions | LocalOptions,
+    *,
+    chunk_length: int,
+    sliding_window: bool = False,
+    own_value: bool = False,
+) -> torch.Tensor:
     """
-    `[B, L, H, D]` of queries, keys and values to the output, `[B, L, H, D]`, and what backward needs.
+    Attention by the kernels, `[B, L, H, D]`.
 
-    The arguments after them are the order and the buckets of the tokens, `[B, H, R, P]`, int32, and the mask of keys,
-    `[B, P]`, bool, each contiguous or None; R and P; and `KernelOptions`. Without keys those are the queries.
+    Args:
+        query, key, value: `[B, L, H, D]`; without keys those are the queries at unit length.
+        tables: Order and buckets of the tokens, `[B, H, R, P]`, int32, and the mask of keys, `[B, P]`, bool; each
+            contiguous or None. Without buckets every key within reach counts.
+        num_rounds, padded_length: R and P.
+        chunk_length: Instead of the options'.
+        sliding_window, own_value: See `KernelOptions`.
     """
+    order, buckets, key_mask = tables
+    kernel_options = KernelOptions(
+        chunk_length=chunk_length,
+        head_size=query.shape[3],
+        num_chunks_before=options.num_chunks_before,
+        num_chunks_after=options.num_chunks_after,
+        causal=options.causal,
+        circular_look_around=options.circular_look_around,
+        sliding_window=sliding_window,
+        attend_across_buckets=buckets is None,
+        shared_qk=key is None,
+        own_value=own_value,
+        is_sorted=order is not None,
+        has_mask=key_mask is not None,
+        is_padded=padded_length > query.shape[1],
+    )
+    output, *_ = TritonAttention.apply(query, key, value, *tables, num_rounds, padded_length, kernel_options)
+    return output
+
+
+class TritonAttention(torch.autograd.Function):
+    """The output of `attend`, and what backward needs."""
 
     @staticmethod
     def forward(query, key, value, order, buckets, key_mask, num_rounds, padded_length, options):
