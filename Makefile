@@ -29,15 +29,15 @@ test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 	$(VENV_PYTHON) -m pytest --numprocesses=logical --maxprocesses=8 --max-worker-restart=0 --durations=15 $(TESTS)
 
 contract: $(VENV)/contract.stamp ## run transformers' own common suites on the models; writes docs/contract.md
-	$(VENV_PYTHON) scripts/contract.py $(CONTRACT)
+	$(VENV_PYTHON) -m scripts.maintain.contract $(CONTRACT)
 
 integrations: $(TOOLS_VENV)/integrations.stamp ## run other people's tools on the models; writes docs/integrations.md
-	$(TOOLS_VENV)/bin/python scripts/check_integrations.py $(INTEGRATIONS)
+	$(TOOLS_VENV)/bin/python -m scripts.maintain.check_integrations $(INTEGRATIONS)
 
 lint: $(VENV)/test.stamp ## check style (ruff), types (mypy) and the conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
-	$(VENV_PYTHON) scripts/lint.py
+	$(VENV_PYTHON) scripts/maintain/lint.py
 
 format: $(VENV)/test.stamp ## rewrite the sources as ruff wants them
 	$(VENV_PYTHON) -m ruff check --fix

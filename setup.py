@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 
 ROOT = Path(__file__).parent
 
 PACKAGE_DIR = {
     "hf_reformer": "hf_reformer",
+    "hf_reformer.commands": "commands",
     "hf_reformer.configuration": "configuration",
     "hf_reformer.modeling": "modeling",
     "hf_reformer.modeling.decoding": "modeling/decoding",
@@ -21,14 +23,23 @@ PACKAGE_DIR = {
     "hf_reformer.training": "training",
 }
 
-# what the scripts need, and nobody who only imports the package
-TRAIN = ["accelerate", "datasets", "matplotlib"]
+# what training needs, and nobody who only imports the package
+TRAIN = ["accelerate", "datasets", "matplotlib", "numpy", "pyarrow", "tqdm"]
 
 
 def read_version() -> str:
     """Return `__version__` as written in the facade, which cannot be imported before torch is installed."""
     source = (ROOT / "hf_reformer" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE).group(1)
+
+
+class BuildWithModelCard(build_py):
+    """Puts the template of model cards beside the folders, where `hf_reformer.training` reads it."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            self.copy_file(ROOT / "model_card.md", Path(self.build_lib) / "hf_reformer" / "model_card.md")
 
 
 setup(
@@ -42,6 +53,8 @@ setup(
     python_requires=">=3.10",
     package_dir=PACKAGE_DIR,
     packages=list(PACKAGE_DIR),
+    cmdclass={"build_py": BuildWithModelCard},
+    entry_points={"console_scripts": ["hf-reformer = hf_reformer.commands.entry_point:main"]},
     package_data={"hf_reformer": ["py.typed"]},
     install_requires=[
         "torch>=2.11",
@@ -71,7 +84,7 @@ setup(
             "transformers-mlinter",
             "triton; sys_platform == 'linux'",
         ],
-        # what scripts/check_integrations.py tries the package in
+        # what scripts/maintain/check_integrations.py tries the package in
         "integrations": [
             *TRAIN,
             "bitsandbytes",

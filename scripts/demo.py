@@ -17,15 +17,21 @@ import shutil
 import time
 from pathlib import Path
 
-import context_gain
 import torch
-from corpus import DataArguments
-from run_checkpoints import RunArguments, newest_whole, read_run
-from train import ModelArguments, train
-from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    pipeline,
+    set_seed,
+)
 from transformers.trainer_utils import sort_checkpoints
 
-from hf_reformer.training import ModelRecipe, multiplies_in_bfloat16
+from hf_reformer.commands.train import ModelArguments, train
+from hf_reformer.training import ModelRecipe, context_gain, multiplies_in_bfloat16
+from hf_reformer.training.corpus import DataArguments, TextArguments
+from hf_reformer.training.run_checkpoints import RunArguments, newest_whole, read_run
 
 
 # What the demo changes in the recipe, and nothing else: its context and how long it trains.
@@ -76,12 +82,18 @@ def print_figures(figures: dict[str, float]) -> None:
         print(f"  {name:<18} {value:.3f}")
 
 
+def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model that was saved, as anybody would load it, with its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+
 def continue_prompt(folder: str) -> str:
-    """Load what was saved, as anybody would, and continue the prompt."""
+    """What the saved model makes of the prompt."""
+    model, tokenizer = load(folder)
     generator = pipeline(
         "text-generation",
-        model=AutoModelForCausalLM.from_pretrained(folder),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
+        model=model,
+        tokenizer=tokenizer,
         device="cpu",
     )
     set_seed(0)
@@ -116,7 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     delete_own_checkpoints(arguments.output_dir)
     print_figures(figures)
-    context_gain.report(arguments.output_dir, DataArguments(), CONTEXT_LENGTHS)
+    folder = Path(arguments.output_dir)
+    context_gain.report(*load(folder), TextArguments(), folder, lengths=CONTEXT_LENGTHS)
     print(f"\nsaved in {arguments.output_dir}; loaded from there, it continues this prompt:\n")
     print(continue_prompt(arguments.output_dir))
     minutes, seconds = divmod(round(time.monotonic() - start), 60)

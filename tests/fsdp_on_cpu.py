@@ -1,14 +1,10 @@
-"""scripts/train.py under FSDP on a CPU. accelerate shards on accelerators only, so it is told that there are some."""
+"""`hf-reformer train` under FSDP on a CPU. accelerate shards on accelerators only, so it is told of some."""
 
 import sys
-from pathlib import Path
 
 from accelerate import DistributedType, PartialState
 
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-import train
+from hf_reformer.commands import train
 
 
 PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU

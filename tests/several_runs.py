@@ -1,17 +1,13 @@
-"""Runs scripts/train.py once for each list of arguments; the command line gives a JSON list of them."""
+"""Runs `hf-reformer train` once for each list of arguments; the command line gives a JSON list of them."""
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-
-from train import end_process, main
+from hf_reformer.commands.train import end_process, main
 
 
 class OwnRandomNumbers(TrainerCallback):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import train
 from launching import run_python
 from transformers import AutoModelForCausalLM
+
+from hf_reformer.commands import train
 
 
 ROOT = Path(__file__).parent.parent

@@ -3,14 +3,13 @@
 import json
 from dataclasses import replace
 
-import agreement
-import benchmark
-import contenders
 import pytest
 import torch
-from contenders import CONTENDERS, Shape
-from history import History, Refused, extrapolate
 from PIL import Image
+
+from scripts.bench import agreement, benchmark, contenders
+from scripts.bench.contenders import CONTENDERS, Shape
+from scripts.bench.history import History, Refused, extrapolate
 
 
 SIZES = {

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import run_experiment
 import torch
-from experiments import byte_classification, classification, listops, resumable
 from PIL import Image
 
 from hf_reformer import ReformerForSequenceClassification
+from scripts import run_experiment
+from scripts.experiments import byte_classification, classification, listops, resumable
 
 
 SYMBOLS = {12: "min", 13: "max", 14: "median", 15: "total"}

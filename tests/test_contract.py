@@ -7,10 +7,9 @@ import subprocess
 import sys
 import tarfile
 
-import contract
-import contract_results
-import contract_sources
 import pytest
+
+from scripts.maintain import contract, contract_results, contract_sources
 
 
 RUNS = json.loads(contract.FIGURES.read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ import weakref
 import pytest
 import test_lsh_operator
 import torch
-from timing import captured
 from tiny_models import NO_ATTENTION_DROPOUT, make_model
 
 from hf_reformer import ReformerForCausalLM, estimate_memory
@@ -15,6 +14,7 @@ from hf_reformer.modeling.ops.local_operator import local_attention
 from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 from hf_reformer.modeling.ops.lsh_operator import lsh_attention
 from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
+from scripts.bench.timing import captured
 
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")

@@ -14,7 +14,6 @@ import pickle
 
 import pytest
 import torch
-from benchmark_generation import bytes_held_by
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_models import POSITIONS, STACKS, TIED, WINDOWS, left_padded, make_model, random_ids
@@ -28,6 +27,7 @@ from hf_reformer.modeling.layers.reversible import ReversibleTape
 from hf_reformer.modeling.layers.rotary_positions import rotation_of
 from hf_reformer.modeling.memory.allocations import AllocationLedger
 from hf_reformer.modeling.ops.chunking import circle_length_of
+from scripts.bench.benchmark_generation import bytes_held_by
 
 
 LONG = {"axial_pos_shape": [32, 32], "max_position_embeddings": 1024}

@@ -1,11 +1,9 @@
 """Exact mode: backward recovers the very bits of forward, so gradients are those of ordinary autograd, bit by bit."""
 
-import importlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from math import floor, log2
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,9 +23,9 @@ from tiny_models import AVERAGED, DROPOUT, assert_equal_tensors
 
 from hf_reformer.modeling.layers import reversible as reversible_module
 from hf_reformer.modeling.layers.reversible import GRID, RoundToGrid, narrowed
+from scripts.figures import exactness
 
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
 KINDS = ["local", "lsh", "full", "lsh"]
 
 
@@ -218,8 +216,6 @@ def test_gradients_beyond_1024_are_as_good_as_those_of_ordinary_autograd(name):
 
 
 def test_script_measures_errors_and_speed(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(SCRIPTS)
-    exactness = importlib.import_module("exactness")
     monkeypatch.setattr(exactness, "DEPTHS", (2, 4))
     monkeypatch.setattr(exactness, "SHAPE", exactness.SHAPE | {"length": 128})
     for arguments in ([], ["--speed", "--repeats", "1"]):

@@ -4,10 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
-import run_experiment
 import torch
-from experiments import copying, duplication, synthetic, twins
 from PIL import Image
+
+from scripts import run_experiment
+from scripts.experiments import copying, duplication, synthetic, twins
 
 
 EXPERIMENTS = {"copying": copying, "duplication": duplication}

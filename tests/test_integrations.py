@@ -6,11 +6,12 @@ import os
 import time
 from types import SimpleNamespace
 
-import check_integrations
 import pytest
-from integrations import impossible, setting, texts
-from integrations.setting import CONTROL, OURS, Setting, Wrong
-from integrations_report import write_report
+
+from scripts.maintain import check_integrations
+from scripts.maintain.integrations import impossible, setting, texts
+from scripts.maintain.integrations.setting import CONTROL, OURS, Setting, Wrong
+from scripts.maintain.integrations_report import write_report
 
 
 KEY = {"torch": "2.13.0", "trl": "1.16.0", "check": "abc"}

@@ -6,8 +6,6 @@ import os
 import re
 from dataclasses import replace
 
-import measured_memory
-import memory
 import pytest
 import torch
 from allocations import Allocations
@@ -16,7 +14,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM, estimate_memory
+from hf_reformer.commands import memory
 from hf_reformer.modeling.layers import feed_forward
+from hf_reformer.modeling.memory import memory_measurement
 from hf_reformer.modeling.memory.allocations import AllocationLedger
 from hf_reformer.modeling.memory.memory_estimate import TrainingSetup, TrainingStep
 
@@ -37,7 +37,7 @@ def make_config(**changes):
 
 
 def allocated(config, **setup):
-    return measured_memory.measure(config, TrainingSetup(**setup)).allocated
+    return memory_measurement.measure(config, TrainingSetup(**setup)).allocated
 
 
 # Prediction and measurement.
@@ -119,7 +119,7 @@ def test_prediction_allocates_nothing_and_leaves_no_trace():
     settings, random_state = config.to_dict(), torch.get_rng_state()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         estimate = estimate_memory(config, batch_size=64)
-    assert measured_memory.peak_of_events(profiler) < 0.01 * estimate.peak
+    assert memory_measurement.peak_of_events(profiler) < 0.01 * estimate.peak
     assert torch.equal(torch.get_rng_state(), random_state)
     assert config.to_dict() == settings
 
@@ -413,7 +413,7 @@ def test_a_step_that_kills_its_process():
 
 def test_a_step_that_does_not_fit():
     with pytest.raises(MemoryError, match="does not fit into this machine's memory"):
-        measured_memory.measure(make_config(vocab_size=10**13), TrainingSetup())
+        memory_measurement.measure(make_config(vocab_size=10**13), TrainingSetup())
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,15 @@ import pytest
 import hf_reformer
 import hf_reformer.__main__ as main_module
 from hf_reformer.__main__ import main
+from hf_reformer.commands import entry_point
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("configuration", "modeling", "tokenization", "training")
+FOLDERS = ("commands", "configuration", "modeling", "tokenization", "training")
 PACKAGE_FILES = [path for folder in ("hf_reformer", *FOLDERS) for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
+# What `pip install hf_reformer[train]` is for, beside what everybody gets.
+TRAINING_FILES = [path for path in PACKAGE_FILES if path.relative_to(ROOT).parts[0] in ("commands", "training")]
+MODEL_FILES = [path for path in PACKAGE_FILES if path not in TRAINING_FILES]
 SOURCE_FILES = [*PACKAGE_FILES, ROOT / "setup.py", *sorted(ROOT.glob("scripts/**/*.py"))]
 TEST_FILES = sorted(ROOT.glob("tests/**/*.py"))
 
@@ -49,7 +53,7 @@ def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Com
 def wheel(tmp_path_factory) -> Path:
     # built from a copy: in the checkout, a build folder left by an earlier build would leak into the wheel
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "model_card.md"):
         shutil.copy(ROOT / name, source)
     for folder in ("hf_reformer", *FOLDERS):
         shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -68,7 +72,7 @@ def test_wheel_holds_every_source(wheel):
     in_wheel = {name for name in ZipFile(wheel).namelist() if name.endswith(".py")}
     expected = {path.relative_to(ROOT).as_posix() for path in PACKAGE_FILES}
     assert in_wheel == {name if name.startswith("hf_reformer/") else f"hf_reformer/{name}" for name in expected}
-    assert "hf_reformer/py.typed" in ZipFile(wheel).namelist()
+    assert {"hf_reformer/py.typed", "hf_reformer/model_card.md"} <= set(ZipFile(wheel).namelist())
     assert {"hf_reformer/__init__.py", *(f"hf_reformer/{folder}/__init__.py" for folder in FOLDERS)} <= in_wheel
 
 
@@ -102,6 +106,55 @@ def test_wheel_imports_on_its_own_and_asks_for_no_optional_package(wheel, tmp_pa
     assert not [file for file in files if Path(file).name in ("memory_estimate.py", "allocations.py")]
 
 
+def test_the_command_of_the_wheel_trains_and_measures(wheel, tmp_path):
+    ZipFile(wheel).extractall(tmp_path / "installed")
+    (tmp_path / "text.txt").write_text("Some words, again and again. " * 40)
+    command = ["-c", "from hf_reformer.commands.entry_point import main; main()"]
+    small = "--hidden_size 16 --num_attention_heads 2 --attention_head_size 8 --feed_forward_size 16 --use_cpu True"
+    data = ["--text_path", "text.txt", "--held_out_fraction", "0.3"]
+    installed = {"PYTHONPATH": str(tmp_path / "installed"), "OMP_NUM_THREADS": "1"}
+    settings = [*small.split(), "--context_length", "64", "--max_steps", "1", "--output_dir", "run"]
+    trained = run_python(*command, "train", *data, *settings, cwd=tmp_path, **installed)
+    assert trained.returncode == 0, trained.stderr
+    assert "pipeline_tag: text-generation" in (tmp_path / "run" / "README.md").read_text()
+    measured = run_python(
+        *command, "evaluate", "--model", "run", *data, "--lengths", "32", "64", cwd=tmp_path, **installed
+    )
+    assert measured.returncode == 0, measured.stderr
+    assert "held-out bits per byte, the same text in windows of several lengths" in measured.stdout
+
+
+@pytest.fixture
+def type_command(monkeypatch, capsys):
+    """`hf-reformer` in this process: exit code, or message, and what was printed."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["hf-reformer", *arguments])
+        with pytest.raises(SystemExit) as end:
+            entry_point.main()
+        return end.value.code, capsys.readouterr().out
+
+    return call
+
+
+def test_the_command_says_what_there_is(type_command):
+    assert type_command("--help") == (0, entry_point.usage() + "\n")
+    assert type_command() == (2, entry_point.usage() + "\n")
+    code, _ = type_command("evalute")
+    assert code == f"'evalute' is no command of hf-reformer.\n\n{entry_point.usage()}"
+    for name in entry_point.COMMANDS:
+        code, printed = type_command(name, "--help")
+        assert code == 0 and printed.startswith(f"usage: hf-reformer {name} [-h]")
+
+
+def test_the_command_says_what_it_needs(type_command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for name in ("hf_reformer.commands.evaluate", "hf_reformer.training.context_gain", "hf_reformer.training.corpus"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    code, _ = type_command("evaluate", "--model", "x")
+    assert code == ("hf-reformer evaluate needs datasets, which is not installed: pip install 'hf_reformer[train]'.")
+
+
 def test_every_public_name_is_there():
     assert {name for name in hf_reformer.__all__ if hasattr(hf_reformer, name)} == set(hf_reformer.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
@@ -114,7 +167,7 @@ def test_lint_checks_types(tmp_path):
         (tmp_path / folder / "__init__.py").write_text('"""A package."""\n')
     (tmp_path / "modeling" / "planted.py").write_text('"""A module."""\n\n\ndef f() -> int:\n    return ""\n')
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    lint = run_python(str(ROOT / "scripts" / "lint.py"), cwd=tmp_path)
+    lint = run_python(str(ROOT / "scripts" / "maintain" / "lint.py"), cwd=tmp_path)
     assert lint.returncode == 1
     assert "hf_reformer/modeling/planted.py:5: error: Incompatible return value type" in lint.stdout
 
@@ -231,15 +284,20 @@ def imports_of_a_sibling_module(tree: ast.Module) -> list[ast.AST]:
     return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module is None]
 
 
-def unguarded_optional_imports(tree: ast.Module) -> list[ast.AST]:
+def unguarded_optional_imports(tree: ast.Module, *extras: str) -> list[ast.AST]:
     tries = [node for node in ast.walk(tree) if isinstance(node, ast.Try)]
     guarded = {inner for node in tries for statement in node.body for inner in ast.walk(statement)}
     always_there = sys.stdlib_module_names | requirement_names() | {"hf_reformer", *FOLDERS}
+    always_there = always_there.union(*map(requirement_names, extras))
     return [
         node
         for node, module in imported_modules(tree)
         if module.split(".")[0] not in always_there and node not in guarded
     ]
+
+
+def imports_beyond_the_train_extra(tree: ast.Module) -> list[ast.AST]:
+    return unguarded_optional_imports(tree, "train")
 
 
 def checks_of_the_config_class(tree: ast.Module) -> list[ast.AST]:
@@ -264,7 +322,8 @@ LONG_FUNCTION = "def f():\n" + "    pass\n" * MAX_FUNCTION_LINES
 RULES = [
     (absolute_imports_of_the_package, PACKAGE_FILES, ["import hf_reformer.modeling", "from modeling.x import y"]),
     (imports_of_a_sibling_module, PACKAGE_FILES, ["from . import x", "from .. import x"]),
-    (unguarded_optional_imports, PACKAGE_FILES, ["import triton", "def f():\n    from triton import language"]),
+    (unguarded_optional_imports, MODEL_FILES, ["import triton", "def f():\n    from datasets import Dataset"]),
+    (imports_beyond_the_train_extra, TRAINING_FILES, ["import datasets, triton"]),
     (checks_of_the_config_class, PACKAGE_FILES, ["isinstance(self.config, ReformerConfig)"]),
     (asserts, SOURCE_FILES, ["assert x > 0"]),
     (long_functions, SOURCE_FILES + TEST_FILES, [LONG_FUNCTION]),
@@ -303,6 +362,7 @@ ROOMS = (
     "modeling/memory",
     "tokenization",
     "training",
+    "commands",
     "hf_reformer",
 )
 
@@ -363,6 +423,6 @@ def test_no_file_names_a_registry_host_or_a_machine_path():
 def test_lint_sees_files_that_mlinter_alone_passes_over(tmp_path, source, finding):
     (tmp_path / "modeling" / "ops").mkdir(parents=True)
     (tmp_path / "modeling" / "ops" / "lsh_planted.py").write_text(source + "\n")
-    lint = run_python(str(ROOT / "scripts" / "lint.py"), cwd=tmp_path)
+    lint = run_python(str(ROOT / "scripts" / "maintain" / "lint.py"), cwd=tmp_path)
     assert lint.returncode == 1
     assert finding in lint.stdout

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import corpus
 import numpy as np
 import pytest
-import stability
 import torch
 from launching import run_python
 from reversible_models import layers_of, make, make_inputs
 from safetensors.torch import load_file
 from tiny_models import DROPOUT, STACKS, TINY, assert_equal_tensors, gradients
 from two_ranks import can_resume_on_two_cpus
+
+from hf_reformer.training import corpus
+from scripts.figures import stability
 
 
 TESTS = Path(__file__).parent
@@ -265,7 +266,7 @@ def test_without_dropout_a_seed_for_hashing_fixes_what_training_computes():
         assert torch.equal(first, second) == (hash_seed is not None)
 
 
-# scripts/stability.py.
+# scripts/figures/stability.py.
 
 
 @pytest.fixture

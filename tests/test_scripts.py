@@ -11,16 +11,10 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-import context_gain
-import corpus
 import datasets
-import demo
-import generate
 import numpy as np
 import pytest
-import run_checkpoints
 import torch
-import train
 from huggingface_hub import ModelCard
 from launching import run_python
 from PIL import Image
@@ -37,9 +31,11 @@ from transformers import (
 )
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM
+from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
+from hf_reformer.commands import evaluate, generate, train
 from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
-from hf_reformer.training import ModelRecipe, conditional_entropy
+from hf_reformer.training import ModelRecipe, conditional_entropy, context_gain, corpus, run_checkpoints
+from scripts import demo
 
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
@@ -373,6 +369,12 @@ def test_masked_model_from_a_settings_file(text_folder, tmp_path):
     assert not model.config.is_decoder and model.config.lsh_rotary and model.config.combine_streams == "mean"
     card = (tmp_path / "masked" / "README.md").read_text()
     assert "pipeline_tag: fill-mask" in card and "bits per masked byte" in card
+    # One row of 32 tokens, or two of 16: what is hidden stays the same, and so nearly does an untrained model's cost.
+    options = ["--lengths", "16", "32", "--num_windows", "6", "--output_dir", str(tmp_path / "figures")]
+    evaluate.main(["--model", str(tmp_path / "masked"), "--text_path", str(text_folder), *options])
+    stored = json.loads((tmp_path / "figures" / "context.json").read_text())
+    assert stored["unit"] == "bits per masked byte"
+    assert [row["all"] for row in stored["rows"]["with LSH layers"]] == pytest.approx([figures["model"]] * 2, rel=0.1)
 
 
 def test_training_goes_on_from_a_saved_model(trained, text_folder, tmp_path):
@@ -522,7 +524,7 @@ def test_bits_of_the_halves_of_windows(trained):
     model = ReformerForCausalLM.from_pretrained(trained[0]).eval()
     tokens = torch.randint(2, 250, (3, 32))
     widths = torch.randint(0, 3, (3, 32)).float()
-    measured = context_gain.bits_by_half(model, tokens, widths)
+    measured = context_gain.bits_by_half(model, context_gain.Reading(tokens, tokens, widths, causal=True))
     bf16 = context_gain.multiplies_in_bfloat16("cpu")
     costs = torch.cat([context_gain.bits_of_tokens(model, window[None], bf16) for window in tokens])
     with torch.no_grad():
@@ -534,14 +536,29 @@ def test_bits_of_the_halves_of_windows(trained):
         assert measured[name] == pytest.approx(expected.item(), rel=0.02 if bf16 else 1e-5)
 
 
+def test_bits_of_what_is_hidden_from_a_masked_model():
+    model = make_model(ReformerForMaskedLM, is_decoder=False)
+    ids, labels = torch.randint(2, 30, (2, 16)), torch.full((2, 16), context_gain.IGNORED)
+    hidden = [(0, 3), (1, 4), (1, 12)]
+    for row, column in hidden:
+        labels[row, column], ids[row, column] = ids[row, column], 1
+    measured = context_gain.bits_by_half(model, context_gain.Reading(ids, labels, torch.ones(2, 16), causal=False))
+    with torch.no_grad():
+        scores = model(ids).logits.log_softmax(-1)
+    costs = [-scores[row, column, labels[row, column]].item() / math.log(2) for row, column in hidden]
+    expected = {"all": sum(costs) / 3, "first": sum(costs[:2]) / 2, "second": costs[2]}
+    assert measured == pytest.approx(expected, rel=0.02 if context_gain.multiplies_in_bfloat16("cpu") else 1e-5)
+
+
 def test_windows_of_all_lengths_read_the_same_text(trained, text_folder, capsys):
-    given = ["--model", str(trained[0]), "--text_path", str(text_folder), "--threads", str(torch.get_num_threads())]
-    context_gain.main([*given, "--lengths", "16", "64"])
+    given = ["--model", str(trained[0]), "--text_path", str(text_folder)]
+    evaluate.main([*given, "--lengths", "16", "64"])
     printed = capsys.readouterr().out
     stored = json.loads((trained[0] / "context.json").read_text())["rows"]
     assert list(stored) == ["with LSH layers", "LSH attention off"]
     for row in stored["with LSH layers"]:
         assert f"{row['length']:>9,}  {row['all']:17.3f}" in printed
     assert (trained[0] / "context.png").is_file()
-    with pytest.raises(ValueError, match="All lengths must divide the longest"):
-        context_gain.main([*given, "--lengths", "16", "24"])
+    with pytest.raises(SystemExit):
+        evaluate.main([*given, "--lengths", "16", "24"])
+    assert "lengths is 16, 24; each must divide the longest" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from copy import deepcopy
 from functools import partial
 
 import pytest
-import sequence_parallel
 import torch
 from allocations import Allocations
 from peft import LoraConfig, get_peft_model
@@ -15,6 +14,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 from two_ranks import WORLD_SIZE
 
 from hf_reformer import ReformerForCausalLM
+from hf_reformer.training import sequence_sharding
+from scripts.bench import sequence_parallel
 
 
 LENGTH = 72
@@ -80,10 +81,10 @@ def fsdp_differences(rank):
     """Of the gradients, with the weights sharded over the same ranks."""
     model = make_model(ReformerForCausalLM, **MIXED).double()
     mesh, input_ids, sharded = make_mesh(), random_ids(2, LENGTH), deepcopy(model)
-    sequence_parallel.shard_sequences(sharded, mesh)
+    sequence_sharding.shard_sequences(sharded, mesh)
     for module in (*sharded.reformer.encoder.layers, sharded):
         fully_shard(module, mesh=mesh)
-    loss = sharded(**sequence_parallel.shard_batch(mesh, input_ids, input_ids)).loss
+    loss = sharded(**sequence_sharding.shard_batch(mesh, input_ids, input_ids)).loss
     (loss * WORLD_SIZE).backward()
     actual = {name: weight.grad.full_tensor() for name, weight in sharded.named_parameters()}
     model(input_ids, labels=input_ids).loss.backward()
@@ -100,9 +101,9 @@ def num_exchanges(rank, kind):
     """Collectives of a training step with one layer."""
     model = make_model(ReformerForCausalLM, attn_layers=[kind])
     mesh, input_ids = make_mesh(), random_ids(1, LENGTH)
-    sequence_parallel.shard_sequences(model, mesh)
+    sequence_sharding.shard_sequences(model, mesh)
     with CommDebugMode() as collectives:
-        model(**sequence_parallel.shard_batch(mesh, input_ids, input_ids)).loss.backward()
+        model(**sequence_sharding.shard_batch(mesh, input_ids, input_ids)).loss.backward()
     return collectives.get_total_counts()
 
 
@@ -120,8 +121,8 @@ def peak_bytes(rank, length, sharded):
     batch = {"input_ids": input_ids, "labels": input_ids}
     if sharded:
         mesh = make_mesh()
-        sequence_parallel.shard_sequences(model, mesh)
-        batch = sequence_parallel.shard_batch(mesh, **batch)
+        sequence_sharding.shard_sequences(model, mesh)
+        batch = sequence_sharding.shard_batch(mesh, **batch)
     with Allocations() as allocations:
         model(**batch).loss.backward()
     return allocations.peak
@@ -138,8 +139,8 @@ def refuses(rank, message, num_heads=2, length=8, hole=slice(0)):
     attention_mask = torch.ones_like(input_ids)
     attention_mask[:, hole] = 0
     with pytest.raises(ValueError, match=message):
-        sequence_parallel.shard_sequences(model, mesh)
-        sequence_parallel.shard_batch(mesh, input_ids, input_ids, attention_mask)
+        sequence_sharding.shard_sequences(model, mesh)
+        sequence_sharding.shard_batch(mesh, input_ids, input_ids, attention_mask)
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from itertools import chain, count, product
 from types import SimpleNamespace
 
 import pytest
-import run_experiment
 import torch
-from experiments import gpu, masked, recall, step_time, switches, text_models
-from experiments.value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix
 from text_experiments import SMALL, has_picture, small
 
 from hf_reformer.modeling.ops.lsh_hashing import num_buckets_of
 from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
+from scripts import run_experiment
+from scripts.experiments import gpu, masked, recall, step_time, switches, text_models
+from scripts.experiments.value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix
 
 
 LENGTH = 40

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-import run_experiment
 import torch
-from experiments import context, docstrings, resumable, text_models, twins
 from text_experiments import has_picture, small
+
+from scripts import run_experiment
+from scripts.experiments import context, docstrings, resumable, text_models, twins
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Small models for the experiments on text."""
 
-from experiments import text_models
 from PIL import Image
+
+from scripts.experiments import text_models
 
 
 SMALL = {

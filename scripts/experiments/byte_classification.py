@@ -1,8 +1,8 @@
 """
 Bytes of real text: which of eight parts of PyTorch an excerpt of 2,048 bytes of its Python source is from.
 
-    python scripts/run_experiment.py byte_classification                    # seeds 0, 1, 2
-    python scripts/run_experiment.py byte_classification --report
+    python -m scripts.run_experiment byte_classification                    # seeds 0, 1, 2
+    python -m scripts.run_experiment byte_classification --report
 
 The text is there wherever this package is installed. It depends on PyTorch's version, so records carry a digest of it.
 Files are on one side each, chosen by a hash of their names: a fifth for the test, a fifth for validation. They are cut
@@ -24,11 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import read_text, split_documents
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from hf_reformer import ReformerByteTokenizer
+from hf_reformer.training.corpus import read_text, split_documents
 
 from .classification import Examples, Splits, Task, parse_arguments, run_and_report
 

@@ -18,9 +18,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from context_gain import bits_of_tokens
-from corpus import Corpus
 from torch import nn
+
+from hf_reformer.training.context_gain import bits_of_tokens
+from hf_reformer.training.corpus import Corpus
 
 from .resumable import ROOT, experiment_parser
 from .text_models import CONTENDERS

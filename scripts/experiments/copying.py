@@ -1,8 +1,8 @@
 """
 Copying by content: what followed the like before tells what comes next, with and without values of the successor.
 
-    python scripts/run_experiment.py copying                    # seeds 0, 1, 2
-    python scripts/run_experiment.py copying --report
+    python -m scripts.run_experiment copying                    # seeds 0, 1, 2
+    python -m scripts.run_experiment copying --report
 
 A random word of 21 to 63 of 64 symbols is repeated up to a length of 128. The period is another one in each sequence,
 so positions do not help. Loss and accuracy count the tokens from the second one of the first repetition on, those that

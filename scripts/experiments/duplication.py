@@ -1,10 +1,10 @@
 """
 The duplication task of the Reformer paper (Table 2): sequences 0w0w, a single layer, more and fewer hashing rounds.
 
-    python scripts/run_experiment.py duplication                                       # length 256, seeds 0, 1, 2
-    python scripts/run_experiment.py duplication --lengths 512 1024 --seeds 0
-    python scripts/run_experiment.py duplication --report
-    python scripts/run_experiment.py duplication --learning_rate 1e-3 --results docs/experiments/duplication_at_1e-3
+    python -m scripts.run_experiment duplication                                       # length 256, seeds 0, 1, 2
+    python -m scripts.run_experiment duplication --lengths 512 1024 --seeds 0
+    python -m scripts.run_experiment duplication --report
+    python -m scripts.run_experiment duplication --learning_rate 1e-3 --results docs/experiments/duplication_at_1e-3
 
 Fixed beforehand: 400 steps of 4 sequences (600 at length 1,024), seeds 0, 1 and 2 for first weights, data and
 rotations, Adam with betas 0.9 and 0.98, warm-up over 100 steps and a constant rate from there on. The rate of each

@@ -1,9 +1,9 @@
 """
 What needs a GPU, in twelve minutes (docs/experiments.md).
 
-    python scripts/run_experiment.py gpu --minutes 12
-    python scripts/run_experiment.py gpu --tiny --minutes 1      # to see it run, on any machine
-    python scripts/run_experiment.py gpu --report
+    python -m scripts.run_experiment gpu --minutes 12
+    python -m scripts.run_experiment gpu --tiny --minutes 1      # to see it run, on any machine
+    python -m scripts.run_experiment gpu --report
 
 1. The duplication task of the paper's size: length 1,024, hidden size 256, 600 steps of 4 sequences, Adam with a rate
    of 1e-3 for all; seed by seed, as many runs as a fifth of the time allows.
@@ -31,12 +31,12 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from context_gain import bits_of_tokens
-from corpus import Corpus
-from report import machine, versions
 from torch import nn
 
 from hf_reformer.training import multiplies_in_bfloat16
+from hf_reformer.training.context_gain import bits_of_tokens
+from hf_reformer.training.corpus import Corpus
+from hf_reformer.training.provenance import machine, versions
 
 from . import duplication
 from .context import bits_by_position, held_out_text

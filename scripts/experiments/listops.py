@@ -1,8 +1,8 @@
 """
 ListOps in the form of the Long Range Arena: the value of a nested expression of 501 to 1,999 tokens, a digit.
 
-    python scripts/run_experiment.py listops                    # seeds 0, 1, 2
-    python scripts/run_experiment.py listops --report
+    python -m scripts.run_experiment listops                    # seeds 0, 1, 2
+    python -m scripts.run_experiment listops --report
 
 The rules are those of Nangia and Bowman (2018), the numbers those of the Long Range Arena (arXiv 2011.04006): MIN,
 MAX, MED and SM (the sum modulo 10) of 2 to 10 arguments, each of which is with a chance of 1/4 an expression again,

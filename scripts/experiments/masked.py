@@ -1,8 +1,8 @@
 """
 Both neighbours of the matching token: what values of successors may mean in both directions (docs/experiments.md).
 
-    python scripts/run_experiment.py masked                  # seeds 0, 1, 2
-    python scripts/run_experiment.py masked --report
+    python -m scripts.run_experiment masked                  # seeds 0, 1, 2
+    python -m scripts.run_experiment masked --report
 
 Models of the size of `text_models`, but that attention looks ahead, too, learn to fill in masked bytes of windows of
 4,096 bytes of the standard library's source. In each window every byte is replaced by the mask with a probability of
@@ -27,8 +27,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from corpus import Corpus
 from torch import nn
+
+from hf_reformer.training.corpus import Corpus
 
 from .resumable import ROOT, experiment_parser
 from .synthetic import HELD_OUT_SEED, IGNORED, markdown

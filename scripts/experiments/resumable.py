@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from report import machine, versions
 from torch import nn
 from tqdm.auto import tqdm
 
 from hf_reformer.training import MuonWithAdamW, multiplies_in_bfloat16
+from hf_reformer.training.provenance import machine, versions
 
 
 ROOT = Path(__file__).parents[2]

@@ -12,14 +12,14 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from benchmark import crossover, take_gradients
-from contenders import Shape, make_ids, training_step
-from report import machine, versions
-from timing import statistics_of
 from torch import nn
 
 from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
+from hf_reformer.training.provenance import machine, versions
 
+from ..bench.benchmark import crossover, take_gradients
+from ..bench.contenders import Shape, make_ids, training_step
+from ..bench.timing import statistics_of
 from .resumable import write_json
 from .synthetic import markdown
 from .text_models import CONTENDERS, VOCABULARY

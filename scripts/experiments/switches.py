@@ -1,9 +1,9 @@
 """
 Switches of LSH attention, after training: quality, cost and recall (docs/experiments.md).
 
-    python scripts/run_experiment.py switches                      # seeds 0, 1, 2
-    python scripts/run_experiment.py switches --lengths            # the time of a step instead, 256 to 16,384 tokens
-    python scripts/run_experiment.py switches --report
+    python -m scripts.run_experiment switches                      # seeds 0, 1, 2
+    python -m scripts.run_experiment switches --lengths            # the time of a step instead, 256 to 16,384 tokens
+    python -m scripts.run_experiment switches --report
 
 Models of the size of `text_models` are trained on windows of 4,096 bytes of the standard library's source for 1,000
 steps. Then the same weights are evaluated with other switches, one changed at a time: held-out bits per byte, CPU
@@ -29,11 +29,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from context_gain import bits_of_tokens
-from corpus import Corpus
 from transformers import PreTrainedModel
 
 from hf_reformer import ReformerConfig
+from hf_reformer.training.context_gain import bits_of_tokens
+from hf_reformer.training.corpus import Corpus
 from hf_reformer.training.recipe import num_buckets
 
 from . import step_time

@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
-from report import machine, versions
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
+from hf_reformer.training.provenance import machine, versions
 
 from .resumable import ROOT, experiment_parser, write_json
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from context_gain import bits_of_tokens
-from corpus import Corpus, DataArguments, Windows, build_corpus
 from torch import nn
 
 from hf_reformer import ReformerByteTokenizer
+from hf_reformer.training.context_gain import bits_of_tokens
+from hf_reformer.training.corpus import Corpus, DataArguments, Windows, build_corpus
 
 from .resumable import ResumableTraining
 

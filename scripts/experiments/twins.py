@@ -1,9 +1,9 @@
 """
 Twins on text (docs/experiments.md): what LSH layers add to local ones, beside dense attention that has the same idea.
 
-    python scripts/run_experiment.py twins                   # seeds 0, 1, 2
-    python scripts/run_experiment.py twins --report
-    python scripts/run_experiment.py twins --docstrings_of torch --results docs/experiments/twins_on_docstrings
+    python -m scripts.run_experiment twins                   # seeds 0, 1, 2
+    python -m scripts.run_experiment twins --report
+    python -m scripts.run_experiment twins --docstrings_of torch --results docs/experiments/twins_on_docstrings
 
 Fixed beforehand: every contender has the size of `text_models` and is trained on windows of 4,096 bytes of the
 standard library's source for 3,000 steps, with the learning rate of 5e-3, 1e-2 and 2e-2 that was best for it after

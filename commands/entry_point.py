@@ -1,0 +1,48 @@
+"""`hf-reformer COMMAND [ARGUMENTS...]`."""
+
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+
+# Name, the function that runs it, and what it does.
+COMMANDS = {
+    "train": ("train:run_process", "train a model, causal or masked, on your own text"),
+    "evaluate": ("evaluate:main", "measure a model in bits per byte on held-out text, at several lengths"),
+    "generate": ("generate:main", "continue a text"),
+    "memory": ("memory:main", "predict the memory of a training step, and say what would help"),
+}
+# What `pip install hf_reformer` leaves out.
+EXTRA, OF_EXTRA = "train", ("accelerate", "datasets", "matplotlib", "numpy", "pyarrow")
+
+
+def usage() -> str:
+    """What can be typed."""
+    lines = [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join(
+        ["usage: hf-reformer COMMAND [ARGUMENTS...]", "", *lines, "", "hf-reformer COMMAND --help says more."]
+    )
+
+
+def main() -> None:
+    """Run the command that is named on the command line, or say which there are."""
+    _, *given = sys.argv
+    if not given or given[0] in ("-h", "--help"):
+        print(usage())
+        sys.exit(0 if given else 2)
+    name, *arguments = given
+    if name == "--version":
+        print(f"hf_reformer {version('hf_reformer')}")
+        return
+    if name not in COMMANDS:
+        sys.exit(f"{name!r} is no command of hf-reformer.\n\n{usage()}")
+    module, _, function = COMMANDS[name][0].partition(":")
+    # What parsers of arguments call the program.
+    sys.argv = [f"hf-reformer {name}", *arguments]
+    try:
+        command = getattr(import_module(f".{module}", __package__), function)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OF_EXTRA:
+            raise
+        sys.exit(f"hf-reformer {name} needs {error.name}, which is not installed: pip install 'hf_reformer[{EXTRA}]'.")
+    command()

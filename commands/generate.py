@@ -1,0 +1,96 @@
+"""
+Continue a text: the prompt goes in, the continuation is printed as it comes.
+
+    hf-reformer generate --model runs/demo --prompt "import os" --max_new_tokens 200 --do_sample --top_p 0.9
+    hf-reformer generate --model runs/demo --prompt_file draft.txt
+    cat draft.txt | hf-reformer generate --model runs/demo
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
+
+
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line; a value that cannot work ends the program with a message."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a saved model, or a name on the Hub")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompt", help="text to continue; without it and --prompt_file it is read from stdin")
+    source.add_argument("--prompt_file", type=Path, help="UTF-8 file with the text to continue")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="tokens to write (default %(default)s)")
+    parser.add_argument("--do_sample", action="store_true", help="draw each token instead of taking the likeliest")
+    parser.add_argument("--temperature", type=float, help="below 1 sharpens, above 1 flattens; with --do_sample")
+    parser.add_argument("--top_k", type=int, help="draw among this many likeliest tokens; with --do_sample")
+    parser.add_argument("--top_p", type=float, help="draw among the tokens that hold this probability; same")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    if arguments.max_new_tokens < 1:
+        parser.error(f"--max_new_tokens is {arguments.max_new_tokens}; it must be at least 1")
+    unused = [f"--{name}" for name in SAMPLING if getattr(arguments, name) is not None]
+    if unused and not arguments.do_sample:
+        parser.error(f"{', '.join(unused)} has no effect without --do_sample; add it")
+    return arguments
+
+
+def read_prompt(arguments: argparse.Namespace) -> str:
+    """The text to continue.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if arguments.prompt is not None:
+        prompt = arguments.prompt
+    elif arguments.prompt_file is not None:
+        if not arguments.prompt_file.is_file():
+            raise ValueError(f"There is no file at {arguments.prompt_file}; check --prompt_file.")
+        prompt = arguments.prompt_file.read_bytes().decode("utf-8")
+    else:
+        prompt = sys.stdin.buffer.read().decode("utf-8")
+    if not prompt:
+        raise ValueError("The prompt is empty; give some text with --prompt, --prompt_file or on stdin.")
+    return prompt
+
+
+def generate(arguments: argparse.Namespace) -> None:
+    """Print the prompt and, token by token, its continuation.
+
+    Raises:
+        ValueError: if the prompt is empty, or does not fit the model together with the new tokens.
+    """
+    prompt = read_prompt(arguments)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).to(arguments.device).eval()
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(arguments.device)
+    length = inputs["input_ids"].shape[1]
+    longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
+    if longest is not None and length + arguments.max_new_tokens > longest:
+        raise ValueError(
+            f"The prompt has {length} tokens, which with {arguments.max_new_tokens} new ones is more than the "
+            f"{longest} that this model takes; shorten one of them."
+        )
+    set_seed(arguments.seed)
+    sampling = {name: getattr(arguments, name) for name in SAMPLING if getattr(arguments, name) is not None}
+    model.generate(
+        **inputs,
+        max_new_tokens=arguments.max_new_tokens,
+        do_sample=arguments.do_sample,
+        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+        **sampling,
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Generate; a mistake in the arguments ends the program with its message."""
+    arguments = parse_arguments(argv)
+    try:
+        generate(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"hf-reformer generate: {error}")

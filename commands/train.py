@@ -1,0 +1,377 @@
+"""
+Train a Reformer, causal or masked, with the Trainer, and measure it in bits per byte on held-out text.
+
+    hf-reformer train --output_dir runs/mine --text_path my_texts --max_steps 1000
+    hf-reformer train settings.yaml
+    accelerate launch -m hf_reformer.commands.train --output_dir runs/mine --dataset_name my_dataset
+
+Every argument has a default: the recipe's (hf_reformer.training), and for text the standard library of the running
+Python. For many GPUs see docs/distributed.md.
+"""
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import DistributedType, PartialState
+from datasets import disable_progress_bars
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    set_seed,
+)
+
+from ..modeling.modeling_reformer import ReformerForCausalLM, ReformerForMaskedLM
+from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
+from ..training.bfloat16 import multiplies_in_bfloat16
+from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, check_finite, collate_causal
+from ..training.compression import reference_figures
+from ..training.contribution import without_attention
+from ..training.corpus import Corpus, DataArguments, Windows, build_corpus
+from ..training.interruptions import Interrupted, StopOnSignal
+from ..training.recipe import ModelRecipe, recipe_config
+from ..training.run_checkpoints import RunArguments, checkpoints_in_the_way, find_checkpoint, newest_whole, saving
+from ..training.run_identity import check_same_run, identify_run
+from ..training.run_report import write_curve, write_log, write_model_card
+from ..training.time_left import SayTimeLeft
+from .command_line import make_parser, parse_settings
+
+
+OBJECTIVE_SENTENCE = {
+    "causal": "predicts the next token of a text",
+    "masked": "fills in masked tokens of a text",
+}
+UNIT_SENTENCE = {
+    "causal": (
+        "Bits per byte: what the model spends, on average, to predict a byte of held-out text it was not trained on, "
+        "beside what can be said about the very same bytes without it. Lower is better."
+    ),
+    "masked": (
+        "Bits per masked byte: what the model spends, on average, on a byte of held-out text that was hidden from it "
+        "while it saw what stands before and after. This is no compression, so it cannot be compared with the bits "
+        "per byte of a causal model. Lower is better."
+    ),
+}
+
+
+@dataclass
+class ModelArguments:
+    """What is trained: a new model by the recipe, or an existing one."""
+
+    objective: str = field(
+        default="causal", metadata={"help": "Predict the next token, or hidden ones.", "choices": ["causal", "masked"]}
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens hidden from a masked model."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Go on from this folder or Hub name; without it a new model is built."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Any tokenizer; by default the existing model's, and bytes for a new model."}
+    )
+    set: list[str] = field(
+        default_factory=list, metadata={"help": "Any other settings of the config, such as reversible=False."}
+    )
+
+    def __post_init__(self):
+        if self.objective not in ("causal", "masked"):
+            raise ValueError(f"objective is {self.objective!r}; it must be 'causal' or 'masked'.")
+
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"mlm_probability is {self.mlm_probability}; it must lie between 0 and 1.")
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model predicts the next token."""
+        return self.objective == "causal"
+
+    @property
+    def identity(self) -> dict[str, str | float]:
+        """What of this decides the course of a run."""
+        return {"objective": self.objective} | ({} if self.causal else {"mlm_probability": self.mlm_probability})
+
+
+def parse_arguments(
+    argv: list[str],
+) -> tuple[ModelArguments, ModelRecipe, DataArguments, RunArguments]:
+    """Arguments from the command line, or from the one JSON or YAML file named there."""
+    parser = make_parser(ModelArguments, ModelRecipe, DataArguments, RunArguments, description=__doc__)
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(argv[0])
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """The named tokenizer, the existing model's, or bytes; with a mask token where the objective needs one."""
+    name = arguments.tokenizer_name or arguments.model_name_or_path
+    tokenizer = AutoTokenizer.from_pretrained(name) if name else ReformerByteTokenizer()
+    if not arguments.causal and tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    return tokenizer
+
+
+def load_model(
+    arguments: ModelArguments, recipe: ModelRecipe, context_length: int, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
+    settings = parse_settings(arguments.set)
+    if arguments.model_name_or_path is None:
+        settings = vars(recipe) | settings
+        config = recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings)
+        return ReformerForCausalLM(config) if arguments.causal else ReformerForMaskedLM(config)
+    auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
+    model = auto_class.from_pretrained(arguments.model_name_or_path, **settings)
+    if len(tokenizer) > model.config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer))
+    return model
+
+
+def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
+    """Predicted tokens per byte of text under the objective."""
+    return windows.causal_tokens_per_byte if arguments.causal else windows.masked_tokens_per_byte
+
+
+def check_strategy(arguments: RunArguments) -> None:
+    """Refuse what `accelerate launch` may ask for and cannot have."""
+    if arguments.muon and arguments.deepspeed_plugin is not None:
+        raise ValueError(
+            "muon is True, but DeepSpeed flattens the matrices that Muon works on. Train with AdamW (--muon False and "
+            "a learning_rate to match), or shard with FSDP instead (docs/distributed.md)."
+        )
+    if arguments.bf16 and not multiplies_in_bfloat16(arguments.device):
+        warnings.warn(
+            f"bf16 is True, but this device ({arguments.device.type}) has no instructions for it; float32 is faster.",
+            stacklevel=2,
+        )
+    on_cpu = arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
+    if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise ValueError(
+            "accelerate shards with FSDP on accelerators only, and here it would train without. Use GPUs, or DDP "
+            "(docs/distributed.md)."
+        )
+
+
+def train(
+    model_arguments: ModelArguments,
+    recipe: ModelRecipe,
+    data_arguments: DataArguments,
+    training_arguments: RunArguments,
+) -> dict[str, float]:
+    """
+    Train, evaluate and save; returns the held-out bits per byte (`model`) with the reference figures.
+
+    The output folder then holds the model (safetensors), its tokenizer, README.md (the model card), loss_curve.png and
+    training_log.json.
+    """
+    check_strategy(training_arguments)
+    checkpoint = find_checkpoint(training_arguments)
+    tokenizer = load_tokenizer(model_arguments)
+    if training_arguments.disable_tqdm or training_arguments.process_index > 0:
+        disable_progress_bars()
+    with training_arguments.main_process_first(desc="reading the text"):
+        corpus = build_corpus(data_arguments, tokenizer)
+    set_seed(training_arguments.seed)
+    model = load_model(model_arguments, recipe, data_arguments.context_length, tokenizer)
+    # What precedes a byte is all that these figures know, so they say nothing about a masked model.
+    references = reference_figures(corpus.held_out.text) if model_arguments.causal else {}
+    trainer = BitsPerByteTrainer(
+        model=model,
+        args=training_arguments,
+        data_collator=collate_causal
+        if model_arguments.causal
+        else DataCollatorForLanguageModeling(tokenizer, mlm_probability=model_arguments.mlm_probability),
+        train_dataset=corpus.train.dataset,
+        eval_dataset=corpus.held_out.dataset,
+        processing_class=tokenizer,
+        callbacks=[SayTimeLeft(len(corpus.held_out.dataset)), CompareOnEvaluate(references)],
+        tokens_per_byte=tokens_per_byte(corpus.held_out, model_arguments),
+    )
+    if trainer.is_world_process_zero():
+        describe(trainer, data_arguments, corpus)
+    trainer.run = identify_run(trainer, corpus, model_arguments.identity)
+    if checkpoint is not None:
+        check_same_run(checkpoint, trainer.run, accept_changes=training_arguments.accept_changes)
+    run_training(trainer, training_arguments, checkpoint)
+    figures = {"model": final_bits_per_byte(trainer), **bits_without_lsh(trainer), **references}
+    check_finite(figures["model"], "The held-out loss", training_arguments.learning_rate)
+    with saving(training_arguments.output_dir):
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_report(trainer, model_arguments, data_arguments, corpus, figures)
+    if training_arguments.push_to_hub:
+        trainer.push_to_hub()
+    return figures
+
+
+def run_training(trainer: BitsPerByteTrainer, arguments: RunArguments, checkpoint: str | None) -> None:
+    """
+    Train, from the checkpoint on if there is one.
+
+    Raises:
+        Interrupted: SIGTERM or Ctrl-C came; the last step is saved.
+    """
+    if trainer.is_world_process_zero():
+        for other in checkpoints_in_the_way(arguments):
+            shutil.rmtree(other)
+    with StopOnSignal() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if not stop.number:
+        return
+    if trainer.is_world_process_zero():
+        print(
+            f"{signal.Signals(stop.number).name}: stopped after step {trainer.state.global_step}, saved in "
+            f"{newest_whole(arguments.output_dir)}, from which --resume_from_checkpoint last and the demo go on.",
+            flush=True,
+        )
+    raise Interrupted(stop.number)
+
+
+def final_bits_per_byte(trainer: Trainer) -> float:
+    """Held-out bits per byte of the final weights, taken from the log where the last step has just been evaluated."""
+    for row in reversed(trainer.state.log_history):
+        just_now = row["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end
+        if just_now and "eval_bits_per_byte" in row:
+            return row["eval_bits_per_byte"]
+    return trainer.evaluate()["eval_bits_per_byte"]
+
+
+def bits_without_lsh(trainer: BitsPerByteTrainer) -> dict[str, float]:
+    """The same without the attention of LSH layers, which shows what they contribute; nothing if there are none."""
+    if "lsh" not in getattr(trainer.model.config, "attn_layers", ()):
+        return {}
+    with without_attention(trainer.model):
+        metrics = trainer.evaluate(metric_key_prefix="without_lsh")
+    return {"LSH attention off": metrics["without_lsh_bits_per_byte"]}
+
+
+def describe(trainer: BitsPerByteTrainer, data_arguments: DataArguments, corpus: Corpus) -> None:
+    """Say what is trained on what."""
+    config = trainer.model.config
+    print(f"text: {data_arguments.source}")
+    print(f"train: {corpus.train.describe()}")
+    print(f"held-out: {corpus.held_out.describe()}")
+    print(
+        f"model: {type(trainer.model).__name__}, {trainer.model.num_parameters():,} parameters, "
+        f"layers {' '.join(getattr(config, 'attn_layers', []))}",
+        flush=True,
+    )
+
+
+def save_report(
+    trainer: BitsPerByteTrainer,
+    model_arguments: ModelArguments,
+    data_arguments: DataArguments,
+    corpus: Corpus,
+    figures: dict[str, float],
+) -> None:
+    """Write the model card, the loss curve and the log into the output folder."""
+    folder, args = Path(trainer.args.output_dir), trainer.args
+    tokens_per_step = (
+        args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data_arguments.context_length
+    )
+    unit = "bits per byte" if model_arguments.causal else "bits per masked byte"
+    write_curve(
+        folder / "loss_curve.png",
+        trainer.state.log_history,
+        tokens_per_step=tokens_per_step,
+        train_tokens_per_byte=tokens_per_byte(corpus.train, model_arguments),
+        references={name: value for name, value in figures.items() if name != "model"},
+        unit=unit,
+    )
+    write_log(
+        folder / "training_log.json",
+        run=trainer.run,
+        figures=figures,
+        model_arguments=vars(model_arguments),
+        data_arguments=vars(data_arguments),
+        training_arguments=args.to_sanitized_dict(),
+        config=trainer.model.config.to_diff_dict(),
+        log_history=trainer.state.log_history,
+    )
+    facts = describe_model(trainer, model_arguments, data_arguments) | {
+        "unit": unit,
+        "unit_sentence": UNIT_SENTENCE[model_arguments.objective],
+        "source": data_arguments.source,
+        "train": corpus.train.describe(),
+        "held_out": corpus.held_out.describe(),
+        "steps": f"{trainer.state.global_step:,}",
+        "tokens_per_step": f"{tokens_per_step:,}",
+        "tokens_seen": f"{trainer.state.global_step * tokens_per_step:,}",
+    }
+    write_model_card(folder / "README.md", facts, figures)
+
+
+def describe_model(
+    trainer: BitsPerByteTrainer, model_arguments: ModelArguments, data_arguments: DataArguments
+) -> dict[str, str | int]:
+    """What the model card says about the model and how it was optimised."""
+    model, args = trainer.model, trainer.args.to_dict()
+    longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
+    return {
+        "name": Path(trainer.args.output_dir).resolve().name,
+        "pipeline_tag": "text-generation" if model_arguments.causal else "fill-mask",
+        "objective": OBJECTIVE_SENTENCE[model_arguments.objective],
+        "model_class": type(model).__name__,
+        "parameters": f"{model.num_parameters():,}",
+        "layers": ", ".join(getattr(model.config, "attn_layers", [])),
+        "context_length": f"{data_arguments.context_length:,}",
+        "longest_input": (
+            "takes inputs of any length" if longest is None else f"refuses inputs longer than {longest:,} tokens"
+        ),
+        "tokenizer_class": type(trainer.processing_class).__name__,
+        "vocab_size": f"{len(trainer.processing_class):,}",
+        "start": model_arguments.model_name_or_path or "random",
+        "optimizer": (
+            "{optimizer}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
+            "weight decay {weight_decay}, gradient norm clipped at {max_grad_norm}"
+        ).format(optimizer="Muon and AdamW" if args["muon"] else args["optim"], **args),
+        "seed": args["seed"],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train as the command line, or the settings file on it, says."""
+    train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+
+
+def end_process(code: int = 0) -> None:
+    """
+    Leave the process group, and with several processes end this one at once, with this exit code.
+
+    Threads of a process group that are alive when the interpreter ends can abort a run that is done, now and then even
+    if the group was destroyed: then the launcher calls all of it failed.
+    """
+    state = PartialState()
+    is_one_of_several = state.num_processes > 1
+    state.destroy_process_group()
+    if is_one_of_several:
+        atexit._run_exitfuncs()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+def run_process(argv: list[str] | None = None) -> None:
+    """`main` as all that this process does; its exit code says whether a signal ended it."""
+    try:
+        main(argv)
+    except Interrupted as interrupted:
+        end_process(interrupted.exit_status)
+        raise
+    end_process()
+
+
+if __name__ == "__main__":
+    run_process()

@@ -1,0 +1,1 @@
+"""Speed and memory, measured: each program writes JSON into docs/ and draws from it."""

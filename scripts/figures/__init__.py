@@ -1,0 +1,1 @@
+"""Figures of docs/ that measure something else than speed."""

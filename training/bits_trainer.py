@@ -1,0 +1,106 @@
+"""The Trainer that measures in bits per byte, keeps whole checkpoints, and stops when training diverges."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import rotate_checkpoints
+
+from .compression import bits_per_byte
+from .run_checkpoints import RUN_FILE, RunArguments, mark_whole, saving
+
+
+class BitsPerByteTrainer(Trainer):
+    """
+    A Trainer with the optimizer of its arguments, whose evaluations also say `<prefix>_bits_per_byte`.
+
+    It stops when the loss is no number, and its checkpoints say which run they are of once they are whole.
+
+    Attributes:
+        run: What identifies the run.
+    """
+
+    model: PreTrainedModel
+    args: RunArguments
+    processing_class: PreTrainedTokenizerBase
+
+    def __init__(self, model: PreTrainedModel, args: RunArguments, *, tokens_per_byte: float, **kwargs):
+        super().__init__(model, args, optimizer_cls_and_kwargs=args.optimizer_cls_and_kwargs(model), **kwargs)
+        self.tokens_per_byte = tokens_per_byte
+        self.run: dict[str, Any] = {}
+
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # The Trainer looks at the number of steps after a step only.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        # With the filter, which is on by default, the Trainer itself looks at every loss, and hides it if it is none.
+        if self.args.logging_nan_inf_filter and not torch.isfinite(loss):
+            check_finite(loss.item(), f"The loss of step {self.state.global_step + 1}", self.args.learning_rate)
+        return loss
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with saving(folder):
+            if self.args.should_save:
+                (folder / RUN_FILE).unlink(missing_ok=True)
+            # None of the older ones is deleted before this one is whole.
+            limit, self.args.save_total_limit = self.args.save_total_limit, None
+            try:
+                super()._save_checkpoint(*args, **kwargs)
+            finally:
+                self.args.save_total_limit = limit
+            self.args.distributed_state.wait_for_everyone()
+            if self.args.should_save:
+                mark_whole(folder, self.run)
+                rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
+    def evaluation_loop(self, dataloader, description: str, *, metric_key_prefix: str = "eval", **kwargs):
+        smoother, self.label_smoother = self.label_smoother, None
+        try:
+            output = super().evaluation_loop(dataloader, description, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self.label_smoother = smoother
+        metrics = output.metrics or {}
+        bits = bits_per_byte(metrics[f"{metric_key_prefix}_loss"], self.tokens_per_byte)
+        return output._replace(metrics=metrics | {f"{metric_key_prefix}_bits_per_byte": bits})
+
+    def create_model_card(self, **kwargs):
+        """Nothing: `save_report` writes the card, and the Trainer's draft would take its place."""
+
+
+def check_finite(value: float, name: str, learning_rate: float) -> None:
+    """
+    Raises:
+        ValueError: the value is NaN or infinite.
+    """
+    if not math.isfinite(value):
+        raise ValueError(
+            f"{name} is {value}: training has diverged. Try a lower learning_rate (it is {learning_rate:g}), a longer "
+            "warm-up (warmup_steps) or a lower max_grad_norm; a checkpoint from before may still be good."
+        )
+
+
+class CompareOnEvaluate(TrainerCallback):
+    """Prints each evaluation beside the reference figures, on the main process."""
+
+    def __init__(self, references: dict[str, float]):
+        self.beside = ", ".join(f"{name} {value:.3f}" for name, value in references.items())
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if state.is_world_process_zero and "eval_bits_per_byte" in metrics:
+            measured = f"step {state.global_step}: held-out {metrics['eval_bits_per_byte']:.3f} bits per byte"
+            tqdm.write(f"{measured} ({self.beside})" if self.beside else measured)
+
+
+def collate_causal(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """A batch of full windows: every token is a label, end of text included."""
+    tokens = torch.stack([row["input_ids"] for row in rows])
+    return {"input_ids": tokens, "labels": tokens.clone()}
