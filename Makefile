@@ -34,9 +34,10 @@ contract: $(VENV)/contract.stamp ## run transformers' own common suites on the m
 integrations: $(TOOLS_VENV)/integrations.stamp ## run other people's tools on the models; writes docs/integrations.md
 	$(TOOLS_VENV)/bin/python -m scripts.maintain.check_integrations $(INTEGRATIONS)
 
-lint: $(VENV)/test.stamp ## check style (ruff), types (mypy) and the conventions of Transformers' model files (mlinter)
+lint: $(VENV)/test.stamp ## check style (ruff), spelling (codespell), types (mypy), conventions of Transformers' model files (mlinter)
 	$(VENV_PYTHON) -m ruff check
 	$(VENV_PYTHON) -m ruff format --check
+	$(VENV)/bin/codespell
 	$(VENV_PYTHON) scripts/maintain/lint.py
 
 format: $(VENV)/test.stamp ## rewrite the sources as ruff wants them

@@ -48,6 +48,8 @@ setup(
     description="The Reformer for Hugging Face Transformers: LSH attention, reversible layers, chunked feed-forward",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="The hf_reformer authors",
+    project_urls={"Paper": "https://arxiv.org/abs/2001.04451"},
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
@@ -69,6 +71,7 @@ setup(
         "contract": [*TRAIN, "httpx", "parameterized", "peft", "pytest", "pytest-timeout"],
         "test": [
             *TRAIN,
+            "codespell",
             "deepspeed",
             "hypothesis",
             "mypy",

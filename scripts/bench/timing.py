@@ -1,4 +1,9 @@
-"""How long a call takes, and calls without Python on a GPU."""
+"""
+How long a call takes, and calls without Python on a GPU.
+
+`torch.utils.benchmark.Timer` would make two more calls before each sample to warm up. Contenders take turns here, so
+that would triple a benchmark of hours; and its samples on a GPU are of the host's clock, not of events.
+"""
 
 import time
 from collections.abc import Callable

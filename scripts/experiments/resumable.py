@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from hf_reformer.training import MuonWithAdamW, multiplies_in_bfloat16
+from hf_reformer.training import MuonWithAdamW
 from hf_reformer.training.provenance import machine, versions
 
 
@@ -118,7 +118,8 @@ class ResumableTraining(ABC):
 
     def __init__(self, run: Run, results: Path):
         self.run, self.path = run, results / f"{run.name}.json"
-        self.bf16 = multiplies_in_bfloat16("cpu")
+        # In float32, so that runs of all machines can be put together.
+        self.bf16 = False
 
     @property
     def checkpoint(self) -> Path:
