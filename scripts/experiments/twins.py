@@ -6,8 +6,8 @@ Twins on text (docs/experiments.md): what LSH layers add to local ones, beside d
     python -m scripts.run_experiment twins --docstrings_of torch --results docs/experiments/twins_on_docstrings
 
 Fixed beforehand: every contender has the size of `text_models` and is trained on windows of 4,096 bytes of the
-standard library's source for 3,000 steps, with the learning rate of 5e-3, 1e-2 and 2e-2 that was best for it after
-200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2.
+standard library's source for 3,000 steps, with the learning rate of 5e-3, 1e-2, 2e-2 and 4e-2 that was best for it
+after 200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from .value_variants import learned_mix
 
 
 NUM_STEPS, CONTEXT_LENGTH, EVAL_EVERY = 3000, 4096, 250
-GRID, GRID_STEPS = (5e-3, 1e-2, 2e-2), 200
+GRID, GRID_STEPS = (5e-3, 1e-2, 2e-2, 4e-2), 200
 # What runs without --only.
 TWINS = (
     "local",
