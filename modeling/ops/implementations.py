@@ -24,6 +24,8 @@ class AttentionCall:
         dropout_p: Dropout on the attention probabilities.
         return_weights: Whether the attention map is wanted.
         allow_duplicate_attention: Whether a key counts once for each hashing round that finds it.
+        documents_on_the_circle: Whether documents share a row, whose rounds share a circle, and only they keep tokens
+            from seeing each other.
     """
 
     device: torch.device
@@ -36,9 +38,12 @@ class AttentionCall:
     dropout_p: float = 0.0
     return_weights: bool = False
     allow_duplicate_attention: bool = True
+    documents_on_the_circle: bool = False
 
     @classmethod
-    def of(cls, query: torch.Tensor, options, return_weights: bool) -> "AttentionCall":
+    def of(
+        cls, query: torch.Tensor, options, return_weights: bool, has_documents: bool = False
+    ) -> "AttentionCall":
         """A call with queries `[B, L, H, D]` and with `LSHOptions` or `LocalOptions`."""
         num_chunks_before, num_chunks_after = options.around
         return cls(
@@ -53,6 +58,9 @@ class AttentionCall:
             return_weights=return_weights,
             # Local attention has no rounds that could find a key twice.
             allow_duplicate_attention=getattr(options, "allow_duplicate_attention", True),
+            documents_on_the_circle=has_documents
+            and options.circular_look_around
+            and getattr(options, "attend_across_buckets", False),
         )
 
     def why_not_fused(self, without_dropout: str) -> str | None:

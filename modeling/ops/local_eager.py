@@ -17,6 +17,7 @@ def local_attention_eager(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     options: LocalOptions,
     return_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -26,6 +27,7 @@ def local_attention_eager(
     Args:
         query, key, value: `[B, L, H, D]`.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one.
 
     Returns:
         Output `[B, L, H, D]`, and with `return_weights` the attention map `[B, H, L, L]`, else None.
@@ -33,7 +35,7 @@ def local_attention_eager(
     length, chunk_length, around = query.shape[1], options.chunk_length, options.around
     positions = torch.arange(options.padded_length, device=query.device).view(1, 1, -1, chunk_length)
     key_positions = look_adjacent(positions, *around)
-    visible = visible_local_keys(positions[0, 0], key_positions[0, 0], key_mask, options, slice(None))
+    visible = visible_local_keys(positions[0, 0], key_positions[0, 0], key_mask, options, slice(None), documents)
 
     query, key, value = (
         pad_rows(rows, options.padded_length).unflatten(2, (-1, chunk_length)) for rows in (query, key, value)

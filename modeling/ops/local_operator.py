@@ -5,8 +5,9 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 """
 
 import torch
+from torch import nn
 
-from .chunking import pad_mask, padded_to_multiple
+from .chunking import may_pad, pad_mask, padded_to_multiple
 from .implementations import AttentionCall, Implementation, choose_implementation
 from .local_eager import local_attention_eager
 from .local_options import LocalOptions
@@ -40,6 +41,7 @@ def local_attention(
     circular_look_around: bool = True,
     dropout_p: float = 0.0,
     attention_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
     implementation: str | None = None,
@@ -51,6 +53,8 @@ def local_attention(
         query, key, value: `[B, L, H, D]`, one floating dtype.
         chunk_length and those after it: The attributes of `LocalOptions`.
         attention_mask: `[B, L]`, bool, True for real tokens.
+        documents: `[B, L]`, integer, not negative: which document of its row a token belongs to. None attends to
+            another. None if a row is one.
         padded_length: Tokens in all chunks, padding included; a multiple of `chunk_length`, by default the next one.
             It changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`.
@@ -72,7 +76,9 @@ def local_attention(
         circular_look_around=circular_look_around,
         dropout_p=dropout_p,
     )
-    call = AttentionCall.of(query, options, return_weights)
+    call = AttentionCall.of(query, options, return_weights, has_documents=documents is not None)
     attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, call)
     key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
-    return attend(query, key, value, key_mask, options, return_weights)
+    if documents is not None and may_pad(options.padded_length - length):
+        documents = nn.functional.pad(documents, (0, options.padded_length - length), value=-1)
+    return attend(query, key, value, key_mask, documents, options, return_weights)

@@ -35,6 +35,7 @@ def local_attention_sdpa(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     options: LocalOptions,
     return_weights: bool = False,
 ) -> tuple[torch.Tensor, None]:
@@ -44,18 +45,19 @@ def local_attention_sdpa(
     Args:
         query, key, value: `[B, L, H, D]`.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one.
 
     Returns:
         Output `[B, L, H, D]`, and None for the attention map.
     """
-    output, _ = _LocalAttention.apply(query, key, value, key_mask, options)
+    output, _ = _LocalAttention.apply(query, key, value, key_mask, documents, options)
     return output, None
 
 
 class _LocalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(query, key, value, key_mask, options):
-        return _local_sdpa(query, key, value, key_mask, *arguments_of(options))
+    def forward(query, key, value, key_mask, documents, options):
+        return _local_sdpa(query, key, value, key_mask, documents, *arguments_of(options))
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -67,10 +69,10 @@ class _LocalAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient, _):
         gradients = _local_sdpa_backward(gradient, *ctx.saved_tensors, *arguments_of(ctx.options))
-        return *gradients, None, None
+        return *gradients, None, None, None
 
 
-def _shapes_forward(query, key, value, key_mask, *options):
+def _shapes_forward(query, key, value, key_mask, documents, *options):
     options = LocalOptions(*options)
     num_chunks = options.padded_length // options.chunk_length
     dtype = torch.promote_types(query.dtype, torch.float32)
@@ -82,13 +84,13 @@ def _shapes_backward(gradient, query, key, value, *_):
     return tuple(torch.empty_like(rows, memory_format=torch.contiguous_format) for rows in (query, key, value))
 
 
-_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? key_mask"
+_INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? key_mask, Tensor? documents"
 
 
 @operator(f"({_INPUTS}, {schema_of(LocalOptions)}) -> (Tensor, Tensor)", _shapes_forward)
-def _local_sdpa(query, key, value, key_mask, *options):
-    windows = _Windows(query, key_mask, LocalOptions(*options))
-    output, log_sum_exp = _shapes_forward(query, key, value, key_mask, *options)
+def _local_sdpa(query, key, value, key_mask, documents, *options):
+    windows = _Windows(query, key_mask, documents, LocalOptions(*options))
+    output, log_sum_exp = _shapes_forward(query, key, value, key_mask, documents, *options)
     for row, chunks in distinct(windows.pieces(), query):
         piece_output, log_sum_exp[row, chunks] = attend(
             windows.queries(query[row], chunks),
@@ -110,8 +112,8 @@ def _local_sdpa(query, key, value, key_mask, *options):
     "-> (Tensor, Tensor, Tensor)",
     _shapes_backward,
 )
-def _local_sdpa_backward(gradient, query, key, value, key_mask, output, log_sum_exp, *options):
-    windows = _Windows(query, key_mask, LocalOptions(*options))
+def _local_sdpa_backward(gradient, query, key, value, key_mask, documents, output, log_sum_exp, *options):
+    windows = _Windows(query, key_mask, documents, LocalOptions(*options))
     query_grad = torch.empty_like(query, memory_format=torch.contiguous_format)
     key_grad, value_grad = (
         torch.zeros(rows.shape, dtype=log_sum_exp.dtype, device=rows.device) for rows in (key, value)
@@ -137,8 +139,14 @@ def _local_sdpa_backward(gradient, query, key, value, key_mask, output, log_sum_
 class _Windows:
     """Where the queries of some chunks, and what they look at, stand in a row of the batch, `[L, H, D]`."""
 
-    def __init__(self, query: torch.Tensor, key_mask: torch.Tensor | None, options: LocalOptions):
-        self.options, self.key_mask = options, key_mask
+    def __init__(
+        self,
+        query: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        documents: torch.Tensor | None,
+        options: LocalOptions,
+    ):
+        self.options, self.key_mask, self.documents = options, key_mask, documents
         self.batch, self.length, self.heads, head_size = query.shape
         self.scale = head_size**-0.5
         positions = torch.arange(options.padded_length, device=query.device).view(1, 1, -1, options.chunk_length)
@@ -209,8 +217,8 @@ class _Windows:
 
     def mask(self, row: int, chunks: slice) -> torch.Tensor:
         """`[n, 1, C, W]`, added to the scores."""
-        key_mask = None if self.key_mask is None else self.key_mask[row, None]
-        visible = visible_local_keys(self.positions, self.key_positions, key_mask, self.options, chunks)
+        key_mask, documents = (None if table is None else table[row, None] for table in (self.key_mask, self.documents))
+        visible = visible_local_keys(self.positions, self.key_positions, key_mask, self.options, chunks, documents)
         shape = (chunks.stop - chunks.start, *self.positions.shape[1:], *self.key_positions.shape[1:])
         mask = torch.zeros(shape, dtype=self.mask_dtype, device=self.positions.device)
         if visible is not None:

@@ -17,6 +17,7 @@ def local_attention_triton(
     key: torch.Tensor,
     value: torch.Tensor,
     key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     options: LocalOptions,
     return_weights: bool = False,
 ) -> tuple[torch.Tensor, None]:
@@ -26,6 +27,7 @@ def local_attention_triton(
     Args:
         query, key, value: `[B, L, H, D]`, float32, bfloat16 or float16; any strides.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one.
 
     Returns:
         Output `[B, L, H, D]`, and None for the attention map.
@@ -36,7 +38,11 @@ def local_attention_triton(
         # Only the first chunk has tokens. A negative padding width truncates.
         added = (0, chunk_length - padded_length)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
+        documents = None if documents is None else nn.functional.pad(documents, added, value=-1)
         padded_length = chunk_length
     mask = None if key_mask is None else key_mask.contiguous()
-    output = attend(query, key, value, (None, None, mask), 1, padded_length, options, chunk_length=chunk_length)
+    # To the kernels a document is a bucket.
+    heads = (query.shape[0], query.shape[2], 1, padded_length)
+    buckets = None if documents is None else documents[:, None, None].expand(heads).int().contiguous()
+    output = attend(query, key, value, (None, buckets, mask), 1, padded_length, options, chunk_length=chunk_length)
     return output, None

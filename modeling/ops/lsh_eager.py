@@ -28,6 +28,7 @@ def lsh_attention_eager(
     buckets: torch.Tensor,
     order: torch.Tensor,
     key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     options: LSHOptions,
     return_weights: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -39,6 +40,7 @@ def lsh_attention_eager(
         buckets: `[B, H, R, P]`, the bucket of each position.
         order: `[B, H, R, P]`, the positions of each round in sorted order.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one. No two have a bucket in common.
 
     Returns:
         Output `[B, L, H, D]`, and with `return_weights` the attention map `[B, H, L, L]`, else None.
@@ -46,7 +48,7 @@ def lsh_attention_eager(
     length = query_key.shape[1]
     query_key, value = pad_rows(query_key, order.shape[3]), pad_rows(value, order.shape[3])
     order = order.long()
-    visibility = LSHVisibility(buckets, order, key_mask, options)
+    visibility = LSHVisibility(buckets, order, key_mask, options, documents)
     sorted_positions = order.flatten(2)
 
     def in_chunks(rows):

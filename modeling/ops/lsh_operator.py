@@ -33,6 +33,8 @@ from .triton_support import why_not_triton
 from .value_shift import shift_values, weights_of_values, zero_of_masked
 
 
+# What int32 holds.
+MOST_BUCKETS = 2**31 - 1
 LSH_IMPLEMENTATIONS = {
     "triton": Implementation(lsh_attention_triton, why_not_triton, is_default_on=("cuda",)),
     "sdpa": Implementation(lsh_attention_sdpa, why_not_sdpa, is_default_on=("cpu", "cuda")),
@@ -56,6 +58,7 @@ def lsh_attention(
     value_shift: int = 0,
     dropout_p: float = 0.0,
     attention_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
     num_buckets: int | Sequence[int] | None = None,
@@ -84,6 +87,7 @@ def lsh_attention(
         buckets,
         options,
         attention_mask=attention_mask,
+        documents=documents,
         padded_length=padded_length,
         return_weights=return_weights,
         num_buckets=num_buckets,
@@ -98,6 +102,7 @@ def attend_by_hash(
     options: LSHOptions,
     *,
     attention_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
     padded_length: int | None = None,
     return_weights: bool = False,
     num_buckets: int | Sequence[int] | None = None,
@@ -120,6 +125,8 @@ def attend_by_hash(
         buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`.
         attention_mask: `[B, L]`, bool or numbers, nonzero for real tokens. Masked tokens are sorted last and have no
             influence on real ones.
+        documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. Documents are sorted
+            one behind the other, masked tokens last in each, and none attends to another. None if a row is one.
         padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
             changes results only with `circular_look_around`.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`. With `value_shift=1` a column
@@ -135,18 +142,26 @@ def attend_by_hash(
         ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
     """
     _check_shapes(query_key, value, buckets, attention_mask)
-    call = AttentionCall.of(query_key, options, return_weights)
+    call = AttentionCall.of(query_key, options, return_weights, has_documents=documents is not None)
     attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
     padded_length = _check_padded_length(padded_length, query_key.shape[1], options.chunk_length)
     attention_mask = None if attention_mask is None else attention_mask.bool()
-    buckets, key_mask = _pad(buckets, attention_mask, padded_length)
     num_buckets = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
-    order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
+    if documents is None:
+        buckets, key_mask = _pad(buckets, attention_mask, padded_length)
+        order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
+    else:
+        if attention_mask is None:
+            attention_mask = documents.new_ones(documents.shape, dtype=torch.bool)
+        buckets, num_buckets = _buckets_of_documents(buckets, attention_mask, documents, num_buckets)
+        buckets, key_mask = _pad(buckets, attention_mask, padded_length, num_buckets - 1)
+        order = sort_by_bucket(buckets, None, num_buckets if buckets.dtype == torch.int32 else None, implementation)
     if options.value_shift:
-        value = shift_values(value, attention_mask)
-    output, weights = attend(query_key, value, buckets, order, key_mask, options, return_weights)
+        value = shift_values(value, attention_mask, documents)
+    tables = buckets, order, key_mask, None if documents is None else _pad_documents(documents, padded_length)
+    output, weights = attend(query_key, value, *tables, options, return_weights)
     if options.value_shift:
-        weights = None if weights is None else weights_of_values(weights, attention_mask)
+        weights = None if weights is None else weights_of_values(weights, attention_mask, documents)
         return zero_of_masked(output, weights, attention_mask)
     return output, weights
 
@@ -157,6 +172,7 @@ def attend_to_everything(
     options: LSHOptions,
     *,
     attention_mask: torch.Tensor | None = None,
+    documents: torch.Tensor | None = None,
     return_weights: bool = False,
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -174,7 +190,7 @@ def attend_to_everything(
         value_shift=options.value_shift,
         dropout_p=options.dropout_p,
     )
-    if attention_mask is None and length > 1 and options.causal and has_causal_kernel(query_key):
+    if attention_mask is None and documents is None and length > 1 and options.causal and has_causal_kernel(query_key):
         call = AttentionCall.of(query_key, options, return_weights)
         if choose_implementation(LSH_IMPLEMENTATIONS, implementation, call) is lsh_attention_sdpa:
             return attend_to_all_earlier(query_key, value, options.value_shift), None
@@ -184,17 +200,35 @@ def attend_to_everything(
         torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
         options,
         attention_mask=attention_mask,
+        documents=documents,
         return_weights=return_weights,
         num_buckets=1,
         implementation=implementation,
     )
 
 
-def _pad(buckets, attention_mask, padded_length):
+def _pad(buckets, attention_mask, padded_length, bucket=0):
     batch, _, _, length = buckets.shape
     key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
     added = padded_length - length
-    return nn.functional.pad(buckets, (0, added)) if may_pad(added) else buckets, key_mask
+    return nn.functional.pad(buckets, (0, added), value=bucket) if may_pad(added) else buckets, key_mask
+
+
+def _pad_documents(documents, padded_length):
+    """Padding belongs to none of them."""
+    added = padded_length - documents.shape[1]
+    return nn.functional.pad(documents, (0, added), value=-1) if may_pad(added) else documents
+
+
+def _buckets_of_documents(buckets, attention_mask, documents, num_buckets):
+    """Buckets that no two documents share, one more in each for its masked tokens, and how many there may be."""
+    if num_buckets is None:
+        num_buckets = int(buckets.max()) + 1
+    most = (buckets.shape[3] + 2) * (num_buckets + 1)
+    if most > MOST_BUCKETS:
+        buckets = buckets.long()
+    inside = torch.where(attention_mask[:, None, None], buckets, num_buckets).to(buckets.dtype)
+    return inside + documents[:, None, None].to(buckets.dtype) * (num_buckets + 1), most
 
 
 def _check_shapes(query_key, value, buckets, attention_mask):

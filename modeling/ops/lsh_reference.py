@@ -27,6 +27,7 @@ def lsh_attention_reference(
     padded_length: int | None = None,
     sliding_window: bool = False,
     value_shift: int = 0,
+    documents: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
     Dense LSH attention, O(L^2) memory. Arguments and result as in `lsh_operator.lsh_attention`; use float64.
@@ -34,13 +35,16 @@ def lsh_attention_reference(
     batch, length, num_heads, head_size = query_key.shape
     if attention_mask is None:
         attention_mask = torch.ones(batch, length, dtype=torch.bool)
+    if documents is None:
+        documents = torch.zeros(batch, length, dtype=torch.long)
     if padded_length is None:
         padded_length = (length + chunk_length - 1) // chunk_length * chunk_length
     meetings = _list_sliding_meetings if sliding_window else partial(_list_meetings, circular=circular_look_around)
     counts = torch.zeros(batch, num_heads, length, length, dtype=query_key.dtype)
     for b in range(batch):
         for h in range(num_heads):
-            chunks = _list_chunks(buckets[b, h].tolist(), attention_mask[b].tolist(), padded_length, chunk_length)
+            rows = attention_mask[b].tolist(), documents[b].tolist()
+            chunks = _list_chunks(buckets[b, h].tolist(), *rows, padded_length, chunk_length)
             for round_index, i, key_round, j in meetings(chunks, num_chunks_before, num_chunks_after, length):
                 same_bucket = key_round == round_index and buckets[b, h, key_round, i] == buckets[b, h, key_round, j]
                 if same_bucket or attend_across_buckets:
@@ -48,7 +52,8 @@ def lsh_attention_reference(
 
     positions = torch.arange(length)
     is_self = positions[:, None] == positions[None, :]
-    allowed = attention_mask[:, None, None, :] & ~is_self
+    is_same_document = (documents[:, :, None] == documents[:, None, :])[:, None]
+    allowed = attention_mask[:, None, None, :] & ~is_self & is_same_document
     if causal:
         allowed = allowed & (positions[:, None] >= positions[None, :])
     if not allow_duplicate_attention:
@@ -66,29 +71,35 @@ def lsh_attention_reference(
     probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     if value_shift:
         probabilities = probabilities.masked_fill(is_self, 0) * attention_mask[:, None, :, None]
-        value = _values_of_successors(value, attention_mask.tolist())
+        value = _values_of_successors(value, attention_mask.tolist(), documents.tolist())
     return (probabilities @ value.transpose(1, 2)).transpose(1, 2)
 
 
-def _values_of_successors(value, is_real):
-    """At each place the value of the next real token, zeros behind the last."""
+def _values_of_successors(value, is_real, documents):
+    """At each place the value of the next real token of the document, zeros behind its last."""
     rows = []
-    for row, row_is_real in zip(value, is_real, strict=True):
-        values, following = [], 0 * row[0]
+    for row, row_is_real, row_documents in zip(value, is_real, documents, strict=True):
+        values, following = [], {}
         for i in reversed(range(len(row))):
-            values.insert(0, following)
-            following = row[i] if row_is_real[i] else following
+            document = row_documents[i]
+            values.insert(0, following.get(document, 0 * row[0]))
+            following[document] = row[i] if row_is_real[i] else values[0]
         rows.append(torch.stack(values))
     return torch.stack(rows)
 
 
-def _list_chunks(buckets, is_real, padded_length, chunk_length):
-    """All rounds' chunks in one list: pairs of the round and the positions in the chunk. Masked tokens come last."""
+def _list_chunks(buckets, is_real, documents, padded_length, chunk_length):
+    """
+    All rounds' chunks in one list: pairs of the round and the positions in the chunk. Masked tokens come last in their
+    document, and padding last of all.
+    """
     length = len(is_real)
     chunks = []
     for round_index, round_buckets in enumerate(buckets):
-        real = sorted((bucket, i) for i, bucket in enumerate(round_buckets) if is_real[i])
-        order = [i for _, i in real] + [i for i in range(padded_length) if i >= length or not is_real[i]]
+        places = [
+            (documents[i], not is_real[i], bucket if is_real[i] else 0, i) for i, bucket in enumerate(round_buckets)
+        ]
+        order = [i for *_, i in sorted(places)] + list(range(length, padded_length))
         for start in range(0, padded_length, chunk_length):
             chunks.append((round_index, order[start : start + chunk_length]))
     return chunks

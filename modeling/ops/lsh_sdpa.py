@@ -47,6 +47,7 @@ def lsh_attention_sdpa(
     buckets: torch.Tensor,
     order: torch.Tensor,
     key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     options: LSHOptions,
     return_weights: bool = False,
 ) -> tuple[torch.Tensor, None]:
@@ -58,11 +59,12 @@ def lsh_attention_sdpa(
         buckets: `[B, H, R, P]`, the bucket of each position.
         order: `[B, H, R, P]`, the positions of each round in sorted order.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one. No two have a bucket in common.
 
     Returns:
         Output `[B, L, H, D]`, and None for the attention map.
     """
-    output, _ = _LSHAttention.apply(query_key, value, buckets, order, key_mask, options)
+    output, _ = _LSHAttention.apply(query_key, value, buckets, order, key_mask, documents, options)
     return output, None
 
 
@@ -86,8 +88,8 @@ def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_sh
 
 class _LSHAttention(torch.autograd.Function):
     @staticmethod
-    def forward(query_key, value, buckets, order, key_mask, options):
-        return _lsh_sdpa(query_key, value, buckets, order, key_mask, *arguments_of(options))
+    def forward(query_key, value, buckets, order, key_mask, documents, options):
+        return _lsh_sdpa(query_key, value, buckets, order, key_mask, documents, *arguments_of(options))
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
@@ -99,7 +101,7 @@ class _LSHAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient, _):
         gradients = _lsh_sdpa_backward(gradient, *ctx.saved_tensors, *arguments_of(ctx.options))
-        return *gradients, None, None, None, None
+        return *gradients, *[None] * 5
 
 
 def _shapes_forward(query_key, value, buckets, order, *_):
@@ -117,15 +119,15 @@ def _empty(rows):
     return torch.empty_like(rows, memory_format=torch.contiguous_format)
 
 
-_INPUTS = "Tensor query_key, Tensor value, Tensor buckets, Tensor order, Tensor? key_mask"
+_INPUTS = "Tensor query_key, Tensor value, Tensor buckets, Tensor order, Tensor? key_mask, Tensor? documents"
 
 
 @operator(f"({_INPUTS}, {schema_of(LSHOptions)}) -> (Tensor, Tensor)", _shapes_forward)
-def _lsh_sdpa(query_key, value, buckets, order, key_mask, *options):
+def _lsh_sdpa(query_key, value, buckets, order, key_mask, documents, *options):
     output, log_sums = _shapes_forward(query_key, value, buckets, order)
-    scratch = _Scratch(query_key)
+    tables, scratch = (buckets, order, key_mask, documents), _Scratch(query_key)
     for heads in distinct(_groups(order), query_key):
-        group = _Group(query_key, value, buckets, order, key_mask, LSHOptions(*options), heads, scratch)
+        group = _Group(query_key, value, tables, LSHOptions(*options), heads, scratch)
         group_output, *of_group = group.attend()
         group.put(group_output, output)
         for whole, part in zip(log_sums, of_group, strict=True):
@@ -139,11 +141,11 @@ def _lsh_sdpa(query_key, value, buckets, order, key_mask, *options):
     f"(Tensor gradient, {_INPUTS}, Tensor output, Tensor log_sums, {schema_of(LSHOptions)}) -> (Tensor, Tensor)",
     _shapes_backward,
 )
-def _lsh_sdpa_backward(gradient, query_key, value, buckets, order, key_mask, output, log_sums, *options):
+def _lsh_sdpa_backward(gradient, query_key, value, buckets, order, key_mask, documents, output, log_sums, *options):
     gradients = _shapes_backward(gradient, query_key, value)
-    scratch = _Scratch(query_key)
+    tables, scratch = (buckets, order, key_mask, documents), _Scratch(query_key)
     for heads in distinct(_groups(order), query_key):
-        group = _Group(query_key, value, buckets, order, key_mask, LSHOptions(*options), heads, scratch)
+        group = _Group(query_key, value, tables, LSHOptions(*options), heads, scratch)
         of_group = group.attend_backward(
             group.take(gradient, "gradient"),
             group.take(output, "output"),
@@ -203,12 +205,12 @@ class _Group:
     Their rows, `[G, P, D]`, are gathered from contiguous copies, by row numbers in `[0, G * P)`.
     """
 
-    def __init__(self, query_key, value, buckets, order, key_mask, options, where, scratch):
+    def __init__(self, query_key, value, tables, options, where, scratch):
         self.options, self.where, self.scratch = options, where, scratch
-        order = order[where]
+        buckets, order = (table[where] for table in tables[:2])
         self.heads, self.rounds, self.padded_length = order.shape[1:]
-        mask = None if key_mask is None else key_mask[where[0]]
-        self.visibility = LSHVisibility(buckets[where], order, mask, options)
+        key_mask, documents = (None if table is None else table[where[0]] for table in tables[2:])
+        self.visibility = LSHVisibility(buckets, order, key_mask, options, documents)
         self.dtype = query_key.dtype
         if query_key.device.type == "cpu":
             # The rows are copied anyway, and the CPU kernel is slower in half precision.

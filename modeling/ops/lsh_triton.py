@@ -18,6 +18,7 @@ def lsh_attention_triton(
     buckets: torch.Tensor,
     order: torch.Tensor,
     key_mask: torch.Tensor | None,
+    documents: torch.Tensor | None,
     options: LSHOptions,
     return_weights: bool = False,
 ) -> tuple[torch.Tensor, None]:
@@ -32,6 +33,7 @@ def lsh_attention_triton(
         buckets: `[B, H, R, P]`, integer, the bucket of each position; P is a multiple of the chunk length.
         order: `[B, H, R, P]`, integer, the positions of each round in sorted order; those from L on are padding.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one. No two have a bucket in common.
 
     Returns:
         Output `[B, L, H, D]`, and None for the attention map. What `why_not_triton` excludes must not be asked for.
@@ -43,7 +45,11 @@ def lsh_attention_triton(
         added = (0, chunk_length - padded_length)
         order, buckets = nn.functional.pad(order, added, value=length), nn.functional.pad(buckets, added)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
+        documents = None if documents is None else nn.functional.pad(documents, added, value=-1)
     own_buckets = None if options.attend_across_buckets else buckets.int().contiguous()
+    if options.attend_across_buckets and documents is not None:
+        # What a query must have in common with a key.
+        own_buckets = documents[:, None, None].expand(order.shape).int().contiguous()
     mask = None if key_mask is None else key_mask.contiguous()
     output = attend(
         query_key,

@@ -31,6 +31,11 @@ def why_not_triton(call: AttentionCall) -> str | None:
         return reason
     if not call.allow_duplicate_attention:
         return "counts a key once for each round that finds it; use another with `allow_duplicate_attention=False`."
+    if call.documents_on_the_circle:
+        return (
+            "keeps documents of a row apart by buckets; with `circular_look_around=True` and "
+            "`attend_across_buckets=True` use another."
+        )
     if call.head_size not in HEAD_SIZES:
         return f"has kernels for head sizes {list(HEAD_SIZES)}, but not {call.head_size}; use 'eager'."
     if chunk_length not in CHUNK_LENGTHS:

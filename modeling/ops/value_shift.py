@@ -8,42 +8,58 @@ import torch
 from torch import nn
 
 
-def next_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
-    """`[B, L]`, bool, to the index of the first True behind each place, `[B, L]`; L where there is none."""
+def next_real_token(attention_mask: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    The index of the first real token behind each place, `[B, L]`; L where there is none.
+
+    Args:
+        attention_mask: `[B, L]`, bool.
+        documents: `[B, L]`, the document of each token; the next one of the same counts. None if a row is one.
+    """
     batch, length = attention_mask.shape
     places = torch.arange(length + 1, device=attention_mask.device)
     # By cumulative sums, because ONNX has no cumulative minimum: the place of the first real token, the second, ...
     number = attention_mask.long().cumsum(1)
     found = places[-1:].expand(batch, length + 2)
     found = found.scatter(1, torch.where(attention_mask, number, 0), places[:-1].expand(batch, -1))
-    return found.gather(1, number + 1)
+    found = found.gather(1, number + 1)
+    if documents is None:
+        return found
+    of_found = nn.functional.pad(documents, (0, 1)).gather(1, found)
+    return torch.where(of_found == documents, found, length)
 
 
-def shift_values(value: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def shift_values(
+    value: torch.Tensor, attention_mask: torch.Tensor | None, documents: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Each token's value replaced by that of the next real token, by zeros behind the last one.
 
     Args:
         value: `[B, L, H, D]`.
         attention_mask: `[B, L]`, bool, or None if every token is real.
+        documents: See `next_real_token`; with a mask only.
     """
     if attention_mask is None:
         return nn.functional.pad(value[:, 1:], (0, 0, 0, 0, 0, 1))
-    successor = next_real_token(attention_mask)[:, :, None, None].expand(-1, -1, *value.shape[2:])
+    successor = next_real_token(attention_mask, documents)[:, :, None, None].expand(-1, -1, *value.shape[2:])
     return nn.functional.pad(value, (0, 0, 0, 0, 0, 1)).gather(1, successor)
 
 
-def weights_of_values(weights: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def weights_of_values(
+    weights: torch.Tensor, attention_mask: torch.Tensor | None, documents: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     Weights of keys to weights of what the keys carry: `weights_of_values(w) @ value` is `w @ shift_values(value)`.
 
     Args:
         weights: `[B, H, M, L]`, of M queries.
         attention_mask: `[B, L]`, bool, or None if every token is real.
+        documents: See `next_real_token`; with a mask only.
     """
     if attention_mask is None:
         return nn.functional.pad(weights[..., :-1], (1, 0))
-    successor = next_real_token(attention_mask)[:, None, None].expand_as(weights)
+    successor = next_real_token(attention_mask, documents)[:, None, None].expand_as(weights)
     return nn.functional.pad(torch.zeros_like(weights), (0, 1)).scatter_add(3, successor, weights)[..., :-1]
 
 

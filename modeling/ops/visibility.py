@@ -23,22 +23,31 @@ class LSHVisibility:
         buckets: `[B, H, R, P]`, the bucket of each position.
         order: `[B, H, R, P]`, the positions of each round in sorted order.
         key_mask: `[B, P]`, bool, or None if every token is real.
+        documents: `[B, P]`, the document of each position, or None if a row is one.
 
     Attributes:
         positions, key_positions: `[B, H, N, C]` and `[B, H, N, W]`, of the queries and of what they meet.
     """
 
-    def __init__(self, buckets: torch.Tensor, order: torch.Tensor, key_mask: torch.Tensor | None, options: LSHOptions):
+    def __init__(
+        self,
+        buckets: torch.Tensor,
+        order: torch.Tensor,
+        key_mask: torch.Tensor | None,
+        options: LSHOptions,
+        documents: torch.Tensor | None = None,
+    ):
         self.options = options
         self.rounds, padded_length = order.shape[2:]
         self.chunks_per_round = padded_length // options.chunk_length
         self.num_chunks = self.rounds * self.chunks_per_round
         self.positions = order.flatten(2).unflatten(2, (-1, options.chunk_length))
         self.key_positions = look_adjacent(self.positions, *options.around)
-        self._key_is_real = None
-        if key_mask is not None:
-            by_head = key_mask[:, None].expand(-1, order.shape[1], -1)
-            self._key_is_real = by_head.gather(2, self.key_positions.flatten(2).long()).view_as(self.key_positions)
+        self._key_is_real = None if key_mask is None else _at(key_mask, self.key_positions)
+        # Documents have no bucket in common, so there buckets tell them apart, too.
+        self._documents: tuple[torch.Tensor, torch.Tensor] | None = None
+        if documents is not None and options.attend_across_buckets:
+            self._documents = _at(documents, self.positions), _at(documents, self.key_positions)
         # By place, in sorted order, and of what is met.
         self._bucket_ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         if not options.attend_across_buckets:
@@ -67,6 +76,9 @@ class LSHVisibility:
             conditions.append(neighbour_exists(*sizes, device, chunks))
         if options.sliding_window:
             conditions.append(_within_sliding_window(options, device))
+        if self._documents is not None:
+            own, met = self._documents
+            conditions.append(own[:, :, chunks, :, None] == met[:, :, chunks, None, :])
         if self._bucket_ids is not None:
             _, own, met = self._bucket_ids
             conditions.append(own[:, :, chunks, :, None] == met[:, :, chunks, None, :])
@@ -115,6 +127,12 @@ class LSHVisibility:
         return hits
 
 
+def _at(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What a table `[B, P]` says of positions, `[B, H, N, ...]`."""
+    by_head = table[:, None].expand(-1, positions.shape[1], -1)
+    return by_head.gather(2, positions.flatten(2).long()).view_as(positions)
+
+
 def place_in_all_rounds(rank: torch.Tensor) -> torch.Tensor:
     """`[B, H, R, P]` places in each round to places in all rounds, which stand one behind the other."""
     rounds, padded_length = rank.shape[2:]
@@ -147,6 +165,7 @@ def visible_local_keys(
     key_mask: torch.Tensor | None,
     options: LocalOptions,
     chunks: slice,
+    documents: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """
     What the queries of local attention see in their windows.
@@ -155,6 +174,7 @@ def visible_local_keys(
         positions, key_positions: `[N, C]` and `[N, W]`.
         key_mask: `[B, P]`, bool, or None if every token is real.
         chunks: The chunks that are asked for.
+        documents: `[B, P]`, the document of each position, or None if a row is one.
 
     Returns:
         `[B or 1, n, C, W]` (or broadcastable), or None for everywhere.
@@ -165,6 +185,9 @@ def visible_local_keys(
         conditions.append((positions[chunks, :, None] >= key_positions[chunks, None, :])[None])
     if key_mask is not None:
         conditions.append(key_mask[:, key_positions[chunks]][:, :, None, :])
+    if documents is not None:
+        own, met = documents[:, positions[chunks]], documents[:, key_positions[chunks]]
+        conditions.append(own[:, :, :, None] == met[:, :, None, :])
     if not options.circular_look_around:
         sizes = num_chunks, num_chunks, *options.around, chunk_length
         conditions.append(neighbour_exists(*sizes, positions.device, chunks)[None])

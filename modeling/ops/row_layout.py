@@ -1,0 +1,78 @@
+"""Where tokens stand while the layers work on them: each row's real tokens first, or its documents side by side."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+# trf-ignore: TRF031 this goes into the layers, it is no output
+@dataclass(frozen=True)
+class RowLayout:
+    """
+    Places of the caller's tokens, `[B, L]`, in rows of P places.
+
+    Attributes:
+        place: `[B, L]`, in `[0, P)`; no two tokens of a row have the same.
+        source: `[B, P]`, the token that stands at a place. What stands where none was put is any token, masked.
+    """
+
+    place: torch.Tensor
+    source: torch.Tensor
+
+    @classmethod
+    def of_mask(cls, attention_mask: torch.Tensor) -> "RowLayout":
+        """Real tokens first, in their order, then padding; `attention_mask` is `[B, L]`, bool."""
+        # By cumulative sums, because ONNX has no stable sort.
+        num_real = attention_mask.sum(1, keepdim=True)
+        number = attention_mask.long().cumsum(1)
+        behind = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device) - number
+        place = torch.where(attention_mask, number, num_real + behind) - 1
+        return cls(place, _inverse(place, place.shape[1]))
+
+    @classmethod
+    def of_places(cls, place: torch.Tensor, num_places: int) -> "RowLayout":
+        """Tokens at `place`, `[B, L]`, of `num_places`; those at `num_places` itself, which is none, get no place."""
+        source = _inverse(place, num_places + 1)[:, :-1]
+        return cls(torch.where(place < num_places, place, 0), source)
+
+    @classmethod
+    def of_shift(cls, shift: torch.Tensor, length: int) -> "RowLayout":
+        """Rows of `length` tokens, rotated so that what stood at `shift`, `[B]`, stands at the front."""
+        tokens = torch.arange(length, device=shift.device)
+        return cls((tokens - shift[:, None]) % length, (tokens + shift[:, None]) % length)
+
+    def into(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """`[B or 1, ..., L, ...]` to `[B, ..., P, ...]`."""
+        return _take(tensor, self.source, dim)
+
+    def back(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
+        """`[B, ..., P, ...]` to `[B, ..., L, ...]`."""
+        return _take(tensor, self.place, dim)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "RowLayout":
+        """The same on another device, for layers that are there."""
+        return RowLayout(*(index.to(device, non_blocking=non_blocking) for index in (self.place, self.source)))
+
+
+def _inverse(place, num_places):
+    tokens = torch.arange(place.shape[1], device=place.device).expand_as(place)
+    return tokens.new_zeros(len(place), num_places).scatter(1, place, tokens)
+
+
+def _take(tensor, index, dim):
+    tensor = tensor.expand(index.shape[0], *tensor.shape[1:])
+    view = [1] * tensor.ndim
+    view[0], view[dim] = index.shape
+    shape = [*tensor.shape]
+    shape[dim] = index.shape[1]
+    return tensor.gather(dim, index.view(view).expand(shape))
+
+
+def into_rows(layout: RowLayout | None, tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """`layout.into(tensor)`, where both are given."""
+    return tensor if layout is None or tensor is None else layout.into(tensor)
+
+
+def out_of_rows(layout: RowLayout | None, tensor: torch.Tensor) -> torch.Tensor:
+    """`layout.back(tensor)`, where there is a layout."""
+    return tensor if layout is None else layout.back(tensor)
