@@ -21,8 +21,9 @@ PACKING_ARGUMENTS = (
     "sequence_ids",
 )
 ONE_DOCUMENT_PER_ROW = (
-    "The documents of a packed row would read each other here. Give each one a row of its own and pad: with "
-    "`packing=False` and `padding_free=False` in TRL, with a collator that pads for `DataCollatorWithFlattening`."
+    "The documents of a packed row would read each other here, with a cache or in a compiled program. Give each one a "
+    "row of its own and pad: with `packing=False` and `padding_free=False` in TRL, with a collator that pads for "
+    "`DataCollatorWithFlattening`."
 )
 
 
@@ -80,6 +81,30 @@ def check_inputs(
         )
 
 
+def check_mask(attention_mask: torch.Tensor | None, may_number: bool):
+    """Raise ValueError unless a mask is 0 and 1, in any dtype, or numbers documents where it may."""
+    if attention_mask is None or attention_mask.dtype == torch.bool:
+        return
+    if may_number and not attention_mask.is_floating_point():
+        _demand(
+            (attention_mask >= 0).all(),
+            "attention_mask",
+            attention_mask,
+            "must be 0 for padding and 1 for real tokens, or number the documents of each row: 1, 1, 2, 2, 2, 0.",
+            may_wait=True,
+        )
+        return
+    advice = "Integers may number documents." if may_number else ONE_DOCUMENT_PER_ROW
+    _demand(
+        (attention_mask == attention_mask.bool()).all(),
+        "attention_mask",
+        attention_mask,
+        "must be 1 for real tokens and 0 for padding. It is neither added to scores (0 and -inf) nor does it number "
+        f"documents. {advice}",
+        may_wait=attention_mask.is_floating_point(),
+    )
+
+
 def check_one_document_per_row(
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
@@ -99,15 +124,7 @@ def check_one_document_per_row(
     given = [f"`{name}`" for name in PACKING_ARGUMENTS if others.get(name) is not None]
     if given:
         raise ValueError(f"{', '.join(given)}: this model takes one document per row. {ONE_DOCUMENT_PER_ROW}")
-    if attention_mask is not None and attention_mask.dtype != torch.bool:
-        _demand(
-            (attention_mask == attention_mask.bool()).all(),
-            "attention_mask",
-            attention_mask,
-            "must be 1 for real tokens and 0 for padding. It is neither added to scores (0 and -inf) nor does it "
-            f"number documents. {ONE_DOCUMENT_PER_ROW}",
-            may_wait=attention_mask.is_floating_point(),
-        )
+    check_mask(attention_mask, may_number=False)
     if position_ids is not None and position_ids.shape[1] + past_length > 1:
         if attention_mask is None:
             attention_mask = torch.ones_like(position_ids[:, :1]).expand(-1, past_length + position_ids.shape[1])
@@ -184,7 +201,7 @@ def _demand(holds: torch.Tensor, name: str, given: torch.Tensor, rule: str, may_
     asked if the call `may_wait`.
     """
     is_compiling = torch.compiler.is_compiling()
-    if not is_compiling and _differs_from_row_to_row(holds):
+    if not is_compiling and differs_from_row_to_row(holds):
         return
     is_traced = is_compiling or isinstance(holds, FakeTensor) or holds.is_meta
     if is_traced or (holds.is_cuda and not may_wait):
@@ -193,7 +210,7 @@ def _demand(holds: torch.Tensor, name: str, given: torch.Tensor, rule: str, may_
         raise ValueError(f"`{name}` holds values from {given.min()} to {given.max()}, but {rule}")
 
 
-def _differs_from_row_to_row(answer: torch.Tensor) -> bool:
+def differs_from_row_to_row(answer: torch.Tensor) -> bool:
     """Whether `torch.func.vmap` is at work, alone or below other transforms: then there is no one answer."""
     while torch._C._functorch.is_functorch_wrapped_tensor(answer):
         if torch._C._functorch.is_batchedtensor(answer):

@@ -42,7 +42,6 @@ from .argument_checks import (
     check_inputs,
     check_labels,
     check_num_hashes,
-    check_one_document_per_row,
     given_input,
 )
 from .decoding.cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
@@ -54,8 +53,11 @@ from .layers.full_attention import dense_implementation
 from .layers.position_embeddings import AxialTables
 from .lm_head import LMHeadMixin, ReformerOnlyLMHead
 from .ops.chunking import circle_length_of
+from .ops.documents import lay_out
 from .ops.implementations import check_requested
-from .ops.padding import first_real_token, pool, shift_rows
+from .ops.padding import first_real_token, pool
+from .ops.row_layout import RowLayout, into_rows
+from .packed_rows import alignment_of, documents_of_call, shift_labels_in_documents
 from .weights_loading import CheckpointMixin
 
 
@@ -166,28 +168,46 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
-        check_one_document_per_row(attention_mask, position_ids, kwargs, past_length)
-        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
-        # Rows begin with their first real token; what continues a text stays where it is.
-        shift = None if attention_mask is None or past_length else first_real_token(attention_mask)
-        attention_mask, input_ids, position_ids, inputs_embeds = (
-            shift_rows(tensor, shift) for tensor in (attention_mask, input_ids, position_ids, inputs_embeds)
+        given, documents = given_input(input_ids, inputs_embeds), None
+        numbers = documents_of_call(
+            given, attention_mask, position_ids, kwargs, past_length=None if cache is None else past_length
         )
+        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
+        shift = None
+        if numbers is not None:
+            layout, attention_mask, documents = lay_out(numbers, alignment_of(self.config))
+            # What fills up has a position that there is.
+            position_ids = documents.position * attention_mask if position_ids is None else layout.into(position_ids)
+        else:
+            # Rows begin with their first real token; what continues a text stays where it is.
+            if attention_mask is not None and not past_length:
+                shift = first_real_token(attention_mask)
+            layout = None if shift is None else RowLayout.of_shift(shift, given.shape[1])
+            attention_mask, position_ids = (into_rows(layout, rows) for rows in (attention_mask, position_ids))
+        input_ids, inputs_embeds = (into_rows(layout, rows) for rows in (input_ids, inputs_embeds))
         step = cached = None
         if cache is not None:
             step = cache.begin(given_input(input_ids, inputs_embeds), attention_mask, shift)
             cached = cache.at(step)
             self.embeddings.check_length(step.longest)
             position_ids = step.positions if position_ids is None and past_length else position_ids
-        hidden_states = self.embeddings(input_ids, position_ids=position_ids, inputs_embeds=inputs_embeds)
+        hidden_states = self.embeddings(
+            input_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            longest=None if documents is None else documents.longest,
+        )
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
             position_ids=position_ids,
             return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=wants_maps,
-            shift=shift,
+            layout=layout,
+            documents=documents,
             attention_mask=attention_mask,
-            full_attention_mask=self._full_attention_mask(hidden_states, attention_mask, past_length, wants_maps),
+            full_attention_mask=None
+            if documents is not None
+            else self._full_attention_mask(hidden_states, attention_mask, past_length, wants_maps),
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cached=cached,
@@ -262,6 +282,12 @@ class ReformerForCausalLM(LMHeadMixin, CachedGenerationMixin, ReformerPreTrained
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        if labels is not None and cache is None and kwargs.get("shift_labels") is None:
+            given = given_input(input_ids, inputs_embeds)
+            numbers = documents_of_call(given, attention_mask, position_ids, kwargs)
+            if numbers is not None:
+                check_labels(labels, given.shape[:2])
+                kwargs["shift_labels"] = shift_labels_in_documents(labels, numbers, kwargs.get("ignore_index", -100))
         logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, kept, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
@@ -380,7 +406,9 @@ class ReformerForSequenceClassification(ReformerPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits = self.classifier(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config))
+        given = given_input(input_ids, inputs_embeds)
+        numbers = documents_of_call(given, attention_mask, position_ids, kwargs)
+        logits = self.classifier(pool(outputs.last_hidden_state, input_ids, attention_mask, self.config, numbers))
         loss = None if labels is None else self._loss(logits, labels, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -539,6 +567,9 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
             None if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, position_ids, inputs_embeds)
         )
+        given = given_input(input_ids, inputs_embeds)
+        if documents_of_call(given, attention_mask, position_ids, kwargs) is not None:
+            raise ValueError("A choice is one row: it cannot hold several documents. Give each one a row of its own.")
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,

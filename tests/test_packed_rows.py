@@ -1,22 +1,32 @@
-"""Rows of several documents: refused in every form in which they come, because documents would read each other."""
+"""In which forms rows of several documents come: what they say, what contradicts itself, and where they cannot be."""
 
 import pytest
 import torch
-from tiny_models import MODEL_CLASSES, STACKS, left_padded, make_model, random_ids
+from tiny_models import STACKS, WINDOWS, left_padded, make_model, random_ids
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import DataCollatorWithFlattening
 
-from hf_reformer import (
-    ReformerForCausalLM,
-    ReformerForMaskedLM,
-    ReformerForMultipleChoice,
-)
+from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForMultipleChoice
 from hf_reformer.modeling.argument_checks import check_one_document_per_row
+from hf_reformer.modeling.packed_rows import (
+    alignment_of,
+    documents_of_call,
+    number_documents,
+    shift_labels_in_documents,
+)
 
 
-WHAT_TO_DO = "would read each other here. Give each one a row of its own and pad"
+WHAT_TO_DO = "would read each other here, with a cache or in a compiled program. Give each one a row of its own"
 LENGTHS = (9, 1, 20)
 TOTAL = sum(LENGTHS)
+NUMBERS = torch.cat([torch.full((length,), i + 1) for i, length in enumerate(LENGTHS)])[None]
+COLLATORS = {
+    "positions": {},
+    "positions and their numbers": {"return_seq_idx": True},
+    "numbers": {"return_position_ids": False, "return_seq_idx": True},
+    "borders": {"return_position_ids": False, "return_flash_attn_kwargs": True},
+    "everything": {"return_seq_idx": True, "return_flash_attn_kwargs": True},
+}
 
 
 def flattened(**options):
@@ -25,91 +35,64 @@ def flattened(**options):
     return DataCollatorWithFlattening(**options)(examples)
 
 
-POSITIONS = r"`position_ids` holds values from 0 to 19, but must grow along each row"
-COLLATORS = {
-    "positions": ({}, POSITIONS),
-    "positions and their numbers": ({"return_seq_idx": True}, "`seq_idx`: this model takes one document per row"),
-    "numbers": ({"return_position_ids": False, "return_seq_idx": True}, "`seq_idx`: this model"),
-    "borders": (
-        {"return_position_ids": False, "return_flash_attn_kwargs": True},
-        "`cu_seq_lens_k`, `cu_seq_lens_q`, `max_length_k`, `max_length_q`: this model",
-    ),
-}
+def numbered(ids, attention_mask=None, position_ids=None, **others):
+    return number_documents(ids, attention_mask, position_ids, others)
 
 
-@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("collator", COLLATORS)
-@pytest.mark.parametrize("stack", STACKS)
-def test_rows_of_the_flattening_collator(stack, collator, training):
-    options, message = COLLATORS[collator]
-    model = make_model(ReformerForCausalLM, attn_layers=STACKS[stack]).train(training)
-    with pytest.raises(ValueError, match=f"{message}.*{WHAT_TO_DO}"):
-        model(**flattened(**options))
-
-
-@pytest.mark.parametrize("model_class", MODEL_CLASSES)
-def test_every_head_refuses_them(model_class):
-    batch = flattened(return_seq_idx=True)
-    ids, positions, numbers = batch["input_ids"], batch["position_ids"], batch["seq_idx"]
-    mask = numbers + 1
-    if model_class is ReformerForMultipleChoice:
-        ids, positions, mask = (tensor[:, None] for tensor in (ids, positions, mask))
-    model = make_model(model_class)
-    for more, message in (
-        ({"position_ids": positions}, POSITIONS),
-        ({"seq_idx": numbers}, "`seq_idx`: this model"),
-        ({"attention_mask": mask}, "`attention_mask` holds values from 1 to 3, but must be 1 for real tokens and 0"),
-        ({"attention_mask": torch.ones(1, 1, TOTAL, TOTAL)}, r"is a Tensor of shape \[1, 1, 30, 30\]. Who attends"),
-    ):
-        with pytest.raises(ValueError, match=f"{message}.*{WHAT_TO_DO}"):
-            model(ids, **more)
-
-
-PADDED = torch.arange(12) < torch.tensor([12, 7])[:, None]
-MASKS = {
-    "added, infinite": (torch.zeros(2, 12).masked_fill(~PADDED, -torch.inf), "from -inf to 0.0"),
-    "added, finite": (
-        torch.zeros(2, 12).masked_fill(~PADDED, torch.finfo(torch.float32).min),
-        r"from -3.4\d*e\+38 to",
-    ),
-    "in half precision": (torch.zeros(2, 12, dtype=torch.float16).masked_fill(~PADDED, -1e4), "from -10000.0 to 0.0"),
-    "not a number": (torch.ones(2, 12).masked_fill(~PADDED, torch.nan), "from nan to nan"),
-    "numbers of documents": (PADDED * (1 + (torch.arange(12) > 4)), "from 0 to 2"),
-    "who attends to whom": (torch.ones(2, 12, 12), r"a Tensor of shape \[2, 12, 12\]"),
-    "several masks": ({"full_attention": torch.ones(2, 1, 12, 12)}, "but is a dict"),
-}
-
-
-@pytest.mark.parametrize("case", MASKS)
-def test_masks_of_another_kind(case):
-    mask, message = MASKS[case]
-    with pytest.raises(ValueError, match=f"`attention_mask` .*{message}.*{WHAT_TO_DO}"):
-        make_model(ReformerForMaskedLM)(random_ids(2, 12), attention_mask=mask)
+def test_rows_of_the_flattening_collator(collator):
+    batch = flattened(**COLLATORS[collator])
+    del batch["labels"]
+    torch.testing.assert_close(numbered(batch.pop("input_ids"), **batch), NUMBERS)
 
 
 COUNTED = torch.arange(12)
-POSITIONS_OF_PACKED_ROWS = {
-    "from the start": (COUNTED % 7).expand(2, 12),
-    "in one row": torch.stack([COUNTED, COUNTED % 11]),
-    "the same for all rows": (COUNTED % 7)[None],
-    "from the middle": (COUNTED % 7 + 40).expand(2, 12),
-    "back by one": torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 10]).expand(2, 12),
-    "a document of one token": torch.tensor([0, *range(11)]).expand(2, 12),
-    "after padding inside": torch.tensor([0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2, 3]).expand(2, 12),
+PADDED = torch.arange(12) < torch.tensor([12, 7])[:, None]
+IDS = torch.zeros(2, 12)
+# What is given, and the numbers that come of it.
+FORMS = {
+    "positions, one of both rows": (
+        {"position_ids": torch.stack([COUNTED, COUNTED % 11])},
+        torch.stack([COUNTED * 0 + 1, COUNTED // 11 + 1]),
+    ),
+    "positions of all rows": ({"position_ids": (COUNTED % 5)[None]}, (COUNTED // 5 + 1).expand(2, 12)),
+    "documents of one token": ({"position_ids": (COUNTED * 0)[None]}, (COUNTED + 1).expand(2, 12)),
+    "positions with gaps": ({"position_ids": (COUNTED % 6 * 3)[None]}, (COUNTED // 6 + 1).expand(2, 12)),
+    "positions beside a mask": (
+        {"attention_mask": PADDED.long(), "position_ids": torch.where(PADDED, COUNTED % 5, 0)},
+        (COUNTED // 5 + 1) * PADDED,
+    ),
+    "padding in front": (
+        {"attention_mask": PADDED.flip(1).long(), "position_ids": ((COUNTED - 5).clamp(min=0) % 4)[None]},
+        torch.stack([numbers := torch.tensor([1, 2, 3, 4, 5, 6, 6, 6, 6, 7, 7, 7]), (numbers - 5) * (COUNTED > 4)]),
+    ),
+    "a mask that numbers": (
+        {"attention_mask": torch.stack([COUNTED // 4 + 1, PADDED[1] * (1 + (COUNTED > 2))])},
+        torch.stack([COUNTED // 4 + 1, PADDED[1] * (1 + (COUNTED > 2))]),
+    ),
+    "a mask whose numbers have gaps": (
+        {"attention_mask": torch.tensor([7, 7, 0, 7, 3, 3, 0, 0, 3, 9, 9, 9]).expand(2, 12)},
+        torch.tensor([1, 1, 0, 1, 2, 2, 0, 0, 2, 3, 3, 3]).expand(2, 12),
+    ),
+    "borders of all rows": (
+        {"cu_seq_lens_q": torch.tensor([0, 5, 12, 12, 24]), "cu_seq_lens_k": torch.tensor([0, 5, 12, 24])},
+        torch.stack([1 + (COUNTED >= 5), COUNTED * 0 + 1]),
+    ),
+    "numbers beside a mask": (
+        {"attention_mask": PADDED, "seq_idx": (COUNTED // 6)[None]},
+        (COUNTED // 6 + 1) * PADDED,
+    ),
 }
 
 
-@pytest.mark.parametrize("padded", [True, False])
-@pytest.mark.parametrize("case", POSITIONS_OF_PACKED_ROWS)
-def test_positions_that_start_again(case, padded):
-    mask = torch.ones(2, 12, dtype=torch.long)
-    mask[:, 5:8] = not padded
-    with pytest.raises(ValueError, match=WHAT_TO_DO):
-        check_one_document_per_row(mask, POSITIONS_OF_PACKED_ROWS[case], {})
+@pytest.mark.parametrize("form", FORMS)
+def test_numbers_of_documents(form):
+    given, expected = FORMS[form]
+    assert torch.equal(numbered(IDS, **given), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.int32, torch.uint8])
-def test_positions_of_one_document(dtype):
+def test_rows_of_one_document(dtype):
     """As `generate` gives them for padding on either side, with gaps, from anywhere; unknown names are not ours."""
     gaps = (3 * COUNTED).expand(2, 12)
     for positions, mask in (
@@ -120,9 +103,101 @@ def test_positions_of_one_document(dtype):
         (torch.where(PADDED, gaps, 1), PADDED),
         ((PADDED.flip(1).cumsum(1) - 1).clamp(min=0), PADDED.flip(1)),
         ((PADDED.flip(1).cumsum(1) - 1).masked_fill(~PADDED.flip(1), 1), PADDED.flip(1)),
-        (torch.zeros(2, 1), None),
     ):
-        check_one_document_per_row(mask, positions.to(dtype), {"seq_idx": None, "token_type_ids": positions})
+        others = {"seq_idx": None, "token_type_ids": positions}
+        assert numbered(IDS, mask, positions.to(dtype), **others) is None
+        check_one_document_per_row(mask, positions.to(dtype), others)
+    for mask in (PADDED, PADDED.to(dtype), PADDED.float(), PADDED * 0, 5 * PADDED.to(dtype)):
+        assert numbered(IDS, mask) is None
+    for others in ({"seq_idx": COUNTED[None] * 0}, {"cu_seq_lens_q": torch.tensor([0, 12, 24])}):
+        assert numbered(IDS, **others) is None
+    check_one_document_per_row(None, torch.zeros(2, 1), {})
+
+
+CONTRADICTIONS = {
+    "positions and numbers": (
+        {"position_ids": (COUNTED % 6)[None], "seq_idx": (COUNTED // 5)[None]},
+        "`position_ids` and `seq_idx` say that documents begin at other tokens",
+    ),
+    "positions that do not start again": (
+        {"position_ids": COUNTED[None], "seq_idx": (COUNTED // 5)[None]},
+        "`seq_idx` and `position_ids` say",
+    ),
+    "numbers that do not change": (
+        {"position_ids": (COUNTED % 6)[None], "seq_idx": (COUNTED * 0)[None]},
+        "`position_ids` and `seq_idx` say",
+    ),
+    "queries and keys": (
+        {"cu_seq_lens_q": torch.tensor([0, 5, 12, 24]), "cu_seq_lens_k": torch.tensor([0, 6, 12, 24])},
+        "`cu_seq_lens_q` and `cu_seq_lens_k` say",
+    ),
+    "mask and positions": (
+        {"attention_mask": (COUNTED // 4 + 1).expand(2, 12), "position_ids": (COUNTED % 6)[None]},
+        "`attention_mask` and `position_ids` say",
+    ),
+    "not from 0": ({"position_ids": (COUNTED % 7 + 40)[None]}, "but not from 0"),
+    "back by one": ({"position_ids": torch.tensor([[*range(10), 11, 10]])}, "but not from 0"),
+    "borders that go back": ({"cu_seq_lens_q": torch.tensor([0, 9, 5, 24])}, "without going back"),
+    "borders of one row": ({"cu_seq_lens_q": torch.tensor([0, 5, 12])}, "must lead from 0 to 24"),
+    "numbers of another shape": ({"seq_idx": COUNTED[None, :5]}, r"`seq_idx` must have shape \[2, 12\]"),
+    "lengths alone": ({"max_length_q": 5, "max_length_k": 5}, "which tokens are whose is not said"),
+    "negative": ({"attention_mask": -PADDED.long()}, "from -1 to 0, but must be 0 for padding"),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_contradictions(case):
+    given, message = CONTRADICTIONS[case]
+    with pytest.raises(ValueError, match=message):
+        documents_of_call(IDS, given.pop("attention_mask", None), given.pop("position_ids", None), given)
+
+
+MASKS = {
+    "added, infinite": (torch.zeros(2, 12).masked_fill(~PADDED, -torch.inf), "from -inf to 0.0"),
+    "added, finite": (
+        torch.zeros(2, 12).masked_fill(~PADDED, torch.finfo(torch.float32).min),
+        r"from -3.4\d*e\+38 to",
+    ),
+    "in half precision": (torch.zeros(2, 12, dtype=torch.float16).masked_fill(~PADDED, -1e4), "from -10000.0 to 0.0"),
+    "not a number": (torch.ones(2, 12).masked_fill(~PADDED, torch.nan), "from nan to nan"),
+    "numbers of documents": (PADDED * (1.0 + (torch.arange(12) > 4)), "from 0.0 to 2.0"),
+    "who attends to whom": (torch.ones(2, 12, 12), r"a Tensor of shape \[2, 12, 12\]"),
+    "several masks": ({"full_attention": torch.ones(2, 1, 12, 12)}, "but is a dict"),
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_masks_of_another_kind(case):
+    mask, message = MASKS[case]
+    with pytest.raises(ValueError, match=f"`attention_mask` .*{message}"):
+        make_model(ReformerForMaskedLM)(random_ids(2, 12), attention_mask=mask)
+
+
+def test_labels_within_documents():
+    labels = torch.arange(10, 19)[None]
+    numbers = torch.tensor([[0, 1, 1, 1, 2, 3, 3, 0, 0]])
+    expected = torch.tensor([[-100, 12, 13, -100, -100, 16, -100, -100, -100]])
+    assert torch.equal(shift_labels_in_documents(labels, numbers), expected)
+
+
+def test_documents_begin_at_chunk_borders():
+    def alignment(*kinds, **changes):
+        model = make_model(ReformerForCausalLM, attn_layers=kinds, local_attn_chunk_length=8, **changes)
+        return alignment_of(model.config)
+
+    assert alignment("full") == alignment("full", "lsh", **WINDOWS) == 1
+    assert alignment("local", "full") == alignment("local", "lsh", **WINDOWS) == 8
+    assert alignment("lsh") == 16 and alignment("local", "lsh", lsh_attn_chunk_length=12) == 24
+
+
+# Where rows hold one document each.
+
+
+@pytest.mark.parametrize("collator", COLLATORS)
+def test_a_cache_holds_one_text_for_each_row(collator):
+    batch = flattened(**COLLATORS[collator])
+    with pytest.raises(ValueError, match=WHAT_TO_DO):
+        make_model(ReformerForCausalLM)(**batch, use_cache=True)
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -159,12 +234,26 @@ def test_generating_is_not_packing(options):
     model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_packed_prompts_are_not_continued(use_cache):
+    model, ids = make_model(ReformerForCausalLM), random_ids(1, TOTAL)
+    for more in ({"attention_mask": NUMBERS}, {"seq_idx": NUMBERS}):
+        with pytest.raises(ValueError, match=f"{WHAT_TO_DO}|not used by the model"):
+            model.generate(ids, max_new_tokens=2, do_sample=False, use_cache=use_cache, **more)
+
+
+def test_a_choice_is_one_document():
+    model = make_model(ReformerForMultipleChoice)
+    with pytest.raises(ValueError, match="A choice is one row"):
+        model(random_ids(2, TOTAL)[None], attention_mask=NUMBERS.expand(1, 2, TOTAL))
+
+
 def call(model, ids, mask, positions):
     return model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
 
 
 @pytest.mark.parametrize("way", ["compiled", "exported"])
-def test_what_is_traced_refuses_them_too(way):
+def test_what_is_traced_refuses_them(way):
     """By an assertion in the program, since a compiler cannot look at values."""
     model = make_model(ReformerForCausalLM, attn_layers=["local"], attn_implementation="eager")
     ids, mask, positions = random_ids(2, 12), PADDED.long(), COUNTED.expand(2, 12)
@@ -183,9 +272,9 @@ def test_what_is_traced_refuses_them_too(way):
 
 def test_values_that_are_not_there_are_not_looked_at():
     positions = COUNTED.expand(2, 12)
-    check_one_document_per_row(PADDED.long().to("meta"), positions.to("meta"), {})
-    torch.func.vmap(lambda mask, row: check_one_document_per_row(mask[None], row[None], {}) or row)(
+    documents_of_call(IDS, PADDED.long().to("meta"), positions.to("meta"), {})
+    torch.func.vmap(lambda mask, row: documents_of_call(IDS, mask[None], row[None], {}) or row)(
         PADDED.long(), positions
     )
     with FakeTensorMode():
-        check_one_document_per_row(torch.ones(2, 12), torch.ones(2, 12, dtype=torch.long), {})
+        documents_of_call(IDS, torch.ones(2, 12), torch.ones(2, 12, dtype=torch.long), {})

@@ -28,11 +28,17 @@ class ReformerEmbeddings(nn.Module):
         input_ids: torch.Tensor | None,
         position_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        longest: int | None = None,
     ) -> torch.Tensor:
-        """`[B, L]` ids or `[B, L, hidden_size]` vectors, to `[B, L, hidden_size]`."""
+        """
+        `[B, L]` ids or `[B, L, hidden_size]` vectors, to `[B, L, hidden_size]`.
+
+        Args:
+            longest: Tokens of the longest document, where rows hold several; L by default.
+        """
         given = cast(torch.Tensor, input_ids if inputs_embeds is None else inputs_embeds)
         batch, length = given.shape[:2]
-        self.check_length(length)
+        self.check_length(length if longest is None else longest)
         if inputs_embeds is None:
             inputs_embeds = _look_up(self.word_embeddings, given, "input_ids", self.config.vocab_size)
         if self.position_embeddings is None:

@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..decoding.decoding_cache import CachedStep
 from ..ops.differentiation import is_inside_transform
-from ..ops.padding import shift_back
+from ..ops.row_layout import RowLayout, out_of_rows
 from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
@@ -177,18 +177,18 @@ class _ShownStates:
     Args:
         asked: All of them (True), none, or some by index; a negative one counts from the end.
         num_states: How many there are.
-        dtype, shift: See `show_stream`.
+        dtype, layout: See `show_stream`.
     """
 
     def __init__(
-        self, asked: bool | int | list[int] | None, num_states: int, dtype: torch.dtype, shift: torch.Tensor | None
+        self, asked: bool | int | list[int] | None, num_states: int, dtype: torch.dtype, layout: RowLayout | None
     ):
         if asked is None or isinstance(asked, bool):
             indices = list(range(num_states)) if asked else []
         else:
             indices = [asked] if isinstance(asked, int) else asked
         self._wanted = {index % num_states for index in indices if -num_states <= index < num_states}
-        self._dtype, self._shift = dtype, shift
+        self._dtype, self._layout = dtype, layout
         self._states: list[torch.Tensor | None] = []
 
     def __bool__(self) -> bool:
@@ -202,7 +202,7 @@ class _ShownStates:
         """The next state; what follows goes on with what is returned."""
         shown = None
         if self.wants(len(self._states)):
-            shown, stream = show_stream(stream, self._dtype, self._shift)
+            shown, stream = show_stream(stream, self._dtype, self._layout)
         self._states.append(shown)
         return stream
 
@@ -227,7 +227,7 @@ class ReformerEncoder(nn.Module):
         position_ids: torch.Tensor | None = None,
         return_hidden_states: bool | int | list[int] | None = None,
         return_weights: bool = False,
-        shift: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
         cached: list[CachedStep] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor, ...] | None]:
@@ -238,7 +238,8 @@ class ReformerEncoder(nn.Module):
             return_hidden_states: Also return the second stream before each layer and after the last: all of them, or
                 those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map, for which layers are not run reversibly.
-            shift: By how much the caller's rows were shifted, `[B]`, or None; what is returned is of the caller's.
+            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; what is returned is
+                of the caller's.
             cached: What each layer knows of the text so far, and where the tokens of this call go in it.
             **kwargs: Passed to each layer.
 
@@ -247,17 +248,17 @@ class ReformerEncoder(nn.Module):
             map of each layer, or None.
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, shift)
+        shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, layout)
         rotation = rotation_of(self.config, position_ids, hidden_states)
         hidden_states, on_grid = self._begin_streams(hidden_states)
-        how = {"on_grid": on_grid, "return_weights": return_weights, "shift": shift, "rotation": rotation, **kwargs}
+        how = {"on_grid": on_grid, "return_weights": return_weights, "layout": layout, "rotation": rotation, **kwargs}
         if torch.compiler.is_compiling() and cached is None and not shown and self._can_be_traced():
             streams, all_attentions = self._trace_layers(hidden_states, **how)
         else:
             streams, all_attentions = self._run_layers(hidden_states, shown, cached, **how)
         output = self.layer_norm(self._combine_streams(streams))
         return (
-            shift_back(self.dropout(output), shift),
+            out_of_rows(layout, self.dropout(output)),
             shown.states(),
             tuple(all_attentions) if return_weights else None,
         )

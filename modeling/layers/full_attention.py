@@ -7,8 +7,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..decoding.decoding_attention import in_pieces
 from ..decoding.decoding_cache import CachedStep, ReformerCacheLayer
 from ..ops.differentiation import is_inside_transform
+from ..ops.documents import Documents
 from ..ops.implementations import check_keeps_weights
-from ..ops.padding import attend_by_map
+from ..ops.row_layout import RowLayout, attend_by_map
 from .rotary_positions import Rotation
 
 
@@ -31,9 +32,11 @@ class FullSelfAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
         full_attention_mask: torch.Tensor | None = None,
         return_weights: bool = False,
-        shift: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
+        documents: Documents | None = None,
         cached: CachedStep[ReformerCacheLayer] | None = None,
         rotation: Rotation | None = None,
         **kwargs,
@@ -41,8 +44,10 @@ class FullSelfAttention(nn.Module):
         """
         Args:
             hidden_states: `[B, L, hidden_size]`.
+            attention_mask: `[B, L]`, bool; looked at with `documents` only.
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
-            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
+            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
+            documents: The documents of each row, or None if a row is one.
             cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries and keys; None leaves them as they are.
 
@@ -61,8 +66,11 @@ class FullSelfAttention(nn.Module):
             if not cached.step.is_first:
                 output, weights = self._attend_to_cache(query, cached, return_weights)
                 return output.flatten(2), weights, None
-        output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
-        output, weights = attend_by_map(output, weights, value, shift)
+        if documents is None:
+            output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
+        else:
+            output, weights = self._attend_in_documents(query, key, value, documents, attention_mask, return_weights)
+        output, weights = attend_by_map(output, weights, value, layout)
         return output.flatten(2), weights, None
 
     def _attend(self, query, key, value, mask, return_weights):
@@ -79,6 +87,24 @@ class FullSelfAttention(nn.Module):
             output_attentions=return_weights,
         )
         return output, weights if return_weights else None
+
+    def _attend_in_documents(self, query, key, value, documents, is_real, return_weights):
+        """Each document by itself, so that nothing has the size of a row squared but a map that is asked for."""
+        outputs, weights = [], None
+        if return_weights:
+            weights = query.new_zeros(len(query), self.num_heads, query.shape[1], query.shape[1])
+        implementation = dense_implementation(self.config, return_weights)
+        for row, start, length in documents.spans:
+            where = slice(row, row + 1), slice(start, start + length)
+            mask = None
+            if self.is_causal and implementation != "sdpa":
+                later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+                mask = query.new_zeros(later.shape).masked_fill(later, torch.finfo(query.dtype).min)
+            output, its_weights = self._attend(query[where], key[where], value[where], mask, return_weights)
+            outputs.append(output[0])
+            if weights is not None:
+                weights[row, :, where[1], where[1]] = its_weights[0]
+        return torch.zeros_like(query).index_put(is_real.nonzero(as_tuple=True), torch.cat(outputs)), weights
 
     def _attend_to_cache(self, query, cached, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""

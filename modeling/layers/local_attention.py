@@ -6,8 +6,9 @@ from torch import nn
 from ..decoding.decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
 from ..decoding.decoding_cache import CROP_REACH, CachedStep, LocalCacheLayer
 from ..ops.chunking import masked_score, padded_to_multiple
+from ..ops.documents import Documents
 from ..ops.local_operator import local_attention
-from ..ops.padding import attend_by_map
+from ..ops.row_layout import RowLayout, attend_by_map
 from .rotary_positions import Rotation
 
 
@@ -31,7 +32,8 @@ class LocalSelfAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         circle_length: int | None = None,
         return_weights: bool = False,
-        shift: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
+        documents: Documents | None = None,
         cached: CachedStep[LocalCacheLayer] | None = None,
         rotation: Rotation | None = None,
         **kwargs,
@@ -41,7 +43,8 @@ class LocalSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
-            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
+            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
+            documents: The documents of each row, or None if a row is one.
             cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries and keys; None leaves them as they are.
 
@@ -72,6 +75,7 @@ class LocalSelfAttention(nn.Module):
             key,
             value,
             attention_mask=attention_mask,
+            documents=None if documents is None else documents.number,
             padded_length=circle_length,
             chunk_length=chunk_length,
             num_chunks_before=around[0],
@@ -82,7 +86,7 @@ class LocalSelfAttention(nn.Module):
             return_weights=return_weights,
             implementation=config._attn_implementation,
         )
-        output, weights = attend_by_map(output, weights, value, shift)
+        output, weights = attend_by_map(output, weights, value, layout)
         return output.flatten(2), weights, None
 
     def _attend_to_cache(self, query, key, value, cached, circle_length, return_weights):

@@ -8,10 +8,12 @@ from torch import nn
 from ..decoding.decoding_attention import attend_in_buckets, attend_to_all
 from ..decoding.decoding_cache import CachedStep, LSHCacheLayer
 from ..ops.chunking import padded_to_multiple
+from ..ops.documents import Documents
 from ..ops.lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
 from ..ops.lsh_operator import attend_by_hash, attend_to_everything
 from ..ops.lsh_options import LSHOptions
-from ..ops.padding import attend_by_map, last_real_token
+from ..ops.padding import last_real_token
+from ..ops.row_layout import RowLayout, attend_by_map
 from ..ops.value_shift import zero_of_masked
 from .dense_threshold import DenseThreshold
 from .rotary_positions import Rotation
@@ -92,7 +94,8 @@ class LSHSelfAttention(nn.Module):
         rotations: torch.Tensor | None = None,
         buckets: torch.Tensor | None = None,
         return_weights: bool = False,
-        shift: torch.Tensor | None = None,
+        layout: RowLayout | None = None,
+        documents: Documents | None = None,
         cached: CachedStep[LSHCacheLayer] | None = None,
         rotation: Rotation | None = None,
         **kwargs,
@@ -104,7 +107,8 @@ class LSHSelfAttention(nn.Module):
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations: From `draw_rotations`; not needed with `buckets`.
             buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
-            shift: By how much the caller's rows were shifted, `[B]`, or None; the map is that of the caller's.
+            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
+            documents: The documents of each row, or None if a row is one.
             cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries, which are also keys, with `config.lsh_rotary`.
 
@@ -124,6 +128,7 @@ class LSHSelfAttention(nn.Module):
         how = {
             "options": self._options_with_dropout(),
             "attention_mask": attention_mask,
+            "documents": None if documents is None else documents.number,
             "return_weights": return_weights,
             "implementation": self.config._attn_implementation,
         }
@@ -140,8 +145,11 @@ class LSHSelfAttention(nn.Module):
                 query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
             )
             if self.threshold.covers_some(has_padding=attention_mask is not None):
-                output, weights = self._put_dense_rows(output, weights, query_key, value, how)
-        output, weights = attend_by_map(output, weights, value, shift)
+                if documents is None:
+                    output, weights = self._put_dense_rows(output, weights, query_key, value, how)
+                else:
+                    output, weights = self._put_dense_documents(output, weights, query_key, value, documents, how)
+        output, weights = attend_by_map(output, weights, value, layout)
         return output.flatten(2), weights, buckets
 
     def _project(self, hidden_states, rotation):
@@ -208,6 +216,30 @@ class LSHSelfAttention(nn.Module):
         if weights is not None:
             dense_weights = nn.functional.pad(dense_weights, (0, rest, 0, rest))
         return _choose(self.threshold.queries(positions, row_lengths), (dense, dense_weights), (output, weights))
+
+    def _put_dense_documents(self, output, weights, query_key, value, documents, how):
+        """The same for each document by its own length."""
+        reach = min(self.threshold.length, documents.longest)
+        places, is_real = documents.first_places(reach)
+        where = documents.row[:, None], places
+        how = how | {"attention_mask": is_real, "documents": None}
+        dense, dense_weights = attend_to_everything(query_key[where], value[where], **how)
+        positions = torch.arange(reach, device=places.device).expand_as(places)
+        taken = self.threshold.queries(positions, documents.length)
+        document, position = (is_real if taken is None else is_real & taken).nonzero(as_tuple=True)
+        row, place = documents.row[document], places[document, position]
+        output = output.index_put((row, place), dense[document, position])
+        if weights is not None:
+            # `[T, H, P]`, of the T tokens that are replaced.
+            rows = weights.new_zeros(len(row), weights.shape[1], weights.shape[3])
+            keys = places[document][:, None].expand(-1, weights.shape[1], -1)
+            rows = rows.scatter_add(2, keys, dense_weights[document, :, position])
+            weights = weights.index_put((row[:, None], _heads(weights), place[:, None]), rows)
+        return output, weights
+
+
+def _heads(weights):
+    return torch.arange(weights.shape[1], device=weights.device)
 
 
 def _choose(is_dense, dense, hashed):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..ops.differentiation import is_inside_transform, once_differentiable, refuse_derivatives
-from ..ops.padding import shift_back, shift_rows
+from ..ops.row_layout import RowLayout, into_rows, out_of_rows
 from .feed_forward import ChunkReformerFeedForward
 from .replay import Recording, version_of
 
@@ -108,17 +108,18 @@ class _Follow(torch.autograd.Function):
 
 
 def show_stream(
-    stream: torch.Tensor, dtype: torch.dtype, shift: torch.Tensor | None
+    stream: torch.Tensor, dtype: torch.dtype, layout: RowLayout | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    What a caller, whose rows were shifted by `shift`, gets to see of a stream, and the stream, which follows from it.
+    What a caller, whose tokens stand in the rows by `layout`, gets to see of a stream, and the stream, which follows
+    from it.
 
     So what the caller sees has a gradient.
     """
-    shown = shift_back(stream.to(dtype), shift)
+    shown = out_of_rows(layout, stream.to(dtype))
     if shown is stream or not torch.is_grad_enabled():
         return shown, stream
-    return shown, _Follow.apply(stream, shift_rows(shown, shift))
+    return shown, _Follow.apply(stream, into_rows(layout, shown))
 
 
 class ReversibleTape:

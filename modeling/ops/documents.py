@@ -33,6 +33,11 @@ class Documents:
         tensors = (self.number, self.position, self.row, self.start, self.length)
         return Documents(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors), self.spans)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest."""
+        return max((length for *_, length in self.spans), default=0)
+
     def first_places(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` places of each document, `[N, count]`, and which of them have a token of it, bool."""
         offset = torch.arange(count, device=self.start.device)

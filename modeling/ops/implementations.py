@@ -41,9 +41,7 @@ class AttentionCall:
     documents_on_the_circle: bool = False
 
     @classmethod
-    def of(
-        cls, query: torch.Tensor, options, return_weights: bool, has_documents: bool = False
-    ) -> "AttentionCall":
+    def of(cls, query: torch.Tensor, options, return_weights: bool, has_documents: bool = False) -> "AttentionCall":
         """A call with queries `[B, L, H, D]` and with `LSHOptions` or `LocalOptions`."""
         num_chunks_before, num_chunks_after = options.around
         return cls(

@@ -217,7 +217,9 @@ class _Windows:
 
     def mask(self, row: int, chunks: slice) -> torch.Tensor:
         """`[n, 1, C, W]`, added to the scores."""
-        key_mask, documents = (None if table is None else table[row, None] for table in (self.key_mask, self.documents))
+        key_mask, documents = (
+            None if table is None else table[row, None] for table in (self.key_mask, self.documents)
+        )
         visible = visible_local_keys(self.positions, self.key_positions, key_mask, self.options, chunks, documents)
         shape = (chunks.stop - chunks.start, *self.positions.shape[1:], *self.key_positions.shape[1:])
         mask = torch.zeros(shape, dtype=self.mask_dtype, device=self.positions.device)

@@ -47,46 +47,31 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int
     return tensor.gather(dim, source.view(view).expand(tensor.shape))
 
 
-def shift_back(tensor: torch.Tensor, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor:
-    """The reverse of `shift_rows`."""
-    return shift_rows(tensor, None if shift is None else -shift, dim)
-
-
-def attend_by_map(
-    output: torch.Tensor, weights: torch.Tensor | None, value: torch.Tensor, shift: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
-
-    Args:
-        output, value: `[B, L, H, D]`, of rows that were shifted by `shift` (see `shift_rows`).
-        weights: Their map `[B, H, L, L]`, or None.
-
-    Returns:
-        The output of the shifted rows, and the map of the rows before; without a map, what was given.
-    """
-    if weights is None:
-        return output, None
-    shown = shift_back(shift_back(weights, shift, dim=2), shift, dim=3)
-    weights = shift_rows(shift_rows(shown, shift, dim=2), shift, dim=3)
-    return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
-
-
 def pool(
-    hidden_states: torch.Tensor, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None, config
+    hidden_states: torch.Tensor,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    config,
+    numbers: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    The vector of the token that has seen the whole row: the last one when attention is causal, the first one
-    otherwise.
+    The vector of the token that has seen the whole row, or the whole document: the last one when attention is causal,
+    the first one otherwise.
 
     Args:
         hidden_states: `[B, L, size]`.
         input_ids: `[B, L]`; without `attention_mask` their `pad_token_id`s count as padding.
         attention_mask: `[B, L]`, bool or numbers, nonzero for real tokens.
+        numbers: `[B, L]`, which document of its row each token belongs to, 0 for padding; None if a row is one.
 
     Returns:
-        `[B, size]`.
+        `[B, size]`; with `numbers` a vector for each document, row by row.
     """
+    if numbers is not None:
+        # Also of the neighbour that a row does not have.
+        outside = torch.nn.functional.pad(numbers, (1, 1))
+        neighbour = outside[:, 2:] if config.is_decoder else outside[:, :-2]
+        return hidden_states[(numbers > 0) & (numbers != neighbour)]
     if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
         attention_mask = input_ids != config.pad_token_id
     if attention_mask is None:

@@ -20,16 +20,6 @@ class RowLayout:
     source: torch.Tensor
 
     @classmethod
-    def of_mask(cls, attention_mask: torch.Tensor) -> "RowLayout":
-        """Real tokens first, in their order, then padding; `attention_mask` is `[B, L]`, bool."""
-        # By cumulative sums, because ONNX has no stable sort.
-        num_real = attention_mask.sum(1, keepdim=True)
-        number = attention_mask.long().cumsum(1)
-        behind = torch.arange(1, attention_mask.shape[1] + 1, device=attention_mask.device) - number
-        place = torch.where(attention_mask, number, num_real + behind) - 1
-        return cls(place, _inverse(place, place.shape[1]))
-
-    @classmethod
     def of_places(cls, place: torch.Tensor, num_places: int) -> "RowLayout":
         """Tokens at `place`, `[B, L]`, of `num_places`; those at `num_places` itself, which is none, get no place."""
         source = _inverse(place, num_places + 1)[:, :-1]
@@ -38,8 +28,10 @@ class RowLayout:
     @classmethod
     def of_shift(cls, shift: torch.Tensor, length: int) -> "RowLayout":
         """Rows of `length` tokens, rotated so that what stood at `shift`, `[B]`, stands at the front."""
-        tokens = torch.arange(length, device=shift.device)
-        return cls((tokens - shift[:, None]) % length, (tokens + shift[:, None]) % length)
+        # Not as a remainder, which ONNX has for fixed lengths only.
+        tokens = torch.arange(length, device=shift.device).repeat(3)
+        here = torch.arange(length, 2 * length, device=shift.device)
+        return cls(tokens[here - shift[:, None]], tokens[here + shift[:, None]])
 
     def into(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """`[B or 1, ..., L, ...]` to `[B, ..., P, ...]`."""
@@ -48,6 +40,11 @@ class RowLayout:
     def back(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """`[B, ..., P, ...]` to `[B, ..., L, ...]`."""
         return _take(tensor, self.place, dim)
+
+    @property
+    def is_taken(self) -> torch.Tensor:
+        """`[B, P]`, bool: at which places a token was put."""
+        return self.place.gather(1, self.source) == torch.arange(self.source.shape[1], device=self.source.device)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "RowLayout":
         """The same on another device, for layers that are there."""
@@ -76,3 +73,26 @@ def into_rows(layout: RowLayout | None, tensor: torch.Tensor | None) -> torch.Te
 def out_of_rows(layout: RowLayout | None, tensor: torch.Tensor) -> torch.Tensor:
     """`layout.back(tensor)`, where there is a layout."""
     return tensor if layout is None else layout.back(tensor)
+
+
+def attend_by_map(
+    output: torch.Tensor, weights: torch.Tensor | None, value: torch.Tensor, layout: RowLayout | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
+
+    Args:
+        output, value: `[B, P, H, D]`.
+        weights: Their map `[B, H, P, P]`, or None.
+
+    Returns:
+        The output, and the map of the caller's tokens; without a map, what was given.
+    """
+    if weights is None:
+        return output, None
+    if layout is None:
+        shown = weights
+    else:
+        shown = layout.back(layout.back(weights, dim=2), dim=3)
+        weights = layout.into(layout.into(shown, dim=2), dim=3) * layout.is_taken[:, None, None]
+    return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown

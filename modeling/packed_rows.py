@@ -1,0 +1,179 @@
+"""Rows of several documents: the forms in which callers give them, brought into one."""
+
+from collections.abc import Mapping
+from math import lcm
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .argument_checks import check_mask, check_one_document_per_row, differs_from_row_to_row
+
+
+# What says where documents begin, beside positions that start again and masks that number documents.
+BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
+LENGTHS = ("max_length_q", "max_length_k", "seq_lengths")
+NUMBERS = ("seq_idx", "document_ids", "segment_ids", "sequence_ids")
+
+
+def documents_of_call(
+    given: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    others: Mapping[str, Any],
+    past_length: int | None = None,
+) -> torch.Tensor | None:
+    """
+    `number_documents` of a call, where rows may hold several.
+
+    A cache holds one text for each row. A compiler, `torch.export` and `torch.func.vmap` have no values to look at; a
+    compiler stops for what says nothing else than where documents begin.
+
+    Args:
+        past_length: Tokens in a cache, or None without one.
+
+    Raises:
+        ValueError: There are several where there may not be.
+    """
+    if past_length is None and _can_be_looked_at(attention_mask, position_ids, others):
+        return number_documents(given, attention_mask, position_ids, others)
+    check_one_document_per_row(attention_mask, position_ids, others, past_length or 0)
+    return None
+
+
+def _can_be_looked_at(attention_mask, position_ids, others):
+    named = [others[name] for name in (*NUMBERS, *BORDERS, *LENGTHS) if others.get(name) is not None]
+    if torch.compiler.is_compiling():
+        return bool(named) and not torch.compiler.is_exporting()
+    tensors = [given for given in (attention_mask, position_ids, *named) if torch.is_tensor(given)]
+    return bool(named or tensors) and all(_has_values(tensor) for tensor in tensors)
+
+
+def number_documents(
+    given: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    others: Mapping[str, Any],
+) -> torch.Tensor | None:
+    """
+    Which document of its row each token belongs to.
+
+    Documents begin where position ids do not grow, where `seq_idx` or the numbers of an attention mask change, and at
+    the borders of `cu_seq_lens_q` and `cu_seq_lens_k`, which count the tokens of all rows together, as
+    `DataCollatorWithFlattening` and TRL give them. Several of these must agree.
+
+    Args:
+        given: `[B, L]` or `[B, L, size]`, the input.
+        attention_mask: `[B, L]`, 0 for padding; other values number documents. None if every token is real.
+        position_ids: `[B or 1, L]`, or None.
+        others: Further keyword arguments of the call.
+
+    Returns:
+        `[B, L]`, 0 for padding, ascending from 1 in each row; None if each row holds one document.
+
+    Raises:
+        ValueError: What is given contradicts itself.
+    """
+    shape = given.shape[0], given.shape[1]
+    check_mask(attention_mask, may_number=True)
+    is_real = None if attention_mask is None else attention_mask.bool()
+    found = {}
+    if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
+        found["attention_mask"] = _changes(attention_mask, is_real)
+    if position_ids is not None:
+        found["position_ids"] = _changes(position_ids.expand(shape), is_real, grows=True)
+    for name in (name for name in NUMBERS if others.get(name) is not None):
+        numbers = others[name]
+        if tuple(numbers.shape) not in (shape, (1, shape[1])):
+            raise ValueError(f"`{name}` must have shape {list(shape)}, but has {list(numbers.shape)}.")
+        found[name] = _changes(numbers.expand(shape), is_real)
+    for name in (name for name in BORDERS if others.get(name) is not None):
+        found[name] = _begins_at(others[name], name, shape)
+    first = _first_tokens(shape, is_real, next(iter(found.values())).device) if found else None
+    lengths = [f"`{name}`" for name in LENGTHS if others.get(name) is not None]
+    if lengths and not found:
+        raise ValueError(
+            f"{', '.join(lengths)}: which tokens are whose is not said. Give `position_ids` that start again with "
+            "each document, or `seq_idx`."
+        )
+    found = {name: begins | first for name, begins in found.items()}
+    # Masks of 0 and 1 and positions of one document say nothing about others.
+    # Asked together, so that a GPU waits once.
+    several = torch.stack([(begins & ~first).any() for begins in found.values()]).tolist() if found else []
+    packed = {name: begins for (name, begins), is_packed in zip(found.items(), several, strict=True) if is_packed}
+    if not packed:
+        return None
+    name, begins = next(iter(packed.items()))
+    silent = ["attention_mask"] if "attention_mask" not in packed else []
+    for other, others_begin in found.items():
+        if other not in silent and not torch.equal(others_begin, begins):
+            raise ValueError(
+                f"`{name}` and `{other}` say that documents begin at other tokens. Give one of them, or positions "
+                "that start again with each document."
+            )
+    if position_ids is not None and bool((position_ids.expand(shape)[begins] != 0).any()):
+        raise ValueError(
+            "`position_ids` start again in the middle of a row, but not from 0. Each document of a packed row has "
+            "positions from 0 on."
+        )
+    numbers = begins.long().cumsum(1)
+    return numbers if is_real is None else numbers.masked_fill(~is_real, 0)
+
+
+def _has_values(tensor):
+    return not tensor.is_meta and not isinstance(tensor, FakeTensor) and not differs_from_row_to_row(tensor)
+
+
+def _changes(values, is_real, grows=False):
+    """Where a real token's value differs from that of the real token before it, or with `grows` is no larger."""
+    before = values[:, :-1]
+    if is_real is not None:
+        # Of the last real token so far; what stands before the first one does not count.
+        index = torch.where(is_real, torch.arange(values.shape[1], device=values.device), 0).cummax(1).values
+        before = values.gather(1, index)[:, :-1]
+    differs = values[:, 1:] <= before if grows else values[:, 1:] != before
+    differs = torch.nn.functional.pad(differs, (1, 0))
+    return differs if is_real is None else differs & is_real
+
+
+def _begins_at(borders, name, shape):
+    num_tokens = shape[0] * shape[1]
+    flat = borders.flatten().long()
+    if not len(flat) or flat[0] != 0 or flat[-1] != num_tokens or bool((flat[1:] < flat[:-1]).any()):
+        raise ValueError(
+            f"`{name}` must lead from 0 to {num_tokens}, the tokens of all rows, without going back, but is "
+            f"{flat.tolist()}."
+        )
+    begins = torch.zeros(num_tokens + 1, dtype=torch.bool, device=borders.device)
+    begins[flat] = True
+    return begins[:-1].view(shape)
+
+
+def _first_tokens(shape, is_real, device):
+    """`[B, L]`, bool: each row's first real token."""
+    if is_real is None:
+        return torch.arange(shape[1], device=device).expand(shape) == 0
+    return is_real & (is_real.long().cumsum(1) == 1)
+
+
+def alignment_of(config) -> int:
+    """Documents begin at multiples of this, so that chunks are those of each document alone."""
+    lengths = [1]
+    if "local" in config.attn_layers:
+        lengths.append(config.local_attn_chunk_length)
+    if "lsh" in config.attn_layers and not config.lsh_sliding_window:
+        lengths.append(config.lsh_attn_chunk_length)
+    return lcm(*lengths)
+
+
+def shift_labels_in_documents(labels: torch.Tensor, numbers: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+    """
+    At each token the label of the next one of its document, `ignore_index` at its last.
+
+    Args:
+        labels: `[B, L]`.
+        numbers: See `number_documents`.
+    """
+    shifted = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
+    following = torch.nn.functional.pad(numbers, (0, 1))[:, 1:]
+    return shifted.masked_fill((numbers != following) | (numbers == 0), ignore_index)
