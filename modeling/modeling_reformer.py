@@ -173,7 +173,8 @@ class ReformerModel(ReformerPreTrainedModel):
             given, attention_mask, position_ids, kwargs, past_length=None if cache is None else past_length
         )
         attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
-        shift = None
+        shift: torch.Tensor | None = None
+        layout: RowLayout | None = None
         if numbers is not None:
             layout, attention_mask, documents = lay_out(numbers, alignment_of(self.config))
             # What fills up has a position that there is.
@@ -182,7 +183,7 @@ class ReformerModel(ReformerPreTrainedModel):
             # Rows begin with their first real token; what continues a text stays where it is.
             if attention_mask is not None and not past_length:
                 shift = first_real_token(attention_mask)
-            layout = None if shift is None else RowLayout.of_shift(shift, given.shape[1])
+                layout = RowLayout.of_shift(shift, given.shape[1])
             attention_mask, position_ids = (into_rows(layout, rows) for rows in (attention_mask, position_ids))
         input_ids, inputs_embeds = (into_rows(layout, rows) for rows in (input_ids, inputs_embeds))
         step = cached = None

@@ -77,7 +77,7 @@ def number_documents(
     shape = given.shape[0], given.shape[1]
     check_mask(attention_mask, may_number=True)
     is_real = None if attention_mask is None else attention_mask.bool()
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
         found["attention_mask"] = _changes(attention_mask, is_real)
     if position_ids is not None:
@@ -89,7 +89,7 @@ def number_documents(
         found[name] = _changes(numbers.expand(shape), is_real)
     for name in (name for name in BORDERS if others.get(name) is not None):
         found[name] = _begins_at(others[name], name, shape)
-    first = _first_tokens(shape, is_real, next(iter(found.values())).device) if found else None
+    first = _first_tokens(shape, is_real, given.device)
     lengths = [f"`{name}`" for name in LENGTHS if others.get(name) is not None]
     if lengths and not found:
         raise ValueError(
@@ -158,12 +158,13 @@ def _first_tokens(shape, is_real, device):
 
 def alignment_of(config) -> int:
     """Documents begin at multiples of this, so that chunks are those of each document alone."""
-    lengths = [1]
-    if "local" in config.attn_layers:
-        lengths.append(config.local_attn_chunk_length)
-    if "lsh" in config.attn_layers and not config.lsh_sliding_window:
-        lengths.append(config.lsh_attn_chunk_length)
-    return lcm(*lengths)
+    lengths = {
+        "local": config.local_attn_chunk_length,
+        # CODEPATH: published checkpoints have chunks; windows, which need no borders, are for new models.
+        "lsh": 1 if config.lsh_sliding_window else config.lsh_attn_chunk_length,
+        "full": 1,
+    }
+    return lcm(*(lengths[kind] for kind in config.attn_layers))
 
 
 def shift_labels_in_documents(labels: torch.Tensor, numbers: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:

@@ -155,7 +155,7 @@ def test_unknown_settings_are_refused(name, message):
         recipe_config(64, **{name: 1})
 
 
-@pytest.mark.parametrize("module", ["recipe", "contribution"])
+@pytest.mark.parametrize("module", ["recipe", "contribution", "packing"])
 def test_examples_run(module):
     results = doctest.testmod(importlib.import_module(f"hf_reformer.training.{module}"))
     assert results.attempted and not results.failed

@@ -9,10 +9,12 @@ from .bfloat16 import multiplies_in_bfloat16
 from .compression import bits_per_byte, conditional_entropy, lzma_bits_per_byte, reference_figures
 from .contribution import without_attention
 from .muon import Muon, MuonWithAdamW
+from .packing import DataCollatorForPacking
 from .recipe import ModelRecipe, recipe_config
 
 
 __all__ = [
+    "DataCollatorForPacking",
     "ModelRecipe",
     "Muon",
     "MuonWithAdamW",

@@ -1,6 +1,7 @@
 """The documents of packed rows, as the layers see them: side by side, each from a chunk border on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -30,8 +31,11 @@ class Documents:
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Documents":
         """The same on another device, for layers that are there."""
-        tensors = (self.number, self.position, self.row, self.start, self.length)
-        return Documents(*(tensor.to(device, non_blocking=non_blocking) for tensor in tensors), self.spans)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
+        }
+        return replace(self, **moved)
 
     @property
     def longest(self) -> int:

@@ -146,16 +146,16 @@ def attend_by_hash(
     attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
     padded_length = _check_padded_length(padded_length, query_key.shape[1], options.chunk_length)
     attention_mask = None if attention_mask is None else attention_mask.bool()
-    num_buckets = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
+    most = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
     if documents is None:
         buckets, key_mask = _pad(buckets, attention_mask, padded_length)
-        order = sort_by_bucket(buckets, key_mask, num_buckets, implementation)
+        order = sort_by_bucket(buckets, key_mask, most, implementation)
     else:
         if attention_mask is None:
             attention_mask = documents.new_ones(documents.shape, dtype=torch.bool)
-        buckets, num_buckets = _buckets_of_documents(buckets, attention_mask, documents, num_buckets)
-        buckets, key_mask = _pad(buckets, attention_mask, padded_length, num_buckets - 1)
-        order = sort_by_bucket(buckets, None, num_buckets if buckets.dtype == torch.int32 else None, implementation)
+        buckets, most = _buckets_of_documents(buckets, attention_mask, documents, most)
+        buckets, key_mask = _pad(buckets, attention_mask, padded_length, most - 1)
+        order = sort_by_bucket(buckets, None, most if buckets.dtype == torch.int32 else None, implementation)
     if options.value_shift:
         value = shift_values(value, attention_mask, documents)
     tables = buckets, order, key_mask, None if documents is None else _pad_documents(documents, padded_length)
