@@ -15,7 +15,16 @@ PAGES = [
 ]
 SOURCES = [
     path
-    for folder in ("hf_reformer", "commands", "configuration", "modeling", "tokenization", "training", "scripts", "tests")
+    for folder in (
+        "hf_reformer",
+        "commands",
+        "configuration",
+        "modeling",
+        "tokenization",
+        "training",
+        "scripts",
+        "tests",
+    )
     for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
 ]
 PACKAGE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] not in ("scripts", "tests", "hf_reformer")]
