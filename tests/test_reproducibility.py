@@ -24,7 +24,7 @@ from scripts.figures import stability
 TESTS = Path(__file__).parent
 
 
-STEPS, CHECKPOINT = 20, "checkpoint-10"
+STEPS, CHECKPOINT = 6, "checkpoint-3"
 
 
 # Whole runs of scripts/train.py in fresh processes: the Trainer and the recipe on real text, with dropout everywhere
@@ -43,7 +43,7 @@ SETTINGS = {
     "feed_forward_size": 64,
     "dropout": 0.1,
     "max_steps": STEPS,
-    "save_steps": 10,
+    "save_steps": 3,
     "logging_steps": 1,
     "eval_strategy": "no",
     "use_cpu": True,
