@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "compile_kernels.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "maintain" / "compile_kernels.py"
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
