@@ -74,7 +74,7 @@ def launch(config, script, arguments):
 def losses_of(folder):
     log = json.loads((folder / "training_log.json").read_text())
     logged = [row[name] for row in log["log_history"] for name in ("loss", "eval_bits_per_byte") if name in row]
-    return logged + [*log["figures"].values()]
+    return [*logged, *log["figures"].values()]
 
 
 def assert_same_weights(folder, expected_folder):

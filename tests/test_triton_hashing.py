@@ -124,7 +124,7 @@ def make_mask(length):
     return mask
 
 
-# Padding sorts as one bucket more, so that each number of digits has its bounds with a mask, and one within them without.
+# Padding sorts as one bucket more, so each number of digits has its bounds with a mask, and one within them without.
 # Then one token alone, and more tiles than are added up at once.
 ORDERS = [(37, num_buckets, True) for num_buckets in (1, 2, 15, 16, 255, 256, 5000, 70_000)]
 ORDERS += [(37, num_buckets, False) for num_buckets in (1, 16, 256, 5000)]
