@@ -422,10 +422,13 @@ def test_unknown_objective():
 # The demo and generation
 
 
+@pytest.mark.slow
 def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatch, capsys):
     assert demo.DEMO_CONTEXT_LENGTH >= 4096
     monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", 2048)
+    read = corpus.read_standard_library
+    monkeypatch.setattr(corpus, "read_standard_library", lambda: (found := read()).select(range(0, len(found), 3)))
     monkeypatch.setattr(demo, "NEW_TOKENS", 5)
     monkeypatch.setattr(demo, "CONTEXT_LENGTHS", (64, 4096))
     threads = torch.get_num_threads()
@@ -438,6 +441,7 @@ def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatc
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_goes_on(text_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DataArguments", partial(corpus.DataArguments, text_path=str(text_folder)))
@@ -461,6 +465,7 @@ def run_generate(*arguments, stdin=""):
     )
 
 
+@pytest.mark.slow
 def test_generate_streams_the_continuation_of_stdin(trained):
     done = run_generate(
         "--model", trained[0], "--max_new_tokens", 4, "--do_sample", "--top_k", 5, "--seed", 1, stdin="Line 🙂"
