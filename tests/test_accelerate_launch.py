@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 from hf_reformer.commands import train
 
 
+pytestmark = pytest.mark.distributed
+
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
 TESTS = ROOT / "tests"

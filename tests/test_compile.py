@@ -14,6 +14,9 @@ from hf_reformer.modeling.layers.reversible import ReversibleTape
 from hf_reformer.modeling.layers.traced_stack import TracedStack
 
 
+pytestmark = pytest.mark.compile
+
+
 MIXED = {"attn_layers": STACKS["mixed"]}
 # What is compiled is eager code, so that is what it equals bit by bit.
 EAGER = {"attn_implementation": "eager"}

@@ -14,6 +14,9 @@ from two_ranks import WORLD_SIZE, TwoRanks
 from hf_reformer import ReformerForCausalLM
 
 
+pytestmark = pytest.mark.distributed
+
+
 STEPS, LEARNING_RATE = 2, 0.125
 
 

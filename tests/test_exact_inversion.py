@@ -81,6 +81,7 @@ def run(case, *, depth, reversible=True, scale=1.0, **changes):
     return loss.detach(), gradients_of(model, inputs), streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "implementation"), with_each_implementation(CASES))
 def test_96_layers_recover_their_inputs_bit_by_bit(name, implementation):
     _, _, streams = run(CASES[name], depth=96, attn_implementation=implementation, chunk_size_feed_forward=16)
@@ -116,6 +117,7 @@ def test_what_hooks_keep_of_the_inputs_of_modules_stays_as_it_is(name):
         assert torch.equal(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least_drift"),
     [("float32", 1e-5), ("bfloat16 autocast", 1e-2), ("float16 autocast", 1e-2), ("bfloat16 weights", 1e-2)],
@@ -219,6 +221,7 @@ def test_gradients_beyond_1024_are_as_good_as_those_of_ordinary_autograd(name):
 # The script that measures all this.
 
 
+@pytest.mark.slow
 def test_script_measures_errors_and_speed(tmp_path, monkeypatch):
     monkeypatch.setattr(exactness, "DEPTHS", (2, 4))
     monkeypatch.setattr(exactness, "SHAPE", exactness.SHAPE | {"length": 128})

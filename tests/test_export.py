@@ -10,6 +10,9 @@ from torch import nn
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerForSequenceClassification
 
 
+pytestmark = pytest.mark.compile
+
+
 MIXED = {"attn_layers": STACKS["mixed"]}
 # What is exported is eager code, so that is what it equals bit by bit.
 EAGER = {"attn_implementation": "eager"}

@@ -264,6 +264,7 @@ def relative_growth(shallow, deep):
     return abs(deep - shallow) / shallow
 
 
+@pytest.mark.slow
 def test_activations_do_not_grow_with_depth():
     """Measured; without parameters and gradients, which small layers have few of."""
     activations = []
@@ -274,6 +275,7 @@ def test_activations_do_not_grow_with_depth():
     assert relative_growth(*activations) < 0.05
 
 
+@pytest.mark.slow
 def test_activations_of_65536_tokens_do_not_grow_with_depth():
     """The length and width that docs/memory.md measures, predicted: 23.3 times a stream in float32."""
     activations = []
@@ -340,6 +342,7 @@ def mebibytes(nbytes):
     return pytest.approx(nbytes / 2**20, abs=0.051)
 
 
+@pytest.mark.slow
 def test_script_explains_and_advises(capsys):
     command = [
         *SMALL,
@@ -407,6 +410,7 @@ def vanish(model):
     os._exit(9)
 
 
+@pytest.mark.slow
 def test_a_step_that_kills_its_process():
     with pytest.raises(MemoryError, match="killed; most likely memory ran out"):
         memory.measure_in_fresh_process(make_config(), TrainingSetup(optimizer=vanish))

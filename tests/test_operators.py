@@ -9,6 +9,9 @@ from hf_reformer.modeling.kernels import triton_launch
 from hf_reformer.modeling.ops.operators import IMPLEMENTATIONS
 
 
+pytestmark = pytest.mark.compile
+
+
 HEAD_SIZE, LENGTH, BUCKETS = 32, 20, 8
 
 

@@ -174,6 +174,7 @@ def float32_losses():
     return train_to_copy(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("low", LOWER.values(), ids=LOWER)
 def test_low_precision_learns_to_copy_as_fast_as_float32(low, float32_losses):
     expected, actual = float32_losses, train_to_copy(low)

@@ -30,6 +30,7 @@ from hf_reformer.modeling.ops.value_shift import shift_values
 IS_GPU = torch.cuda.is_available()
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         not (IS_GPU or triton_launch.IS_INTERPRETED), reason="Triton is not installed, or not set to its interpreter"
     ),

@@ -11,9 +11,12 @@ from hf_reformer.modeling.ops.lsh_operator import lsh_attention
 IS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if IS_GPU else "cpu"
 
-pytestmark = pytest.mark.skipif(
-    not (IS_GPU or triton_launch.IS_INTERPRETED), reason="Triton is not installed, or not set to its interpreter"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (IS_GPU or triton_launch.IS_INTERPRETED), reason="Triton is not installed, or not set to its interpreter"
+    ),
+]
 
 # Half of a factor less than, equal to and more than what is worked on at a time, and no multiple of it.
 NUMBERS_OF_BUCKETS = [2, 6, 32, 300, [4, 6], [32, 64]]
