@@ -14,7 +14,7 @@ VENV_PYTHON := $(VENV)/bin/python
 # Other people's tools bring much, and may hold back what the tests want newer.
 TOOLS_VENV := .venv-integrations
 
-.PHONY: help demo test contract integrations lint format clean
+.PHONY: help demo test quick contract integrations lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -27,6 +27,10 @@ demo: $(VENV)/train.stamp ## train, evaluate, save, reload and generate with a s
 
 test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 	$(VENV_PYTHON) -m pytest --numprocesses=logical --maxprocesses=8 --max-worker-restart=0 --durations=15 $(TESTS)
+
+quick: $(VENV)/test.stamp ## run the tests that need neither long nor several processes, a compiler or a GPU
+	$(VENV_PYTHON) -m pytest --numprocesses=logical --maxprocesses=8 --max-worker-restart=0 \
+		-m 'not slow and not distributed and not compile and not gpu' $(TESTS)
 
 contract: $(VENV)/contract.stamp ## run transformers' own common suites on the models; writes docs/contract.md
 	$(VENV_PYTHON) -m scripts.maintain.contract $(CONTRACT)

@@ -2,7 +2,6 @@
 
 import os
 import random
-from tempfile import TemporaryDirectory
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # transformers reads it once, when it is imported
@@ -19,18 +18,15 @@ import pytest
 import torch
 from transformers.utils import logging
 from two_ranks import TwoRanks
+from unwritten_memory import fill_unwritten_memory
 
 
-def pytest_configure(config):
-    """
-    Give what DeepSpeed compiles a folder of its own, for all workers.
-
-    In the user's cache a process that was killed while it compiled leaves a lock that everybody waits for.
-    """
-    if not hasattr(config, "workerinput"):
-        folder = TemporaryDirectory()
-        os.environ["TORCH_EXTENSIONS_DIR"] = folder.name
-        config.add_cleanup(folder.cleanup)
+@pytest.fixture(scope="session", autouse=True)
+def unwritten_memory():
+    """Reading what nobody has written shows: in tests, and in what fixtures make for many of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        fill_unwritten_memory(patch.setattr)
+        yield
 
 
 @pytest.fixture(autouse=True)

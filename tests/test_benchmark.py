@@ -12,6 +12,9 @@ from scripts.bench.contenders import CONTENDERS, Shape
 from scripts.bench.history import History, Refused, extrapolate
 
 
+pytestmark = pytest.mark.slow
+
+
 SIZES = {
     "hidden-size": 32,
     "num-heads": 2,

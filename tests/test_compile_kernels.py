@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "compile_kernels.py"
+SCRIPT = Path(__file__).parents[1] / "scripts" / "maintain" / "compile_kernels.py"
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [pytest.mark.compile, pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")]
 
 
 def compile_kernels(*arguments, **environment):

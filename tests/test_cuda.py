@@ -17,7 +17,7 @@ from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 from scripts.bench.timing import captured
 
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")]
 
 # Rows of 32 tokens and heads that fill 16 bytes, which the fused kernel of CUDA takes; and others, that it does not.
 SHAPES = {"fused": (32, 8), "chunks of 24": (24, 8), "heads of 6": (32, 6)}

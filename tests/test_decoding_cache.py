@@ -89,6 +89,7 @@ def rows_with_padding(length, paddings):
 # The promise.
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     stack=st.sampled_from(sorted(WINDOW_STACKS)),
@@ -157,6 +158,7 @@ def test_equals_one_forward_pass_over_each_row(
     seed=st.integers(0, 99),
 )
 # The circle is longer than the local layer's chunks alone would make it, and its last chunk looks at the first one.
+@pytest.mark.slow
 @example(
     stack="mixed",
     positions="axial",
@@ -205,6 +207,7 @@ def test_equals_layers_that_see_the_text_up_to_each_call(
     seed=st.integers(0, 99),
 )
 # A row below the threshold beside one above it.
+@pytest.mark.slow
 @example(splits=[50, 1, 1], paddings=[0, 20, 40], threshold=40, across=False, value_shift=0, seed=0)
 def test_chunks_of_padded_rows_are_those_of_the_row_alone(splits, paddings, threshold, across, value_shift, seed):
     torch.manual_seed(seed)

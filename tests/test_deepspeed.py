@@ -1,12 +1,12 @@
 """DeepSpeed's ZeRO on two real processes, all three stages, trains as one process does with the whole batch."""
 
 import os
-import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from deepspeed_on_cpu import compile_nothing
 from peft import LoraConfig, get_peft_model
 from tiny_models import STACKS, VOCAB, assert_equal_tensors, make_model
 from two_ranks import WORLD_SIZE, TwoRanks
@@ -14,7 +14,8 @@ from two_ranks import WORLD_SIZE, TwoRanks
 from hf_reformer import ReformerForCausalLM
 
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="On a CPU DeepSpeed compiles a module of its own.")
+pytestmark = pytest.mark.distributed
+
 
 STEPS, LEARNING_RATE = 2, 0.125
 
@@ -80,13 +81,6 @@ CASES = {
 }
 
 
-def compile_extension(rank):
-    """What DeepSpeed compiles when it is first used on a CPU, which may take a minute."""
-    from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
-
-    ShareMemCommBuilder().load()
-
-
 def train_on_ranks(rank, cases):
     """
     By case: the parameters that DeepSpeed ends with, those that one process ends with, and how many of their numbers
@@ -95,6 +89,7 @@ def train_on_ranks(rank, cases):
     # Here and not above, because it changes functions of torch for the whole process.
     import deepspeed
 
+    compile_nothing()
     os.environ["LOCAL_RANK"] = str(rank)
     deepspeed.init_distributed("gloo")
     results = {}
@@ -147,7 +142,6 @@ def train_rank_after_rank(case):
 def trained(tmp_path_factory):
     # Processes of its own, so that no other test runs where DeepSpeed was.
     ranks = TwoRanks(tmp_path_factory.mktemp("deepspeed"))
-    ranks.run(compile_extension)
     yield ranks.run(train_on_ranks, CASES)
     ranks.close()
 

@@ -26,6 +26,9 @@ from two_ranks import WORLD_SIZE, full
 from hf_reformer import ReformerForCausalLM
 
 
+pytestmark = pytest.mark.distributed
+
+
 MODEL = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_feed_forward": 8}
 LAYERS = len(MODEL["attn_layers"])
 

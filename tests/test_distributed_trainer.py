@@ -18,6 +18,9 @@ from hf_reformer import ReformerForCausalLM
 from hf_reformer.training import MuonWithAdamW
 
 
+pytestmark = pytest.mark.distributed
+
+
 MODEL = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_lm_head": 16}
 ROWS = torch.randint(VOCAB, (16, 37), generator=torch.Generator().manual_seed(0))
 

@@ -155,6 +155,7 @@ def test_a_run_that_was_killed_after_its_last_step_is_only_finished(begun, text_
     assert json.loads((begun / "trainer_state.json").read_text())["global_step"] == 4
 
 
+@pytest.mark.distributed
 def test_one_of_two_ranks_gets_the_signal_and_both_save(text_folder, tmp_path):
     settings = {"max_steps": 10**6, "save_strategy": "no", "ddp_backend": "gloo"}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

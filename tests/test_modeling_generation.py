@@ -118,46 +118,47 @@ def test_logits_to_keep():
 GREEDY = {"do_sample": False, "max_new_tokens": 30, "eos_token_id": None, "pad_token_id": 0}
 
 
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"do_sample": True, "top_k": 0},
-        {"do_sample": True, "num_return_sequences": 3},
-        {"num_beams": 3},
-        {"num_beams": 4, "num_return_sequences": 2, "do_sample": True},
-        {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
-    ],
-    ids=["greedy", "sampling", "several samples", "beams", "sampled beams", "penalties"],
-)
-def test_the_cache_changes_nothing(options, stack):
+def on_stacks(ways, *on_each):
+    """Every way to decode on the stack that has layers of every kind, and some of them on stacks of one kind, too."""
+    return [(name, stack) for stack in STACKS for name in (ways if stack == "mixed" else on_each)]
+
+
+WAYS = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 0},
+    "several samples": {"do_sample": True, "num_return_sequences": 3},
+    "beams": {"num_beams": 3},
+    "sampled beams": {"num_beams": 4, "num_return_sequences": 2, "do_sample": True},
+    "penalties": {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
+}
+
+
+@pytest.mark.parametrize(("way", "stack"), on_stacks(WAYS, "greedy", "sampled beams"))
+def test_the_cache_changes_nothing(way, stack):
     model = make_generator(stack)
     batch = left_pad([random_ids(1, length) for length in (3, 37, 20)])
     texts = []
     for use_cache in (True, False):
         set_seed(3)
-        texts.append(model.generate(**batch, **(GREEDY | options), use_cache=use_cache))
+        texts.append(model.generate(**batch, **(GREEDY | WAYS[way]), use_cache=use_cache))
     assert torch.equal(*texts)
 
 
-@pytest.mark.parametrize("stack", STACKS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"prompt_lookup_num_tokens": 4},
-        {"prefill_chunk_size": 7},
-        {"assistant": "another model"},
-        {"assistant": "itself"},
-    ],
-    ids=["prompt lookup", "prefill in pieces", "assisted", "assisted by itself"],
-)
-def test_other_ways_to_decode_give_the_greedy_text(options, stack):
+OTHER_WAYS = {
+    "prompt lookup": {"prompt_lookup_num_tokens": 4},
+    "prefill in pieces": {"prefill_chunk_size": 7},
+    "assisted": {"assistant": "another model"},
+    "assisted by itself": {"assistant": "itself"},
+}
+
+
+@pytest.mark.parametrize(("way", "stack"), on_stacks(OTHER_WAYS, "prefill in pieces", "assisted by itself"))
+def test_other_ways_to_decode_give_the_greedy_text(way, stack):
     model = make_generator(stack)
     for length in (7, 20):
         # 14 tokens are a few below the 16 from which attention hashes.
         ids = torch.cat([random_ids(1, length)] * 2, dim=1)
-        check_against_greedy(model, ids, dict(options))
+        check_against_greedy(model, ids, dict(OTHER_WAYS[way]))
 
 
 def check_against_greedy(model, ids, options):

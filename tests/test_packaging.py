@@ -95,6 +95,7 @@ print(json.dumps([sorted(set(asked_for)), files]))
 """
 
 
+@pytest.mark.slow
 def test_wheel_imports_on_its_own_and_asks_for_no_optional_package(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path)
     probe = run_python("-c", IMPORT_PROBE, cwd=tmp_path, PYTHONPATH=str(tmp_path))
@@ -106,6 +107,7 @@ def test_wheel_imports_on_its_own_and_asks_for_no_optional_package(wheel, tmp_pa
     assert not [file for file in files if Path(file).name in ("memory_estimate.py", "allocations.py")]
 
 
+@pytest.mark.slow
 def test_the_command_of_the_wheel_trains_and_measures(wheel, tmp_path):
     ZipFile(wheel).extractall(tmp_path / "installed")
     (tmp_path / "text.txt").write_text("Some words, again and again. " * 40)
@@ -180,6 +182,7 @@ sys.exit(len(sys.argv))
 """
 
 
+@pytest.mark.slow
 def test_the_launcher_runs_a_script_that_finds_our_classes(tmp_path):
     (tmp_path / "scripts").mkdir()
     (tmp_path / "scripts" / "script.py").write_text(SCRIPT)
@@ -203,6 +206,7 @@ for module in (transformers, sys.modules["transformers"]):
 """
 
 
+@pytest.mark.slow
 def test_whoever_imported_transformers_first_finds_our_classes_too(tmp_path):
     (tmp_path / "script.py").write_text(TRANSFORMERS_FIRST)
     probe = run_python("script.py", cwd=tmp_path)
@@ -256,6 +260,7 @@ def test_the_launcher_says_what_it_does_and_what_it_cannot_find(launch):
         assert code.startswith(f"{program!r} is no file, no installed command and no module") and not printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["modeling", "training"])
 def test_mapped_folders_do_not_import_from_the_checkout(folder):
     probe = run_python("-c", f"import {folder}", cwd=ROOT)

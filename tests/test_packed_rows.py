@@ -252,6 +252,7 @@ def call(model, ids, mask, positions):
     return model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize("way", ["compiled", "exported"])
 def test_what_is_traced_refuses_them(way):
     """By an assertion in the program, since a compiler cannot look at values."""

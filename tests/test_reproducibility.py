@@ -24,7 +24,7 @@ from scripts.figures import stability
 TESTS = Path(__file__).parent
 
 
-STEPS, CHECKPOINT = 20, "checkpoint-10"
+STEPS, CHECKPOINT = 6, "checkpoint-3"
 
 
 # Whole runs of scripts/train.py in fresh processes: the Trainer and the recipe on real text, with dropout everywhere
@@ -43,7 +43,7 @@ SETTINGS = {
     "feed_forward_size": 64,
     "dropout": 0.1,
     "max_steps": STEPS,
-    "save_steps": 10,
+    "save_steps": 3,
     "logging_steps": 1,
     "eval_strategy": "no",
     "use_cpu": True,
@@ -96,7 +96,13 @@ def train(launch, folder, runs):
     return {run: Run(folder / run) for run in runs}
 
 
-@pytest.fixture(scope="module", params=["one process", pytest.param("two ranks", marks=can_resume_on_two_cpus)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("one process", marks=pytest.mark.slow),
+        pytest.param("two ranks", marks=[pytest.mark.distributed, can_resume_on_two_cpus]),
+    ],
+)
 def two_processes(request, tmp_path_factory):
     """The runs of two fresh processes; the second also resumes those of the first from the checkpoint half-way."""
     launch, folder = request.param, tmp_path_factory.mktemp("runs")
@@ -282,6 +288,7 @@ def small_stability(monkeypatch):
     stability.read_corpus.cache_clear()
 
 
+@pytest.mark.slow
 def test_stability_measures_every_variant_on_the_same_text(small_stability, tmp_path, monkeypatch, capsys):
     built, make_trainer = [], stability.BitsPerByteTrainer
 

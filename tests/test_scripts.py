@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from launching import run_python
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import POSITIONS, assert_equal_tensors, make_model
@@ -409,20 +408,6 @@ def test_a_model_without_a_longest_input_is_trained_and_goes_on_beyond(text_fold
     assert capsys.readouterr().out.startswith(prompt)
 
 
-def test_two_processes_equal_one_with_twice_the_batch(text_folder, tmp_path):
-    # Muon makes an update of full size from a gradient near zero, so it blows the order of a sum up; AdamW does not.
-    exact = {"attn_layers": ["local", "full"], "dropout": 0.0, "muon": False}
-    folders = [tmp_path / "one", tmp_path / "two"]
-    train.train(*train.parse_arguments(causal_arguments(text_folder, folders[0], **exact)))
-    halved = exact | {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "ddp_backend": "gloo"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = run_python(*launcher, SCRIPTS / "train.py", *causal_arguments(text_folder, folders[1], **halved))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("held-out: ") == 1
-    one, two = (json.loads((folder / "training_log.json").read_text()) for folder in folders)
-    assert two["figures"] == pytest.approx(one["figures"], rel=1e-5)
-
-
 def test_trainer_draft_does_not_replace_the_model_card(trained):
     before = (trained[0] / "README.md").read_text()
     train.BitsPerByteTrainer.create_model_card(None, model_name="draft")
@@ -437,10 +422,13 @@ def test_unknown_objective():
 # The demo and generation
 
 
+@pytest.mark.slow
 def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatch, capsys):
     assert demo.DEMO_CONTEXT_LENGTH >= 4096
     monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DEMO_CONTEXT_LENGTH", 2048)
+    read = corpus.read_standard_library
+    monkeypatch.setattr(corpus, "read_standard_library", lambda: (found := read()).select(range(0, len(found), 3)))
     monkeypatch.setattr(demo, "NEW_TOKENS", 5)
     monkeypatch.setattr(demo, "CONTEXT_LENGTHS", (64, 4096))
     threads = torch.get_num_threads()
@@ -453,6 +441,7 @@ def test_demo_trains_saves_loads_and_continues(text_folder, tmp_path, monkeypatc
     assert (tmp_path / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_demo_that_was_stopped_goes_on(text_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "ModelRecipe", partial(ModelRecipe, **TINY))
     monkeypatch.setattr(demo, "DataArguments", partial(corpus.DataArguments, text_path=str(text_folder)))
@@ -476,6 +465,7 @@ def run_generate(*arguments, stdin=""):
     )
 
 
+@pytest.mark.slow
 def test_generate_streams_the_continuation_of_stdin(trained):
     done = run_generate(
         "--model", trained[0], "--max_new_tokens", 4, "--do_sample", "--top_k", 5, "--seed", 1, stdin="Line 🙂"

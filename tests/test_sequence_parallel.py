@@ -18,6 +18,9 @@ from hf_reformer.training import sequence_sharding
 from scripts.bench import sequence_parallel
 
 
+pytestmark = pytest.mark.distributed
+
+
 LENGTH = 72
 MIXED = {
     "attn_layers": ["local", "lsh", "full", "lsh"],

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import transformers
 from packaging.version import Version
 from torch.distributed.tensor import DTensor
+from unwritten_memory import fill_unwritten_memory
 
 
 can_resume_on_two_cpus = pytest.mark.skipif(
@@ -87,6 +88,7 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 def _serve(connection: Connection):
     torch.set_num_threads(1)
+    fill_unwritten_memory()
     while True:
         rendezvous, job, rank, args = connection.recv()
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD_SIZE)
