@@ -63,10 +63,12 @@ class BucketOrder:
 
     def __init__(self, codes: torch.Tensor, most: int | None = None):
         self._most = most
-        self._num_sorted, self._num_recent = codes.shape[3], 0
+        # Columns so far, and how many of them were sorted when the recent ones began.
+        self._num_columns = self._begin = codes.shape[3]
         self._sorted = codes.new_empty(*codes.shape[:3], 0)
         self._reserve(codes.shape[3])
         self._sorted[..., : codes.shape[3]] = codes.sort(dim=-1).values
+        # A column's place among them is its remainder by their number. When they are full they begin anew.
         self._recent = codes.new_full((*codes.shape[:3], self.most_recent), NO_TOKEN)
 
     def _reserve(self, count: int):
@@ -78,39 +80,32 @@ class BucketOrder:
 
     def append(self, codes: torch.Tensor):
         """Add the codes `[B, H, R, M]` of new columns."""
-        added, most = codes.shape[3], self.most_recent
-        self._reserve(self._num_sorted + self._num_recent + added)
-        if added == 1:
-            append = _append_code if torch.compiler.is_compiling() else append_code
-            append(self._sorted, self._recent, codes, self._num_sorted, self._num_recent)
-            # Without a condition, which would make two programs of a compiled step.
-            self._num_sorted += self._num_recent // most * most
-            self._num_recent = self._num_recent % most + 1
-            return
-        if self._num_recent + added > most:
-            self._merge(self._recent[..., : self._num_recent])
-            self._recent.fill_(NO_TOKEN)
-            self._num_recent = 0
+        added, most, begin = codes.shape[3], self.most_recent, self._num_columns
+        self._reserve(begin + added)
+        self._num_columns = begin + added
         if added > most:
-            self._merge(codes)
-        else:
-            self._recent[..., self._num_recent : self._num_recent + added] = codes
-            self._num_recent += added
-
-    def _merge(self, codes: torch.Tensor):
-        _merge(self._sorted, self._num_sorted, codes)
-        self._num_sorted += codes.shape[3]
+            _merge(self._sorted, begin, self._recent)
+            _merge(self._sorted, begin, codes)
+            self._recent.fill_(NO_TOKEN)
+            self._begin = self._num_columns
+            return
+        # A compiled step would be two programs, with a merge and without.
+        put = _put_recent if torch.compiler.is_compiling() else put_recent
+        until_full = added if added == 1 else most - begin % most
+        put(self._sorted, self._recent, codes[..., :until_full], begin)
+        if added > until_full:
+            put(self._sorted, self._recent, codes[..., until_full:], begin + until_full)
 
     def crop(self, count: int, lengths: torch.Tensor):
         """Forget `count` columns, the newest ones; `lengths`, `[B]`, is how many positions of each row remain."""
-        kept_recent = max(0, self._num_recent - count)
-        from_sorted = count - (self._num_recent - kept_recent)
-        self._recent[..., kept_recent:] = NO_TOKEN
-        self._num_recent = kept_recent
-        if from_sorted > 0:
-            is_gone = position_of(self._sorted) >= lengths.to(self._sorted.device)[:, None, None, None]
+        num_sorted = max(self._begin, (self._num_columns - 1) // self.most_recent * self.most_recent)
+        self._num_columns -= count
+        lengths = lengths.to(self._sorted.device)[:, None, None, None]
+        self._recent.masked_fill_(position_of(self._recent) >= lengths, NO_TOKEN)
+        if self._num_columns < num_sorted:
+            self._begin = self._num_columns
+            is_gone = position_of(self._sorted) >= lengths
             self._sorted.copy_(self._sorted.masked_fill(is_gone, NO_TOKEN).sort(dim=-1).values)
-            self._num_sorted -= from_sorted
 
     def select(self, rows: torch.Tensor):
         """Keep the rows of the batch that are listed, in this order."""
@@ -134,8 +129,7 @@ class BucketOrder:
         first = (torch.searchsorted(self._sorted, codes) - width).clamp(min=0)
         places = first[..., None] + torch.arange(width, device=codes.device)
         found = self._sorted.gather(3, places.flatten(3)).view(places.shape)
-        # A step of one token takes the room behind the recent ones, too, so that its shapes stay.
-        recent = self._recent if codes.shape[3] == 1 else self._recent[..., : self._num_recent]
+        recent = self._recent if self._num_columns > self._begin else self._recent[..., :0]
         found = torch.cat([found, recent[..., None, :].expand(*codes.shape, -1)], dim=-1)
         code = codes[..., None]
         is_met = (found < code) & (found >= code & ~_POSITIONS)
@@ -185,26 +179,32 @@ def _places_among(ordered: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Ten
 
 
 def _merge(ordered: torch.Tensor, count: int, codes: torch.Tensor):
-    """Put `codes` among the first `count` of the `ordered` ones, behind which there is room."""
+    """Put `codes` among the first `count` of the `ordered` ones, as far as there is room behind these."""
     added, places = _places_among(ordered, codes)
     merged = added.new_empty(*added.shape[:3], count + added.shape[3])
     is_added = torch.zeros_like(merged, dtype=torch.bool).scatter_(3, places, True)
     merged = merged.masked_scatter_(~is_added, ordered[..., :count]).scatter_(3, places, added)
-    ordered[..., : merged.shape[3]] = merged
+    # What has no room is no token.
+    ordered[..., : merged.shape[3]] = merged[..., : ordered.shape[3]]
 
 
-def append_code(ordered: torch.Tensor, recent: torch.Tensor, codes: torch.Tensor, num_sorted: int, num_recent: int):
-    """Put one code, `[B, H, R, 1]`, behind `num_recent` ones, which are first merged into the sorted ones if all."""
-    slots = recent.shape[3]
-    if num_recent == slots:
-        _merge(ordered, num_sorted, recent)
+def put_recent(ordered: torch.Tensor, recent: torch.Tensor, codes: torch.Tensor, begin: int):
+    """
+    Put codes among the recent ones; before a new round of these, merge them into the `ordered` ones.
+
+    Args:
+        ordered, recent: `[B, H, R, ...]`, which are changed.
+        codes: `[B, H, R, M]`, of columns from `begin` on that fit into one round.
+    """
+    first = begin % recent.shape[3]
+    if first == 0:
+        _merge(ordered, begin, recent)
         recent.fill_(NO_TOKEN)
-    recent.narrow(3, num_recent % slots, 1).copy_(codes)
+    recent[..., first : first + codes.shape[3]] = codes
 
 
-# As an operator a merge is no program of its own in a compiled model.
-_append_code = operator(
-    "(Tensor(a!) ordered, Tensor(b!) recent, Tensor codes, SymInt num_sorted, SymInt num_recent) -> ()",
+_put_recent = operator(
+    "(Tensor(a!) ordered, Tensor(b!) recent, Tensor codes, SymInt begin) -> ()",
     lambda *arguments: None,
     changes=("ordered", "recent"),
-)(append_code)
+)(put_recent)
