@@ -128,7 +128,7 @@ def check_one_document_per_row(
     if position_ids is not None and position_ids.shape[1] + past_length > 1:
         if attention_mask is None:
             attention_mask = torch.ones_like(position_ids[:, :1]).expand(-1, past_length + position_ids.shape[1])
-        is_past, is_real = attention_mask.bool().tensor_split((past_length,), dim=1)
+        is_past, is_real = attention_mask[:, :past_length].bool(), attention_mask[:, past_length:].bool()
         # the smallest position that is left for the next token
         free = torch.where(is_real, position_ids + 1, 0)
         num_past = is_past.sum(1, keepdim=True)

@@ -27,6 +27,7 @@ NAMES = {
     "torch._C._functorch.is_functorch_wrapped_tensor",
     "torch._assert_async",
     "torch._dynamo.decorators.skip",
+    "torch._dynamo.maybe_mark_dynamic",
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.utils._python_dispatch.TorchDispatchMode",
@@ -48,7 +49,12 @@ HOOKS = {
         "_tied_weights_keys",
         "_upload_modified_files",
     },
-    GenerationMixin: {"_prepare_cache_for_generation", "_prepare_position_ids_for_generation"},
+    GenerationMixin: {
+        "_prefill",
+        "_prepare_cache_for_generation",
+        "_prepare_position_ids_for_generation",
+        "_valid_auto_compile_criteria",
+    },
     PreTrainedConfig: {"_upload_modified_files"},
 }
 

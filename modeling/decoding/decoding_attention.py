@@ -33,6 +33,8 @@ def in_pieces(
 ) -> Attended:
     """`attend(query, step, where)` for as many of the tokens `[B, M, H, D]` at a time as memory allows."""
     count = query.shape[1]
+    if count == 1:
+        return attend(query, step, slice(None))
     length = max(1, MOST_NUMBERS // (len(query) * numbers_per_token))
     return join_pieces(
         [
@@ -159,21 +161,14 @@ def attend_in_buckets(
     """
     cache, step = cached.layer, cached.step
     map_length = step.longest if return_weights else None
+    find = _keys_in_windows if options.sliding_window else _keys_in_chunks
 
     def attend(query, step, where):
-        piece = codes[..., where]
-        places, exists = _window(cache.order.places(piece), options, padded_length)
-        met = cache.order.look_up(places.flatten(2), padded_length).view(places.shape)
-        own_bucket = exists & (bucket_of(met) == bucket_of(piece)[..., None])
-        is_met = exists if options.attend_across_buckets else own_bucket
-        # The rounds of a query are concatenated.
-        positions, exists, is_met = (table.transpose(2, 3).flatten(3) for table in (position_of(met), exists, is_met))
-        visible = is_met & (positions < step.positions[:, None, :, None])
-        is_self = exists & (positions == step.positions[:, None, :, None])
+        positions, visible, is_self = find(cache, codes[..., where], step, options, padded_length)
 
         def mask(scores):
             if not options.allow_duplicate_attention:
-                scores = scores - _count_equal(positions.masked_fill(~is_met, -1)).to(scores.dtype).log()
+                scores = scores - _count_equal(positions.masked_fill(~(visible | is_self), -1)).to(scores.dtype).log()
             scores = scores.masked_fill(~visible, masked_score(scores.dtype))
             return scores.masked_fill(is_self, self_score(scores.dtype))
 
@@ -190,15 +185,41 @@ def attend_in_buckets(
     return in_pieces(attend, query, step, keys_per_head * query.shape[2] * query.shape[3])
 
 
+# Of the keys that queries meet, the rounds of a query side by side: positions, which are seen, which is the query
+# itself; each `[B, H, M, K]`.
+Keys = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _keys_in_windows(
+    cache: LSHCacheLayer, codes: torch.Tensor, step: CacheStep, options: LSHOptions, padded_length: int
+) -> Keys:
+    """With windows: what stands behind the query in its bucket comes later, so it looks back only."""
+    met = cache.order.before(codes, options.num_chunks_before * options.chunk_length)
+    positions = position_of(met).transpose(2, 3).flatten(3)
+    visible = (met >= 0).transpose(2, 3).flatten(3)
+    own = step.positions[:, None, :, None].expand(-1, positions.shape[1], -1, -1)
+    positions, visible = torch.cat([positions, own], dim=3), nn.functional.pad(visible, (0, 1))
+    return positions, visible, positions == own
+
+
+def _keys_in_chunks(
+    cache: LSHCacheLayer, codes: torch.Tensor, step: CacheStep, options: LSHOptions, padded_length: int
+) -> Keys:
+    places, exists = _window(cache.order.places(codes), options, padded_length)
+    met = cache.order.look_up(places.flatten(2), padded_length).view(places.shape)
+    is_met = exists
+    if not options.attend_across_buckets:
+        is_met = exists & (bucket_of(met) == bucket_of(codes)[..., None])
+    # The rounds of a query are concatenated.
+    positions, exists, is_met = (table.transpose(2, 3).flatten(3) for table in (position_of(met), exists, is_met))
+    own = step.positions[:, None, :, None]
+    return positions, is_met & (positions < own), exists & (positions == own)
+
+
 def _window(places: torch.Tensor, options: LSHOptions, padded_length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The places that a query at `places`, `[B, H, R, M]`, looks at, counted on over the rounds; which exist."""
     device, length, num_rounds = places.device, options.chunk_length, places.shape[2]
     first_of_round = torch.arange(num_rounds, device=device).view(-1, 1, 1) * padded_length
-    if options.sliding_window:
-        before, after = (number * length for number in options.around)
-        window = places[..., None] + torch.arange(-before, after + 1, device=device)
-        exists = (window >= 0) & (window < padded_length)
-        return window.clamp(0, padded_length - 1) + first_of_round, exists
     chunks_per_round = padded_length // length
     chunk = places.div(length, rounding_mode="floor")
     if options.circular_look_around:

@@ -10,158 +10,22 @@ Shapes: B batch, M new tokens, H heads, D head size.
 
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..ops.chunking import circle_length_of, key_scale
 from ..ops.lsh_hashing import bucket_factors, num_buckets_of
-from ..ops.padding import shift_rows
+from .cache_step import CacheStep, RowBuffer
 from .bucket_order import NO_TOKEN, BucketOrder, encode
 
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.
 CROP_REACH = 256
-
-
-# trf-ignore: TRF031 this goes into the layers, it is no output
-@dataclass(frozen=True)
-class CacheStep:
-    """
-    Where the tokens of one call go.
-
-    Attributes:
-        positions: `[B, M]`, 0 for what is not kept.
-        is_kept: `[B, M]`, bool; None if every token is kept.
-        is_real: `[B, M]`, bool; False for what must not be seen. None if everything is real.
-        start: Position of the first token, the same in every row, or None.
-        lengths: `[B]`, tokens of each row, the new ones included.
-        real_lengths: `[B]`, the same without masked tokens at the end.
-        longest: The largest of `lengths`.
-        num_columns: Columns of the batch, the new ones included.
-        mask: `[B, longest]`, bool, False for masked positions; None if there are none.
-        is_first: Whether the cache was empty, so that the ordinary forward pass computes this call.
-    """
-
-    positions: torch.Tensor
-    is_kept: torch.Tensor | None
-    is_real: torch.Tensor | None
-    start: int | None
-    lengths: torch.Tensor
-    real_lengths: torch.Tensor
-    longest: int
-    num_columns: int
-    mask: torch.Tensor | None
-    is_first: bool
-
-    def piece(self, first: int, last: int) -> "CacheStep":
-        """The tokens from `first` up to `last`, for what is done a piece at a time."""
-        return replace(
-            self,
-            positions=self.positions[:, first:last],
-            is_kept=None if self.is_kept is None else self.is_kept[:, first:last],
-            is_real=None if self.is_real is None else self.is_real[:, first:last],
-            start=None if self.start is None else self.start + first,
-        )
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "CacheStep":
-        """The same on another device, for layers that are there."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        moved: dict[str, Any] = {
-            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
-        }
-        return replace(self, **moved)
-
-    def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
-        """
-        Whether keys are no later than the query and not masked.
-
-        Args:
-            key_positions: `[B or 1, H or 1, M or 1, K]`.
-
-        Returns:
-            `[B, H or 1, M, K]`, bool.
-        """
-        visible = (key_positions <= self.positions[:, None, :, None]) & (key_positions >= 0)
-        if self.mask is None:
-            return visible
-        index = key_positions.clamp(0, self.longest - 1).expand(len(self.mask), *visible.shape[1:])
-        return visible & self.mask[:, None, None].expand(*visible.shape[:3], -1).gather(3, index)
-
-    def in_columns(self, weights: torch.Tensor) -> torch.Tensor:
-        """An attention map over positions, `[B, H, M, longest]`, to one over columns, `[B, H, M, num_columns]`."""
-        weights = torch.nn.functional.pad(weights, (0, self.num_columns - self.longest))
-        # What has no position stands before a row's text, and behind it nothing is attended to.
-        return shift_rows(weights, (self.lengths - self.num_columns).to(weights.device), dim=3)
-
-
-class RowBuffer:
-    """
-    Tensors with something for each position: `[B, capacity, ...]`, growing geometrically.
-
-    Args:
-        ring: Keep this many of the newest positions only.
-        most: Positions that will hardly be needed more of; growing stops there first.
-
-    Attributes:
-        tensors: Keys and values, `[B, capacity, H, D]`, and what else a layer keeps; empty before the first token.
-    """
-
-    def __init__(self, ring: int | None = None, most: int | None = None):
-        self.ring, self.most = ring, most
-        self.tensors: list[torch.Tensor] = []
-
-    @property
-    def keys(self) -> torch.Tensor:
-        """`[B, capacity, H, D]`."""
-        return self.tensors[0]
-
-    @property
-    def values(self) -> torch.Tensor:
-        """`[B, capacity, H, D]`."""
-        return self.tensors[1]
-
-    @property
-    def capacity(self) -> int:
-        """Positions that there is room for."""
-        return self.tensors[0].shape[1] if self.tensors else 0
-
-    def slots(self, positions: torch.Tensor) -> torch.Tensor:
-        """Where positions are kept."""
-        return positions.clamp(0, self.capacity - 1) if self.ring is None else positions % self.ring
-
-    def append(self, step: CacheStep, *new: torch.Tensor):
-        """Put in what belongs to the tokens of `step`, each `[B, M, ...]`, as many tensors as the first time."""
-        self._reserve(step.longest, new)
-        count, capacity = new[0].shape[1], self.capacity
-        if step.start is not None and step.start % capacity + count <= capacity:
-            first = step.start % capacity
-            for tensor, rows in zip(self.tensors, new, strict=True):
-                tensor[:, first : first + count] = rows
-            return
-        kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_kept is None else step.is_kept
-        if self.ring is not None and count > self.ring:
-            kept = kept & (step.positions >= step.lengths[:, None] - self.ring)
-        row, column = kept.nonzero(as_tuple=True)
-        slots = self.slots(step.positions)[row, column]
-        for tensor, rows in zip(self.tensors, new, strict=True):
-            tensor[row, slots] = rows[row, column]
-
-    def _reserve(self, longest: int, like: tuple[torch.Tensor, ...]):
-        old, capacity = self.tensors, self.capacity
-        needed = longest if self.ring is None else self.ring
-        if needed > capacity:
-            if self.ring is None:
-                room = max(needed + 64, capacity * 5 // 4)
-                needed = room if self.most is None else max(needed, min(room, self.most))
-            self.tensors = [rows.new_zeros(len(rows), needed, *rows.shape[2:]) for rows in like]
-            for tensor, rows in zip(self.tensors, old, strict=False):
-                tensor[:, :capacity] = rows
-
-    def select(self, rows: torch.Tensor):
-        """Keep the rows of the batch that are listed, in this order."""
-        self.tensors = [tensor.index_select(0, rows.to(tensor.device)) for tensor in self.tensors]
+MASKED_IN_COMPILED_STEP = (
+    "`attention_mask` hides a new token. A compiled model with a cache takes real tokens only: call the uncompiled one."
+)
 
 
 class ReformerCacheLayer(CacheLayerMixin):
@@ -294,7 +158,7 @@ class LSHCacheLayer(ReformerCacheLayer):
         codes = encode(buckets, positions, is_token, num_buckets)
         # One code for each column; rows that are shorter than the batch have some without a token.
         missing = codes.new_full((*codes.shape[:3], step.num_columns - codes.shape[3]), NO_TOKEN)
-        self.order = BucketOrder(torch.cat([codes, missing], dim=3))
+        self.order = BucketOrder(torch.cat([codes, missing], dim=3), self.rows.most)
         return codes
 
     def select(self, rows):
@@ -306,6 +170,16 @@ class LSHCacheLayer(ReformerCacheLayer):
         super().crop(count, lengths)
         if self.order is not None:
             self.order.crop(count, lengths)
+
+
+def _are_all_real(is_real: torch.Tensor | None) -> bool:
+    """Whether none of the new tokens `[B, M]` is masked. A compiled step takes no others, because it cannot ask."""
+    if is_real is None or is_real.is_meta:
+        return True
+    if torch.compiler.is_compiling():
+        torch._assert_async(is_real.all(), MASKED_IN_COMPILED_STEP)
+        return True
+    return bool(is_real.all())
 
 
 class ReformerCache(Cache):
@@ -358,6 +232,8 @@ class ReformerCache(Cache):
         self.num_columns, self._lengths, self._real_lengths, self._mask = 0, None, None, None
         # The length of all rows, if it is one; and the most columns there have been, which rings have seen.
         self._length, self._most_columns = 0, 0
+        # Bounds of the lengths of rows, which a compiled step cannot ask the tensor for.
+        self._shortest, self._longest = 0, 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns so far, padding included."""
@@ -382,18 +258,17 @@ class ReformerCache(Cache):
         batch, count, device = *new.shape[:2], new.device
         num_columns, is_first = self.num_columns + count, self.num_columns == 0
         lengths = torch.zeros(batch, dtype=torch.int64, device=device) if is_first else self._lengths
-        real_lengths = lengths if is_first else self._real_lengths
         if len(lengths) != batch:
             raise ValueError(f"The cache holds {len(lengths)} rows, the input has {batch}. They must be the same.")
         steps = torch.arange(count, device=device).expand(batch, -1)
-        has_all = is_real is None or is_real.is_meta or bool(is_real.all())
-        if has_all and self._mask is None and self._length is not None and (self._length > 0 or is_first):
-            start, after = self._length, lengths + count
-            return CacheStep(
-                steps + start, None, None, start, after, after, start + count, num_columns, None, is_first
-            )
-        if is_real is None:
-            is_real = torch.ones_like(steps, dtype=torch.bool)
+        if _are_all_real(is_real):
+            positions, after, longest = lengths[:, None] + steps, lengths + count, self._longest + count
+            bounds = self._length if self._mask is None else None, self._shortest
+            mask = self._mask
+            if mask is not None:
+                mask = torch.nn.functional.pad(mask, (0, longest - mask.shape[1]), value=True)
+                mask = mask.scatter(1, positions, True)
+            return CacheStep(positions, None, None, *bounds, after, after, longest, num_columns, mask, is_first)
         if is_first:
             last = count if padding is None else count - padding[:, None]
             is_kept = (steps < last) & is_real.any(dim=1, keepdim=True)
@@ -402,11 +277,12 @@ class ReformerCache(Cache):
         positions = (lengths[:, None] + is_kept.cumsum(dim=1) - 1).clamp(min=0)
         after = lengths + is_kept.sum(dim=1)
         real = is_kept & is_real
-        real_lengths = torch.maximum(real_lengths, ((positions + 1) * real).amax(dim=1))
+        real_lengths = torch.maximum(lengths if is_first else self._real_lengths, ((positions + 1) * real).amax(dim=1))
         # Of rows that have not begun, one position is there to be looked at.
         longest = max(1, int(after.max()))
         mask = self._extended_mask(longest, positions, is_kept, is_real)
-        return CacheStep(positions, is_kept, real, None, after, real_lengths, longest, num_columns, mask, is_first)
+        bounds = None, self._shortest
+        return CacheStep(positions, is_kept, real, *bounds, after, real_lengths, longest, num_columns, mask, is_first)
 
     def at(self, step: CacheStep) -> list[CachedStep]:
         """Each layer with `step`, which `begin` has returned."""
@@ -429,11 +305,18 @@ class ReformerCache(Cache):
         self.num_columns, self._lengths, self._real_lengths = step.num_columns, step.lengths, step.real_lengths
         self._mask = step.mask
         self._most_columns = max(self._most_columns, step.num_columns)
-        shortest = step.longest if step.start is not None else int(step.lengths.min())
-        self._length = step.longest if shortest == step.longest else None
+        if step.is_kept is None:
+            self._shortest += step.positions.shape[1]
+            self._longest, self._length = step.longest, None if self._length is None else step.longest
+        else:
+            self._note_lengths()
         for layer in self.layers:
             layer.num_columns = step.num_columns
             layer.is_initialized = True
+
+    def _note_lengths(self):
+        self._shortest, self._longest = (int(length) for length in self._lengths.aminmax())
+        self._length = self._longest if self._shortest == self._longest else None
 
     def reset(self):
         """Forget the text."""
@@ -468,7 +351,8 @@ class ReformerCache(Cache):
         if count:
             self.num_columns -= count
             self._lengths = (self._lengths - count).clamp(min=0)
-            self._length = None if self._length is None else max(0, self._length - count)
+            self._shortest, self._longest = max(0, self._shortest - count), max(0, self._longest - count)
+            self._length = None if self._length is None else self._longest
             self._real_lengths = self._cropped_real_lengths()
             for layer in self.layers:
                 layer.crop(count, self._lengths)
@@ -492,6 +376,8 @@ class ReformerCache(Cache):
             return
         self._lengths, self._real_lengths = self._lengths[indices], self._real_lengths[indices]
         self._mask = None if self._mask is None else self._mask[indices]
+        if self._length is None:
+            self._note_lengths()
         for layer in self.layers:
             layer.select(indices)
 

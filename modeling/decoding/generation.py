@@ -35,6 +35,17 @@ class CachedGenerationMixin(Model):
             "values and the order of buckets in a cache of its own. Call `generate` with a padded batch."
         )
 
+    def _prefill(self, *args, **kwargs):
+        # Also of a compiled model: a program for the length of one prompt is not worth its while, and could not ask
+        # where padding ends.
+        with torch.compiler.set_stance("force_eager"):
+            return super()._prefill(*args, **kwargs)
+
+    def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
+        # transformers would ask whether the cache is a static one.
+        is_wanted = generation_config.compile_config is not None and not generation_config.disable_compile
+        return is_wanted and isinstance(model_kwargs.get(CACHE_NAME), ReformerCache)
+
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):

@@ -252,8 +252,8 @@ class ReformerEncoder(nn.Module):
         rotation = rotation_of(self.config, position_ids, hidden_states)
         hidden_states, on_grid = self._begin_streams(hidden_states)
         how = {"on_grid": on_grid, "return_weights": return_weights, "layout": layout, "rotation": rotation, **kwargs}
-        if torch.compiler.is_compiling() and cached is None and not shown and self._can_be_traced():
-            streams, all_attentions = self._trace_layers(hidden_states, **how)
+        if torch.compiler.is_compiling() and not shown and self._can_be_traced():
+            streams, all_attentions = self._trace_layers(hidden_states, cached, **how)
         else:
             streams, all_attentions = self._run_layers(hidden_states, shown, cached, **how)
         output = self.layer_norm(self._combine_streams(streams))
@@ -263,10 +263,11 @@ class ReformerEncoder(nn.Module):
             tuple(all_attentions) if return_weights else None,
         )
 
-    def _trace_layers(self, hidden_states, on_grid, num_hashes, **kwargs):
+    def _trace_layers(self, hidden_states, cached, on_grid, num_hashes, **kwargs):
         """The last layer's streams and all attention maps, as one program."""
-        stack = TracedStack(self.layers, on_grid, num_hashes, kwargs)
-        reversible = self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
+        stack = TracedStack(self.layers, on_grid, num_hashes, kwargs, cached)
+        # A cache must see each token once.
+        reversible = cached is None and self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
         # An exported program has no backward pass of ours, and `torch.func` wants derivatives of its own.
         if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
             reversible = False

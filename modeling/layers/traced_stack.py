@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, vjp
 
+from ..decoding.decoding_cache import CachedStep
 from .feed_forward import ChunkReformerFeedForward, ReformerFeedForwardDense, ReformerFeedForwardOutput
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
@@ -82,12 +83,14 @@ class TracedStack:
         on_grid: Exact mode: round updates to the grid on which sums are exact.
         num_hashes: Hashing rounds, instead of the config's.
         kwargs: For the self-attention of all layers.
+        cached: What each layer knows of the text so far, and where the tokens of this call go in it.
     """
 
     layers: nn.ModuleList
     on_grid: bool
     num_hashes: int | None
     kwargs: dict[str, Any]
+    cached: list[CachedStep] | None = None
 
     def run(self, hidden_states: torch.Tensor, reversible: bool) -> tuple[tuple[torch.Tensor, torch.Tensor], list]:
         """`[B, L, hidden_size]`, the input of both streams, to their outputs, and the attention maps or None."""
@@ -100,12 +103,15 @@ class TracedStack:
     def forward(self, hidden_states):
         x1 = x2 = hidden_states
         all_weights, all_buckets = [], []
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             attention, feed_forward = layer.attention, layer.feed_forward
+            cached = None if self.cached is None else self.cached[i]
             rotations = layer.draw_rotations(
-                hidden_states, self.kwargs.get("length"), self.num_hashes, self.kwargs["circle_length"]
+                hidden_states, self.kwargs.get("length"), self.num_hashes, self.kwargs["circle_length"], cached
             )
-            update, weights, buckets = attention(narrowed(x2, attention), rotations=rotations, **self.kwargs)
+            update, weights, buckets = attention(
+                narrowed(x2, attention), rotations=rotations, cached=cached, **self.kwargs
+            )
             x1 = self._add(x1, update)
             x2 = self._add(x2, feed_forward(narrowed(x1, feed_forward)))
             all_weights.append(weights)

@@ -16,18 +16,19 @@ import torch
 IMPLEMENTATIONS: dict[Any, Callable] = {}
 
 
-def operator(schema: str, shapes: Callable) -> Callable:
+def operator(schema: str, shapes: Callable, changes: tuple[str, ...] = ()) -> Callable:
     """
     A decorator that makes a function an operator of its name. The operator itself has no gradient.
 
     Args:
         schema: Types and names of the arguments, and types of the results, as PyTorch writes them.
         shapes: With the arguments of the function, new tensors of the shapes, strides and dtypes of its results.
+        changes: Names of the tensors that it writes to, which the schema marks, too.
     """
 
     def register(function):
         name = f"hf_reformer::{function.__name__.lstrip('_')}"
-        registered = torch.library.custom_op(name, function, mutates_args=(), schema=schema)
+        registered = torch.library.custom_op(name, function, mutates_args=changes, schema=schema)
         registered.register_fake(shapes)
         overload = getattr(torch.ops.hf_reformer, function.__name__.lstrip("_")).default
         IMPLEMENTATIONS[overload] = function

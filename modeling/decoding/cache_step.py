@@ -1,0 +1,162 @@
+"""
+Where the tokens of one call go in a cache, and the buffers that they go into.
+
+Shapes: B batch, M new tokens, H heads, D head size.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..ops.padding import shift_rows
+from .growing import room_for, with_any_size
+
+
+# trf-ignore: TRF031 this goes into the layers, it is no output
+@dataclass(frozen=True)
+class CacheStep:
+    """
+    Where the tokens of one call go.
+
+    Attributes:
+        positions: `[B, M]`, 0 for what is not kept.
+        is_kept: `[B, M]`, bool; None if every token is kept.
+        is_real: `[B, M]`, bool; False for what must not be seen. None if everything is real.
+        start: Position of the first token, if it is the same in every row and nothing is masked, or None.
+        earliest: A position that no token of the call stands before.
+        lengths: `[B]`, tokens of each row, the new ones included.
+        real_lengths: `[B]`, the same without masked tokens at the end.
+        longest: The largest of `lengths`.
+        num_columns: Columns of the batch, the new ones included.
+        mask: `[B, longest]`, bool, False for masked positions; None if there are none.
+        is_first: Whether the cache was empty, so that the ordinary forward pass computes this call.
+    """
+
+    positions: torch.Tensor
+    is_kept: torch.Tensor | None
+    is_real: torch.Tensor | None
+    start: int | None
+    earliest: int
+    lengths: torch.Tensor
+    real_lengths: torch.Tensor
+    longest: int
+    num_columns: int
+    mask: torch.Tensor | None
+    is_first: bool
+
+    def piece(self, first: int, last: int) -> "CacheStep":
+        """The tokens from `first` up to `last`, for what is done a piece at a time."""
+        if first == 0 and last >= self.positions.shape[1]:
+            return self
+        return replace(
+            self,
+            positions=self.positions[:, first:last],
+            is_kept=None if self.is_kept is None else self.is_kept[:, first:last],
+            is_real=None if self.is_real is None else self.is_real[:, first:last],
+            start=None if self.start is None else self.start + first,
+        )
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "CacheStep":
+        """The same on another device, for layers that are there."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
+        }
+        return replace(self, **moved)
+
+    def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
+        """
+        Whether keys are no later than the query and not masked.
+
+        Args:
+            key_positions: `[B or 1, H or 1, M or 1, K]`.
+
+        Returns:
+            `[B, H or 1, M, K]`, bool.
+        """
+        visible = (key_positions <= self.positions[:, None, :, None]) & (key_positions >= 0)
+        if self.mask is None:
+            return visible
+        index = key_positions.clamp(0, self.longest - 1).expand(len(self.mask), *visible.shape[1:])
+        return visible & self.mask[:, None, None].expand(*visible.shape[:3], -1).gather(3, index)
+
+    def in_columns(self, weights: torch.Tensor) -> torch.Tensor:
+        """An attention map over positions, `[B, H, M, longest]`, to one over columns, `[B, H, M, num_columns]`."""
+        weights = torch.nn.functional.pad(weights, (0, self.num_columns - self.longest))
+        # What has no position stands before a row's text, and behind it nothing is attended to.
+        return shift_rows(weights, (self.lengths - self.num_columns).to(weights.device), dim=3)
+
+
+class RowBuffer:
+    """
+    Tensors with something for each position: `[B, capacity, ...]`, growing geometrically.
+
+    Args:
+        ring: Keep this many of the newest positions only.
+        most: Positions that will hardly be needed more of; growing stops there first.
+
+    Attributes:
+        tensors: Keys and values, `[B, capacity, H, D]`, and what else a layer keeps; empty before the first token.
+    """
+
+    def __init__(self, ring: int | None = None, most: int | None = None):
+        self.ring, self.most = ring, most
+        self.tensors: list[torch.Tensor] = []
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """`[B, capacity, H, D]`."""
+        return self.tensors[0]
+
+    @property
+    def values(self) -> torch.Tensor:
+        """`[B, capacity, H, D]`."""
+        return self.tensors[1]
+
+    @property
+    def capacity(self) -> int:
+        """Positions that there is room for."""
+        return self.tensors[0].shape[1] if self.tensors else 0
+
+    def slots(self, positions: torch.Tensor) -> torch.Tensor:
+        """Where positions are kept."""
+        return positions.clamp(0, self.capacity - 1) if self.ring is None else positions % self.ring
+
+    def append(self, step: CacheStep, *new: torch.Tensor):
+        """Put in what belongs to the tokens of `step`, each `[B, M, ...]`, as many tensors as the first time."""
+        self._reserve(step.longest, new)
+        count, capacity = new[0].shape[1], self.capacity
+        if step.start is not None and step.start % capacity + count <= capacity:
+            first = step.start % capacity
+            for tensor, rows in zip(self.tensors, new, strict=True):
+                tensor[:, first : first + count] = rows
+            return
+        if step.is_kept is None and (self.ring is None or count <= self.ring):
+            rows_of_batch, slots = torch.arange(len(new[0]), device=new[0].device)[:, None], self.slots(step.positions)
+            for tensor, rows in zip(self.tensors, new, strict=True):
+                tensor[rows_of_batch, slots] = rows.to(tensor.dtype)
+            return
+        kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_kept is None else step.is_kept
+        if self.ring is not None and count > self.ring:
+            kept = kept & (step.positions >= step.lengths[:, None] - self.ring)
+        row, column = kept.nonzero(as_tuple=True)
+        slots = self.slots(step.positions)[row, column]
+        for tensor, rows in zip(self.tensors, new, strict=True):
+            tensor[row, slots] = rows[row, column]
+
+    def _reserve(self, longest: int, like: tuple[torch.Tensor, ...]):
+        old, capacity = self.tensors, self.capacity
+        needed = longest if self.ring is None else self.ring
+        if needed > capacity:
+            if self.ring is None:
+                needed = room_for(needed, capacity, self.most)
+            self.tensors = [with_any_size(rows.new_zeros(len(rows), needed, *rows.shape[2:]), dim=1) for rows in like]
+            for tensor, rows in zip(self.tensors, old, strict=False):
+                tensor[:, :capacity] = rows
+
+    def select(self, rows: torch.Tensor):
+        """Keep the rows of the batch that are listed, in this order."""
+        self.tensors = [
+            with_any_size(tensor.index_select(0, rows.to(tensor.device)), dim=1) for tensor in self.tensors
+        ]
