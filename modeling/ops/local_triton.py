@@ -7,6 +7,7 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 import torch
 from torch import nn
 
+from ..kernels.kernel_arguments import AttentionInputs
 from .local_options import LocalOptions
 from .triton_attention import attend
 from .triton_support import kernel_chunk_length
@@ -37,6 +38,12 @@ def local_attention_triton(
         added = (0, chunk_length - padded_length)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
         padded_length = chunk_length
-    mask = None if key_mask is None else key_mask.contiguous()
-    output = attend(query, key, value, (None, None, mask), 1, padded_length, options, chunk_length=chunk_length)
-    return output, None
+    inputs = AttentionInputs(
+        query=query,
+        key=key,
+        value=value,
+        order=None,
+        buckets=None,
+        key_mask=None if key_mask is None else key_mask.contiguous(),
+    )
+    return attend(inputs, 1, padded_length, options, chunk_length=chunk_length), None

@@ -7,6 +7,7 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 import torch
 from torch import nn
 
+from ..kernels.kernel_arguments import AttentionInputs
 from .lsh_options import LSHOptions
 from .triton_attention import attend
 from .triton_support import kernel_chunk_length
@@ -43,15 +44,19 @@ def lsh_attention_triton(
         added = (0, chunk_length - padded_length)
         order, buckets = nn.functional.pad(order, added, value=length), nn.functional.pad(buckets, added)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
-    own_buckets = None if options.attend_across_buckets else buckets.int().contiguous()
-    mask = None if key_mask is None else key_mask.contiguous()
+    inputs = AttentionInputs(
+        query=query_key,
+        key=None,
+        value=value,
+        order=order.int().contiguous(),
+        buckets=None if options.attend_across_buckets else buckets.int().contiguous(),
+        key_mask=None if key_mask is None else key_mask.contiguous(),
+    )
+    _, _, num_rounds, padded_length = order.shape
     output = attend(
-        query_key,
-        None,
-        value,
-        (order.int().contiguous(), own_buckets, mask),
-        order.shape[2],
-        order.shape[3],
+        inputs,
+        num_rounds,
+        padded_length,
         options,
         chunk_length=chunk_length,
         sliding_window=options.sliding_window,
