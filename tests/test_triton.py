@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_reformer.modeling.kernels import triton_launch
+from hf_reformer.modeling.kernels import kernel_arguments, triton_launch
 from hf_reformer.modeling.ops.chunking import pad_mask, padded_to_multiple
 from hf_reformer.modeling.ops.implementations import AttentionCall
 from hf_reformer.modeling.ops.local_options import LocalOptions
@@ -285,6 +285,20 @@ def test_takes_inputs_with_any_strides():
         assert not strided[0].is_contiguous()
         for ours, theirs in zip(run_kernels(*strided, buckets.mT.contiguous().mT), expected, strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_rows_that_must_be_copied_are_copied_once(monkeypatch):
+    copies, with_contiguous_rows = [], kernel_arguments.with_contiguous_rows
+
+    def counted(rows):
+        copied = with_contiguous_rows(rows)
+        copies.extend([copied] if copied is not rows else [])
+        return copied
+
+    monkeypatch.setattr(kernel_arguments, "with_contiguous_rows", counted)
+    *rows, gradient, buckets, _ = make_inputs(20, 1, heads=2)
+    run_kernels(*(row.float().mT.contiguous().mT for row in rows), gradient.float(), buckets)
+    assert len(copies) == len(rows)
 
 
 def test_runs_without_gradients_and_for_one_of_two():

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
+from .kernel_arguments import with_contiguous_rows
 from .triton_hash_kernels import add_counts_kernel, hash_kernel, move_by_digit_kernel, sort_tiles_kernel
 from .triton_kernels import triton
-from .triton_launch import IS_INTERPRETED, launching_on, with_contiguous_rows
+from .triton_launch import IS_INTERPRETED, launching_on
 
 
 LEAST_COLUMNS = 16
@@ -41,10 +42,14 @@ def hash_with_kernels(vectors: torch.Tensor, rotations: torch.Tensor, halves: Se
     rounds = rotations.shape[2]
     buckets = torch.empty((batch, heads, rounds, length), dtype=torch.int32, device=vectors.device)
     block, most_columns = hash_block(vectors.dtype)
-    halves = (*halves, 0)[:2]
-    columns = [min(most_columns, max(LEAST_COLUMNS, triton.next_power_of_2(half))) for half in halves]
-    constants = {"ROUNDS": rounds, "HALF": halves[0], "SECOND_HALF": halves[1]}
-    constants |= {"COLUMNS": columns[0], "SECOND_COLUMNS": columns[1], "BLOCK": block, "SIZE": size}
+    half, second_half = halves if len(halves) == 2 else (*halves, 0)
+
+    def columns_for(half):
+        return min(most_columns, max(LEAST_COLUMNS, triton.next_power_of_2(half)))
+
+    constants = {"ROUNDS": rounds, "HALF": half, "SECOND_HALF": second_half}
+    constants |= {"COLUMNS": columns_for(half), "SECOND_COLUMNS": columns_for(second_half)}
+    constants |= {"BLOCK": block, "SIZE": size}
     programs = triton.cdiv(length, block) * batch * heads
     rotations = rotations.to(vectors.dtype).contiguous()
     with launching_on(vectors) as launch:

@@ -1,7 +1,7 @@
 """
 Launches of the Triton kernels: memory, grids and blocks.
 
-Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
+Shapes as in `kernel_arguments`.
 """
 
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .kernel_arguments import AttentionInputs, AttentionResults, KernelSizes
 from .kernel_options import KernelOptions
 from .triton_kernels import (
     attention_backward_kernel,
@@ -45,98 +46,94 @@ ROWS_PER_PROGRAM, NUMBERS_PER_PROGRAM = 64, 1024
 IS_INTERPRETED = triton is not None and not isinstance(triton.language.cdiv, triton.JITFunction)
 
 
-def with_contiguous_rows(rows: torch.Tensor) -> torch.Tensor:
-    """`rows` with a contiguous last dimension, which is all that the kernels need."""
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def attention_forward(query, key, value, tables, num_rounds, padded_length, options):
+def attention_forward(
+    inputs: AttentionInputs, num_rounds: int, padded_length: int, options: KernelOptions
+) -> AttentionResults:
     """
     Chunked attention, all rounds combined.
 
     Args:
-        query, key, value: `[B, L, H, D]`.
-        tables: Order and buckets, `[B, H, R, P]`, int32, and mask of keys, `[B, P]`, bool; contiguous, or None.
         num_rounds, padded_length: R and P.
-        options: `KernelOptions`; `widen` and the block are set here.
-
-    Returns:
-        Output `[B, L, H, D]`; for the backward pass, log-sum-exp and scale of the keys (or None),
-        `[B, H, L]`, float32.
+        options: `widen` and the block are set here.
     """
-    batch, length, heads, size = query.shape
-    query, key, value = map(with_contiguous_rows, (query, key, value))
-    block, num_warps, num_stages = FORWARD_LAUNCHES[options.chunk_length, size]
-    options = _for_launch(options, block)
+    inputs = inputs.with_contiguous_rows()
+    query = inputs.query
+    shape = FORWARD_LAUNCHES[options.chunk_length, options.head_size]
+    options = _for_launch(options, shape.block)
     sizes = _sizes(query, num_rounds, padded_length, options)
+    by_token, by_head = (sizes.batch, sizes.heads, sizes.length), (sizes.heads, sizes.length)
     outputs = torch.empty((num_rounds, *query.shape), dtype=query.dtype, device=query.device)
-    log_sum_exps = torch.empty((num_rounds, batch, heads, length), dtype=torch.float32, device=query.device)
-    row_programs = triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads
-    row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
+    log_sum_exps = torch.empty((num_rounds, *by_token), dtype=torch.float32, device=query.device)
+    row_programs, row_constants = _over_rows(sizes, options)
     with launching_on(query) as launch:
         key_scale = None
         if options.shared_qk:
-            key_scale = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
-            launch(key_scale_kernel, row_programs, query, key_scale, query.stride()[:3], (heads, length), **row_sizes)
-        programs = batch * heads * sizes[3] * (options.chunk_length // block)
+            key_scale = torch.empty(by_token, dtype=torch.float32, device=query.device)
+            launch(key_scale_kernel, row_programs, query, key_scale, query.stride()[:3], by_head, **row_constants)
+        rows = query, query if inputs.key is None else inputs.key, inputs.value
         launch(
-            attention_forward_kernel, programs, query, key, value, _or_unused(key_scale, log_sum_exps),
-            _as_tables(tables, log_sum_exps), outputs, log_sum_exps,
-            tuple(rows.stride()[:3] for rows in (query, key, value)), sizes,
-            OPTIONS=options, num_warps=num_warps, num_stages=num_stages,
+            attention_forward_kernel, _over_chunks(sizes, options), *rows, _or_unused(key_scale, log_sum_exps),
+            _tables_of(inputs, log_sum_exps), outputs, log_sum_exps, _strides_of(rows), tuple(sizes),
+            OPTIONS=options, num_warps=shape.num_warps, num_stages=shape.num_stages,
         )  # fmt: skip
         if num_rounds == 1:
-            return outputs[0], log_sum_exps[0], key_scale
-        output, log_sum_exp = torch.empty_like(outputs[0]), torch.empty_like(log_sum_exps[0])
+            return AttentionResults(outputs.squeeze(0), log_sum_exps.squeeze(0), key_scale)
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        log_sum_exp = torch.empty(by_token, dtype=torch.float32, device=query.device)
         launch(
-            combine_rounds_kernel, row_programs, outputs, log_sum_exps, output, log_sum_exp, (batch, heads, length),
-            ROUNDS=num_rounds, **row_sizes,
+            combine_rounds_kernel, row_programs, outputs, log_sum_exps, output, log_sum_exp,
+            by_token, ROUNDS=num_rounds, **row_constants,
         )  # fmt: skip
-    return output, log_sum_exp, key_scale
+    return AttentionResults(output, log_sum_exp, key_scale)
 
 
-def attention_backward(rows, gradient, output, numbers, tables, num_rounds, padded_length, options):
+def attention_backward(
+    gradient: torch.Tensor,
+    inputs: AttentionInputs,
+    results: AttentionResults,
+    num_rounds: int,
+    padded_length: int,
+    options: KernelOptions,
+) -> torch.Tensor:
     """
-    Gradients of `attention_forward`.
+    Gradients of `attention_forward`, whose arguments and results these are.
 
     Args:
-        rows: Its query, key and value.
-        gradient, output: Gradient of its output, and the output.
-        numbers: Log-sum-exp and scale of the keys, as returned.
-        tables, num_rounds, padded_length, options: Its other arguments.
+        gradient: Of the output.
 
     Returns:
         Gradients of query, key and value, `[3, B, L, H, D]`; with `shared_qk` of query and key together, and of value,
         `[2, B, L, H, D]`.
     """
-    rows, gradient = tuple(map(with_contiguous_rows, rows)), gradient.contiguous()
-    query = rows[0]
-    batch, length, heads, size = query.shape
-    log_sum_exp, key_scale = numbers
-    block, num_warps, num_stages = BACKWARD_LAUNCHES[options.chunk_length, size]
-    options = _for_launch(options, block)
+    inputs, gradient = inputs.with_contiguous_rows(), gradient.contiguous()
+    query, log_sum_exp = inputs.query, results.log_sum_exp
+    shape = BACKWARD_LAUNCHES[options.chunk_length, options.head_size]
+    options = _for_launch(options, shape.block)
     sizes = _sizes(query, num_rounds, padded_length, options)
     num_gradients = 2 if options.shared_qk else 3
     parts = torch.empty((num_gradients, num_rounds, *query.shape), dtype=query.dtype, device=query.device)
     delta = torch.empty_like(log_sum_exp)
+    row_programs, row_constants = _over_rows(sizes, options)
     with launching_on(query) as launch:
-        row_programs = triton.cdiv(length, ROWS_PER_PROGRAM) * batch * heads
-        row_sizes = {"BLOCK": ROWS_PER_PROGRAM, "SIZE": size, "num_warps": 4}
-        launch(row_dot_kernel, row_programs, output, gradient, delta, (heads, length), **row_sizes)
-        programs = batch * heads * sizes[3] * (options.chunk_length // block)
+        by_head = sizes.heads, sizes.length
+        launch(row_dot_kernel, row_programs, results.output, gradient, delta, by_head, **row_constants)
+        rows = query, query if inputs.key is None else inputs.key, inputs.value, gradient
+        # Shared queries and keys have one gradient.
+        query_parts, key_parts, value_parts = parts[0], parts[-2], parts[-1]
         launch(
-            attention_backward_kernel, programs, (*rows, gradient),
-            (_or_unused(key_scale, log_sum_exp), log_sum_exp, delta), _as_tables(tables, log_sum_exp),
-            (parts[0], parts[num_gradients - 2], parts[num_gradients - 1]),
-            tuple(each.stride()[:3] for each in (*rows, gradient)), sizes,
-            OPTIONS=options, num_warps=num_warps, num_stages=num_stages,
+            attention_backward_kernel, _over_chunks(sizes, options), rows,
+            (_or_unused(results.key_scale, log_sum_exp), log_sum_exp, delta), _tables_of(inputs, log_sum_exp),
+            (query_parts, key_parts, value_parts), _strides_of(rows), tuple(sizes),
+            OPTIONS=options, num_warps=shape.num_warps, num_stages=shape.num_stages,
         )  # fmt: skip
         if num_rounds == 1:
-            return parts[:, 0]
-        sums, count = torch.empty_like(parts[:, 0]), query.numel()
+            return parts.squeeze(1)
+        sums, count = torch.empty((num_gradients, *query.shape), dtype=query.dtype, device=query.device), query.numel()
         programs = num_gradients * triton.cdiv(count, NUMBERS_PER_PROGRAM)
-        block = {"BLOCK": NUMBERS_PER_PROGRAM, "num_warps": 4}
-        launch(sum_rounds_kernel, programs, parts, sums, count, ROUNDS=num_rounds, **block)
+        launch(
+            sum_rounds_kernel, programs, parts, sums, count,
+            ROUNDS=num_rounds, BLOCK=NUMBERS_PER_PROGRAM, num_warps=4,
+        )  # fmt: skip
     return sums
 
 
@@ -149,13 +146,27 @@ def _for_launch(options, block) -> KernelOptions:
 def _sizes(query, num_rounds, padded_length, options):
     batch, length, heads, _ = query.shape
     chunks_per_round = padded_length // options.chunk_length
-    return batch, heads, length, num_rounds * chunks_per_round, chunks_per_round
+    return KernelSizes(batch, heads, length, num_rounds * chunks_per_round, chunks_per_round)
 
 
-def _as_tables(tables, unused):
-    order, buckets, key_mask = tables
-    key_mask = None if key_mask is None else key_mask.view(torch.int8)
-    return tuple(_or_unused(table, unused) for table in (order, buckets, key_mask))
+def _over_chunks(sizes, options):
+    """Programs of a kernel that works on blocks of chunks."""
+    return sizes.batch * sizes.heads * sizes.num_chunks * (options.chunk_length // options.block)
+
+
+def _over_rows(sizes, options):
+    """Programs of a kernel that goes over rows once, and what it is compiled for."""
+    programs = triton.cdiv(sizes.length, ROWS_PER_PROGRAM) * sizes.batch * sizes.heads
+    return programs, {"BLOCK": ROWS_PER_PROGRAM, "SIZE": options.head_size, "num_warps": 4}
+
+
+def _strides_of(rows):
+    return tuple(each.stride()[:3] for each in rows)
+
+
+def _tables_of(inputs, unused):
+    key_mask = None if inputs.key_mask is None else inputs.key_mask.view(torch.int8)
+    return tuple(_or_unused(table, unused) for table in (inputs.order, inputs.buckets, key_mask))
 
 
 def _or_unused(tensor, unused):

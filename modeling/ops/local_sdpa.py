@@ -16,7 +16,7 @@ from .chunking import look_adjacent, masked_score, sum_windows
 from .differentiation import once_differentiable
 from .implementations import AttentionCall
 from .local_options import LocalOptions
-from .operators import arguments_of, operator, schema_of
+from .operators import AttentionFunction, arguments_of, operator, schema_of
 from .softmax_kernels import additive_mask_dtype, attend, attend_backward, distinct
 from .visibility import visible_local_keys
 
@@ -54,16 +54,10 @@ def local_attention_sdpa(
     return output, None
 
 
-class _LocalAttention(torch.autograd.Function):
+class _LocalAttention(AttentionFunction):
     @staticmethod
     def forward(query, key, value, key_mask, documents, options):
         return _local_sdpa(query, key, value, key_mask, documents, *arguments_of(options))
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.options = inputs
-        ctx.save_for_backward(*tensors, *outputs)
-        ctx.mark_non_differentiable(outputs[1])
 
     @staticmethod
     @once_differentiable

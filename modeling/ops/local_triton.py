@@ -7,6 +7,7 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 import torch
 from torch import nn
 
+from ..kernels.kernel_arguments import AttentionInputs
 from .local_options import LocalOptions
 from .triton_attention import attend
 from .triton_support import kernel_chunk_length
@@ -40,9 +41,17 @@ def local_attention_triton(
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
         documents = None if documents is None else nn.functional.pad(documents, added, value=-1)
         padded_length = chunk_length
-    mask = None if key_mask is None else key_mask.contiguous()
-    # To the kernels a document is a bucket.
-    heads = (query.shape[0], query.shape[2], 1, padded_length)
-    buckets = None if documents is None else documents[:, None, None].expand(heads).int().contiguous()
-    output = attend(query, key, value, (None, buckets, mask), 1, padded_length, options, chunk_length=chunk_length)
-    return output, None
+    buckets = None
+    if documents is not None:
+        # To the kernels a document is a bucket.
+        shape = query.shape[0], query.shape[2], 1, padded_length
+        buckets = documents[:, None, None].expand(shape).int().contiguous()
+    inputs = AttentionInputs(
+        query=query,
+        key=key,
+        value=value,
+        order=None,
+        buckets=buckets,
+        key_mask=None if key_mask is None else key_mask.contiguous(),
+    )
+    return attend(inputs, 1, padded_length, options, chunk_length=chunk_length), None

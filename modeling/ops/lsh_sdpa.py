@@ -11,6 +11,7 @@ window length. A group is some heads of one row of the batch, or all heads of so
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -18,7 +19,7 @@ from .chunking import key_scale, masked_score, self_score, sum_windows, unit_key
 from .differentiation import once_differentiable
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
-from .operators import arguments_of, operator, schema_of
+from .operators import AttentionFunction, arguments_of, operator, schema_of
 from .softmax_kernels import CausalAttention, additive_mask_dtype, attend, attend_backward, distinct
 from .visibility import LSHVisibility
 
@@ -86,16 +87,10 @@ def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_sh
     return torch.cat([first, output.transpose(1, 2).to(value.dtype)], dim=1)
 
 
-class _LSHAttention(torch.autograd.Function):
+class _LSHAttention(AttentionFunction):
     @staticmethod
     def forward(query_key, value, buckets, order, key_mask, documents, options):
         return _lsh_sdpa(query_key, value, buckets, order, key_mask, documents, *arguments_of(options))
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.options = inputs
-        ctx.save_for_backward(*tensors, *outputs)
-        ctx.mark_non_differentiable(outputs[1])
 
     @staticmethod
     @once_differentiable
@@ -157,17 +152,24 @@ def _lsh_sdpa_backward(gradient, query_key, value, buckets, order, key_mask, doc
     return gradients
 
 
-def _groups(order: torch.Tensor) -> Iterator[tuple[slice, slice]]:
-    """Heads that are worked on together, as slices of the batch and of the heads: few where texts are long."""
+class _HeadSlice(NamedTuple):
+    """Heads of some rows of the batch: `rows[heads]` is those of `rows`, `[B, H, ...]`."""
+
+    batch: slice
+    heads: slice
+
+
+def _groups(order: torch.Tensor) -> Iterator[_HeadSlice]:
+    """Heads that are worked on together: few where texts are long."""
     batch, heads, _, padded_length = order.shape
     at_once = _heads_at_once(padded_length, order.device.type)
     if at_once < heads:
         for row in range(batch):
             for head in range(0, heads, at_once):
-                yield slice(row, row + 1), slice(head, min(head + at_once, heads))
+                yield _HeadSlice(slice(row, row + 1), slice(head, min(head + at_once, heads)))
     else:
         for row in range(0, batch, at_once // heads):
-            yield slice(row, row + at_once // heads), slice(0, heads)
+            yield _HeadSlice(slice(row, row + at_once // heads), slice(0, heads))
 
 
 def _heads_at_once(padded_length: int, device_type: str) -> int:
@@ -209,7 +211,7 @@ class _Group:
         self.options, self.where, self.scratch = options, where, scratch
         buckets, order = (table[where] for table in tables[:2])
         self.heads, self.rounds, self.padded_length = order.shape[1:]
-        key_mask, documents = (None if table is None else table[where[0]] for table in tables[2:])
+        key_mask, documents = (None if table is None else table[where.batch] for table in tables[2:])
         self.visibility = LSHVisibility(buckets, order, key_mask, options, documents)
         self.dtype = query_key.dtype
         if query_key.device.type == "cpu":
@@ -247,8 +249,7 @@ class _Group:
 
     def take(self, rows: torch.Tensor, name: str) -> torch.Tensor:
         """This group's share of `[B, L, H, D]`: a copy, `[G, P, D]`, filled up with zeros."""
-        batch_rows, heads = self.where
-        share = rows[batch_rows, :, heads].transpose(1, 2)
+        share = rows[self.where.batch, :, self.where.heads].transpose(1, 2)
         batch, heads, length, size = share.shape
         taken = self.scratch(name, (batch, heads, self.padded_length, size), self.dtype)
         taken[:, :, :length] = share
@@ -257,9 +258,8 @@ class _Group:
 
     def put(self, taken: torch.Tensor, rows: torch.Tensor):
         """The reverse of `take`: write `taken` into `rows`."""
-        batch_rows, heads = self.where
         taken = taken.unflatten(0, (-1, self.heads))[:, :, : rows.shape[1]]
-        rows[batch_rows, :, heads] = taken.transpose(1, 2)
+        rows[self.where.batch, :, self.where.heads] = taken.transpose(1, 2)
 
     def pieces(self, round_index: int) -> Iterator[tuple[slice, slice]]:
         """Chunks of a round, as many at a time as a kernel is given: their numbers, and their places in the round."""
@@ -397,8 +397,8 @@ class _Group:
                 self.queries(rows, query_rows) for rows in (gradient, output, log_sum_exp)
             )
             parts = attend_backward(query, key, value, mask, gradient_, output_, log_sum_exp_, scale=1.0)
-            _add_rows(query_grad, query_rows, parts[0])
-            for whole, part in zip((key_grad, value_grad), parts[1:], strict=True):
+            _add_rows(query_grad, query_rows, parts.query)
+            for whole, part in ((key_grad, parts.key), (value_grad, parts.value)):
                 part = part.to(whole.dtype)
                 _add_rows(whole, key_rows, sum_windows(part, self.num_neighbours) if self.windows_overlap else part)
             del parts, part

@@ -7,6 +7,7 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 import torch
 from torch import nn
 
+from ..kernels.kernel_arguments import AttentionInputs
 from .lsh_options import LSHOptions
 from .triton_attention import attend
 from .triton_support import kernel_chunk_length
@@ -46,18 +47,23 @@ def lsh_attention_triton(
         order, buckets = nn.functional.pad(order, added, value=length), nn.functional.pad(buckets, added)
         key_mask = None if key_mask is None else nn.functional.pad(key_mask, added, value=False)
         documents = None if documents is None else nn.functional.pad(documents, added, value=-1)
-    own_buckets = None if options.attend_across_buckets else buckets.int().contiguous()
-    if options.attend_across_buckets and documents is not None:
-        # What a query must have in common with a key.
-        own_buckets = documents[:, None, None].expand(order.shape).int().contiguous()
-    mask = None if key_mask is None else key_mask.contiguous()
+    # What a query must have in common with a key.
+    alike = None if options.attend_across_buckets else buckets
+    if alike is None and documents is not None:
+        alike = documents[:, None, None].expand(order.shape)
+    inputs = AttentionInputs(
+        query=query_key,
+        key=None,
+        value=value,
+        order=order.int().contiguous(),
+        buckets=None if alike is None else alike.int().contiguous(),
+        key_mask=None if key_mask is None else key_mask.contiguous(),
+    )
+    _, _, num_rounds, padded_length = order.shape
     output = attend(
-        query_key,
-        None,
-        value,
-        (order.int().contiguous(), own_buckets, mask),
-        order.shape[2],
-        order.shape[3],
+        inputs,
+        num_rounds,
+        padded_length,
         options,
         chunk_length=chunk_length,
         sliding_window=options.sliding_window,

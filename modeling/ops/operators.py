@@ -37,6 +37,20 @@ def operator(schema: str, shapes: Callable, changes: tuple[str, ...] = ()) -> Ca
     return register
 
 
+class AttentionFunction(torch.autograd.Function):
+    """
+    Attention as an operator that takes tensors and, last, its options; backward needs all of that, and the results.
+
+    Only the first result has a gradient.
+    """
+
+    @staticmethod
+    def setup_context(ctx, inputs, outputs):
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors, *outputs)
+        ctx.mark_non_differentiable(*outputs[1:])
+
+
 def schema_of(options: type) -> str:
     """The fields of a dataclass of numbers, as arguments of a schema."""
     types = {"int": "SymInt", "bool": "bool", "float": "float"}

@@ -13,11 +13,21 @@ Shapes: G groups, N chunks, C queries of a chunk, W keys of its window, D head s
 """
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .differentiation import once_differentiable
+from .operators import AttentionFunction
+
+
+class RowGradients(NamedTuple):
+    """Gradients of queries, keys and values, in their shapes."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
 
 
 def additive_mask_dtype(query: torch.Tensor) -> torch.dtype:
@@ -64,39 +74,38 @@ def attend_backward(
     output: torch.Tensor,
     log_sum_exp: torch.Tensor,
     scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> RowGradients:
     """
     Gradients of `attend`, or of its share in a softmax over more.
 
     Args:
         gradient, output: `[G, N, C, D]`, of the whole softmax.
         log_sum_exp: `[G, N, C]`, of the whole softmax.
-
-    Returns:
-        Gradients of `query`, `key` and `value`, in their shapes.
     """
     kernel = _kernel_for(query)
     if kernel == "cpu":
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             gradient, query, key, value, output, log_sum_exp, 0.0, False, attn_mask=mask, scale=scale
         )
+        return RowGradients(*gradients)
     if kernel == "cuda":
         no_dropout = torch.zeros((), dtype=torch.int64, device=query.device)
         if query.dtype != torch.float32:
             # The kernel gives wrong gradients then unless the output lies in memory as it has written it.
             output = output.transpose(1, 2).contiguous().transpose(1, 2)
         needed = [True, True, True, False]
-        return torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+        *gradients, _ = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
             *(gradient, query, key, value, mask.expand(*query.shape[:3], -1), output, log_sum_exp),
             *(no_dropout, no_dropout, 0.0, needed, False),
             scale=scale,
-        )[:3]
+        )
+        return RowGradients(*gradients)
     probabilities = (_scores(query, key, mask, scale) - log_sum_exp[..., None]).exp_()
     delta = (gradient * output).to(probabilities.dtype).sum(-1, keepdim=True)
     probabilities_grad = (gradient @ value.mT).to(probabilities.dtype)
     scores_grad = (probabilities_grad.sub_(delta).mul_(probabilities) * scale).to(query.dtype)
     probabilities = probabilities.to(value.dtype)
-    return scores_grad @ key, scores_grad.mT @ query, probabilities.mT @ gradient
+    return RowGradients(scores_grad @ key, scores_grad.mT @ query, probabilities.mT @ gradient)
 
 
 def has_causal_kernel(rows: torch.Tensor) -> bool:
@@ -104,7 +113,7 @@ def has_causal_kernel(rows: torch.Tensor) -> bool:
     return rows.device.type == "cpu" and _HAS_CPU_KERNEL
 
 
-class CausalAttention(torch.autograd.Function):
+class CausalAttention(AttentionFunction):
     """
     Softmax attention of each query to the keys up to its own place, of queries, keys and values `[B, H, L, D]`.
 
@@ -113,20 +122,15 @@ class CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(query, key, value, scale):
+        # Its one option is the scale.
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)
-
-    @staticmethod
-    def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.scale = inputs
-        ctx.save_for_backward(*tensors, *outputs)
-        ctx.mark_non_differentiable(outputs[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient, _):
         query, key, value, output, log_sum_exp = ctx.saved_tensors
         gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, query, key, value, output, log_sum_exp, 0.0, True, scale=ctx.scale
+            gradient, query, key, value, output, log_sum_exp, 0.0, True, scale=ctx.options
         )
         return *gradients, None
 

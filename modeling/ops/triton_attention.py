@@ -6,18 +6,16 @@ Shapes: B batch, L length, H heads, D head size, R rounds, P padded length.
 
 import torch
 
+from ..kernels.kernel_arguments import AttentionInputs, AttentionResults
 from ..kernels.kernel_options import KernelOptions
 from .differentiation import once_differentiable
 from .local_options import LocalOptions
 from .lsh_options import LSHOptions
-from .operators import arguments_of, operator, schema_of
+from .operators import AttentionFunction, arguments_of, operator, schema_of
 
 
 def attend(
-    query: torch.Tensor,
-    key: torch.Tensor | None,
-    value: torch.Tensor,
-    tables: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    inputs: AttentionInputs,
     num_rounds: int,
     padded_length: int,
     options: LSHOptions | LocalOptions,
@@ -30,35 +28,33 @@ def attend(
     Attention by the kernels, `[B, L, H, D]`.
 
     Args:
-        query, key, value: `[B, L, H, D]`; without keys those are the queries at unit length.
-        tables: Order and buckets of the tokens, `[B, H, R, P]`, int32, and the mask of keys, `[B, P]`, bool; each
-            contiguous or None. Without buckets every key within reach counts.
         num_rounds, padded_length: R and P.
         chunk_length: Instead of the options'.
         sliding_window, own_value: See `KernelOptions`.
     """
-    order, buckets, key_mask = tables
     kernel_options = KernelOptions(
         chunk_length=chunk_length,
-        head_size=query.shape[3],
+        head_size=inputs.query.shape[3],
         num_chunks_before=options.num_chunks_before,
         num_chunks_after=options.num_chunks_after,
         causal=options.causal,
         circular_look_around=options.circular_look_around,
         sliding_window=sliding_window,
-        attend_across_buckets=buckets is None,
-        shared_qk=key is None,
+        attend_across_buckets=inputs.buckets is None,
+        shared_qk=inputs.key is None,
         own_value=own_value,
-        is_sorted=order is not None,
-        has_mask=key_mask is not None,
-        is_padded=padded_length > query.shape[1],
+        is_sorted=inputs.order is not None,
+        has_mask=inputs.key_mask is not None,
+        is_padded=padded_length > inputs.query.shape[1],
     )
-    output, *_ = TritonAttention.apply(query, key, value, *tables, num_rounds, padded_length, kernel_options)
+    # Rows that have to be copied are copied here, so that backward gets the copies.
+    inputs = inputs.with_contiguous_rows()
+    output, *_ = TritonAttention.apply(*inputs, num_rounds, padded_length, kernel_options)
     return output
 
 
-class TritonAttention(torch.autograd.Function):
-    """The output of `attend`, and what backward needs."""
+class TritonAttention(AttentionFunction):
+    """`AttentionResults`, of `AttentionInputs`."""
 
     @staticmethod
     def forward(query, key, value, order, buckets, key_mask, num_rounds, padded_length, options):
@@ -67,9 +63,8 @@ class TritonAttention(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, outputs):
-        *tensors, ctx.num_rounds, ctx.padded_length, ctx.options = inputs
-        ctx.save_for_backward(*tensors, *outputs)
-        ctx.mark_non_differentiable(*outputs[1:])
+        *tensors, ctx.num_rounds, ctx.padded_length, options = inputs
+        AttentionFunction.setup_context(ctx, (*tensors, options), outputs)
 
     @staticmethod
     @once_differentiable
@@ -77,7 +72,8 @@ class TritonAttention(torch.autograd.Function):
         sizes = ctx.num_rounds, ctx.padded_length
         gradients = _triton_attention_backward(gradient, *ctx.saved_tensors, *sizes, *arguments_of(ctx.options))
         if ctx.options.shared_qk:
-            return gradients[0], None, gradients[1], *[None] * 6
+            query_grad, value_grad = gradients
+            return query_grad, None, value_grad, *[None] * 6
         return *gradients, *[None] * 6
 
 
@@ -106,12 +102,11 @@ _SIZES = "SymInt num_rounds, SymInt padded_length"
 def _triton_attention(query, key, value, order, buckets, key_mask, num_rounds, padded_length, *options):
     from ..kernels.triton_launch import attention_forward
 
-    tables = order, buckets, key_mask
-    rows = query, query if key is None else key, value
-    output, log_sum_exp, key_scale = attention_forward(
-        *rows, tables, num_rounds, padded_length, KernelOptions(*options)
-    )
-    return output, log_sum_exp, log_sum_exp.new_empty(0) if key_scale is None else key_scale
+    inputs = AttentionInputs(query, key, value, order, buckets, key_mask)
+    results = attention_forward(inputs, num_rounds, padded_length, KernelOptions(*options))
+    # An operator gives tensors only.
+    key_scale = query.new_empty(0, dtype=torch.float32) if results.key_scale is None else results.key_scale
+    return results.output, results.log_sum_exp, key_scale
 
 
 @operator(
@@ -136,8 +131,6 @@ def _triton_attention_backward(
 ):
     from ..kernels.triton_launch import attention_backward
 
-    tables = order, buckets, key_mask
-    rows = query, query if key is None else key, value
-    numbers = log_sum_exp, key_scale if key is None else None
-    options = KernelOptions(*options)
-    return attention_backward(rows, gradient, output, numbers, tables, num_rounds, padded_length, options)
+    inputs = AttentionInputs(query, key, value, order, buckets, key_mask)
+    results = AttentionResults(output, log_sum_exp, key_scale if key is None else None)
+    return attention_backward(gradient, inputs, results, num_rounds, padded_length, KernelOptions(*options))
