@@ -141,7 +141,7 @@ def attend(query_key, value, buckets, mask=None, padded_length=None, chunk_lengt
     tables = [None if table is None else table.to(query_key.device) for table in tables]
     if options.value_shift:
         value = shift_values(value, None if mask is None else mask.to(value.device))
-    return lsh_attention_triton(query_key, value, *tables, options)[0]
+    return lsh_attention_triton(query_key, value, *tables, None, options)[0]
 
 
 def run(function, rows, gradient, mask=None):
@@ -384,7 +384,7 @@ def run_local_kernels(query, key, value, gradient, mask, definition):
     )
 
     def attend_locally(*rows):
-        return local_attention_triton(*rows, None if key_mask is None else key_mask.to(DEVICE), options)[0]
+        return local_attention_triton(*rows, None if key_mask is None else key_mask.to(DEVICE), None, options)[0]
 
     return run(attend_locally, [rows.to(DEVICE) for rows in (query, key, value)], gradient.to(DEVICE), mask)
 
