@@ -62,7 +62,8 @@ class FullSelfAttention(nn.Module):
                 output, weights = self._attend_to_cache(query, cached, return_weights)
                 return output.flatten(2), weights, None
         output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
-        output, weights = attend_by_map(output, weights, value, shift)
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, shift)
         return output.flatten(2), weights, None
 
     def _attend(self, query, key, value, mask, return_weights):

@@ -7,7 +7,7 @@ Shapes: B batch, L length, H heads, D head size, P padded length.
 import torch
 
 from .chunking import pad_mask, padded_to_multiple
-from .implementations import AttentionCall, Implementation, choose_implementation
+from .implementations import Implementation, choose_implementation
 from .local_eager import local_attention_eager
 from .local_options import LocalOptions
 from .local_sdpa import local_attention_sdpa, why_not_sdpa
@@ -72,7 +72,6 @@ def local_attention(
         circular_look_around=circular_look_around,
         dropout_p=dropout_p,
     )
-    call = AttentionCall.of(query, options, return_weights)
-    attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, call)
+    attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, query, options, return_weights)
     key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
     return attend(query, key, value, key_mask, options, return_weights)

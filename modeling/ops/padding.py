@@ -53,20 +53,18 @@ def shift_back(tensor: torch.Tensor, shift: torch.Tensor | None, dim: int = 1) -
 
 
 def attend_by_map(
-    output: torch.Tensor, weights: torch.Tensor | None, value: torch.Tensor, shift: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weights: torch.Tensor, value: torch.Tensor, shift: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
 
     Args:
-        output, value: `[B, L, H, D]`, of rows that were shifted by `shift` (see `shift_rows`).
-        weights: Their map `[B, H, L, L]`, or None.
+        weights: The map `[B, H, L, L]` of rows that were shifted by `shift` (see `shift_rows`).
+        value: `[B, L, H, D]`, of the same.
 
     Returns:
-        The output of the shifted rows, and the map of the rows before; without a map, what was given.
+        The output of the shifted rows, `[B, L, H, D]`, and the map of the rows before.
     """
-    if weights is None:
-        return output, None
     shown = shift_back(shift_back(weights, shift, dim=2), shift, dim=3)
     weights = shift_rows(shift_rows(shown, shift, dim=2), shift, dim=3)
     return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
