@@ -16,7 +16,7 @@ import psutil
 TIMEOUT_SECONDS = 900
 
 
-def run_python(*arguments: str | Path, timeout: float = TIMEOUT_SECONDS, **environment: str):
+def run_python(*arguments: str | Path, cwd: Path | None = None, timeout: float = TIMEOUT_SECONDS, **environment: str):
     """
     Run Python with these arguments, each process with one thread, and return what a finished one has left.
 
@@ -26,7 +26,9 @@ def run_python(*arguments: str | Path, timeout: float = TIMEOUT_SECONDS, **envir
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
     command = [sys.executable, *map(str, arguments)]
     with TemporaryFile("w+") as stdout, TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=cwd, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
+        )
         timed_out = False
         try:
             process.wait(timeout)

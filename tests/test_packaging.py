@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from launching import run_python
 
 import hf_reformer
 import hf_reformer.__main__ as main_module
@@ -42,11 +42,6 @@ def requirement_names(extra: str | None = None) -> set[str]:
     marker = "extra ==" if extra is None else f'extra == "{extra}"'
     lines = [line for line in requires("hf_reformer") if (marker in line) == (extra is not None)]
     return {re.match(r"[\w-]+", line).group().replace("-", "_") for line in lines}
-
-
-def run_python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,15 @@ from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .reversible import ReversibleLayerCall, ReversibleTape, autocast_type, round_to_grid, run_layer, show_stream
+from .reversible import (
+    ReversibleLayerCall,
+    ReversibleTape,
+    autocast_type,
+    round_to_grid,
+    run_reversibly,
+    run_with_graph,
+    show_stream,
+)
 from .rotary_positions import rotation_of
 from .traced_stack import TracedStack, can_be_traced, is_repeatable
 
@@ -60,26 +68,6 @@ class ReformerAttention(nn.Module):
         return self.output(context), weights, buckets
 
 
-class _RecordedAttention:
-    """
-    A layer's attention for one forward pass: the first call hashes, any later one repeats it with the same buckets.
-    """
-
-    def __init__(self, attention: ReformerAttention, rotations: torch.Tensor | None, **kwargs):
-        self.attention = attention
-        self.rotations = rotations
-        self.kwargs = kwargs
-        self.buckets = None
-        self.weights = None
-
-    def __call__(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        output, weights, buckets = self.attention(
-            hidden_states, rotations=self.rotations, buckets=self.buckets, **self.kwargs
-        )
-        self.weights, self.buckets, self.rotations = weights, buckets, None
-        return output
-
-
 class ReformerLayer(GradientCheckpointingLayer):
     """`y1 = x1 + attention(x2)`, `y2 = x2 + feed_forward(y1)`."""
 
@@ -122,31 +110,32 @@ class ReformerLayer(GradientCheckpointingLayer):
             The streams y1 and y2, and the attention map or None.
         """
         x1, x2 = tape.verify_input(self.layer_idx, (attn_output, hidden_states))
-        rotations = self.draw_rotations(x2, length, num_hashes, circle_length, cached)
-        attention = _RecordedAttention(
-            self.attention,
-            rotations,
-            circle_length=circle_length,
-            return_weights=return_weights,
-            cached=cached,
-            **kwargs,
-        )
-        # A cache must see each token once, so nothing may be recomputed. A map with a gradient needs a graph.
-        reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
         call = ReversibleLayerCall(
-            attention=attention,
-            attention_module=self.attention,
+            attention=self.attention,
+            attention_kwargs={
+                "rotations": self.draw_rotations(x2, length, num_hashes, circle_length, cached),
+                "buckets": None,
+                "circle_length": circle_length,
+                "return_weights": return_weights,
+                "cached": cached,
+                **kwargs,
+            },
             feed_forward=self.feed_forward,
             on_grid=on_grid,
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
         )
-        streams = run_layer(call, x1, x2, reversible)
-        tape.record_output(
-            self.layer_idx, streams, kept=stores_output or not reversible or not streams[1].requires_grad
-        )
-        return *streams, attention.weights
+        # A cache must see each token once, so nothing may be recomputed. A map with a gradient needs a graph.
+        reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
+        if reversible:
+            y1, y2 = run_reversibly(call, x1, x2)
+            weights, is_kept = None, stores_output or not y2.requires_grad
+        else:
+            y1, y2, weights = run_with_graph(call, x1, x2)
+            is_kept = True
+        tape.record_output(self.layer_idx, (y1, y2), is_kept)
+        return y1, y2, weights
 
     def draw_rotations(
         self,

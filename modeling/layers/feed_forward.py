@@ -1,7 +1,5 @@
 """The position-wise feed-forward layer, a chunk of the sequence at a time (paper section 3, "Chunking")."""
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -61,16 +59,14 @@ class ChunkReformerFeedForward(nn.Module):
             return (sequence,)
         return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.feed_forward_size)), dim=1)
 
-    def map_chunks(self, function: Callable[[torch.Tensor], torch.Tensor], sequence: torch.Tensor) -> torch.Tensor:
-        """`function` of each piece that `split` makes, put together again."""
-        chunks = [function(chunk) for chunk in self.split(sequence)]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+    def join(self, pieces: list[torch.Tensor]) -> torch.Tensor:
+        """What was made of the pieces of `split`, as one sequence again."""
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, L, hidden_size]` to `[B, L, hidden_size]`."""
-        return self.map_chunks(self.forward_chunk, hidden_states)
-
-    def forward_chunk(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`forward` for one piece of the sequence."""
-        hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
-        return self.output(self.dense(hidden_states))
+        pieces = []
+        for piece in self.split(hidden_states):
+            normalised = self.layer_norm(piece.to(self.layer_norm.weight.dtype))
+            pieces.append(self.output(self.dense(normalised)))
+        return self.join(pieces)

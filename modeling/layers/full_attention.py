@@ -70,7 +70,8 @@ class FullSelfAttention(nn.Module):
             output, weights = self._attend(query, key, value, full_attention_mask, return_weights)
         else:
             output, weights = self._attend_in_documents(query, key, value, documents, attention_mask, return_weights)
-        output, weights = attend_by_map(output, weights, value, layout)
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, layout)
         return output.flatten(2), weights, None
 
     def _attend(self, query, key, value, mask, return_weights):

@@ -86,7 +86,8 @@ class LocalSelfAttention(nn.Module):
             return_weights=return_weights,
             implementation=config._attn_implementation,
         )
-        output, weights = attend_by_map(output, weights, value, layout)
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, layout)
         return output.flatten(2), weights, None
 
     def _attend_to_cache(self, query, key, value, cached, circle_length, return_weights):

@@ -80,7 +80,9 @@ class LSHSelfAttention(nn.Module):
         if seed is None and not self.training:
             seed = self.layer_idx
         num_hashes = self.config.num_hashes if num_hashes is None else num_hashes
-        num_buckets = self._num_buckets(length, circle_length, cache)
+        num_buckets = None if cache is None else cache.num_buckets
+        if num_buckets is None:
+            num_buckets = num_buckets_of(self.config, length, circle_length)
         rotations = draw_rotations(self.num_heads, self.head_size, num_hashes, num_buckets, device=device, seed=seed)
         if cache is not None:
             cache.num_buckets, cache.rotations = num_buckets, rotations
@@ -105,8 +107,7 @@ class LSHSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
-            rotations: From `draw_rotations`; not needed with `buckets`.
-            buckets: `[B, H, R, L]`, to repeat an earlier call with the same buckets.
+            rotations, buckets: From `draw_rotations`, or from an earlier call that is to be repeated, `[B, H, R, L]`.
             layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
             documents: The documents of each row, or None if a row is one.
             cached: What is known of the text so far, and where the tokens of this call go in it.
@@ -119,14 +120,13 @@ class LSHSelfAttention(nn.Module):
         query_key, value = self._project(hidden_states, rotation)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query_key.shape[1]
-        cache = None if cached is None else cached.layer
         if cached is not None:
             cached.layer.update(query_key, value, cached.step)
             if not cached.step.is_first:
-                output, weights = self._attend_to_cache(query_key, cached, circle_length, return_weights)
-                return output.flatten(2), weights, None
+                return self._attend_to_cache(query_key, cached, circle_length, return_weights)
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
         how = {
-            "options": self._options_with_dropout(),
+            "options": replace(self.options, dropout_p=dropout_p) if dropout_p else self.options,
             "attention_mask": attention_mask,
             "documents": None if documents is None else documents.number,
             "return_weights": return_weights,
@@ -136,7 +136,8 @@ class LSHSelfAttention(nn.Module):
             buckets = None
             output, weights = attend_to_everything(query_key, value, **how)
         else:
-            num_buckets = self._num_buckets(length, circle_length, cache)
+            num_buckets = None if cached is None else cached.layer.num_buckets
+            num_buckets = num_buckets or num_buckets_of(self.config, length, circle_length)
             if buckets is None:
                 buckets = self._hash(query_key.detach(), rotations, num_buckets)
                 if cached is not None:
@@ -146,15 +147,18 @@ class LSHSelfAttention(nn.Module):
             )
             if self.threshold.covers_some(has_padding=attention_mask is not None):
                 if documents is None:
-                    output, weights = self._put_dense_rows(output, weights, query_key, value, how)
+                    dense = attend_to_everything(query_key, value, reach=self.threshold.length, **how)
+                    output, weights = self._put_dense_rows(dense, (output, weights), attention_mask)
                 else:
                     output, weights = self._put_dense_documents(output, weights, query_key, value, documents, how)
-        output, weights = attend_by_map(output, weights, value, layout)
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, layout)
         return output.flatten(2), weights, buckets
 
     def _project(self, hidden_states, rotation):
         heads = (-1, self.head_size)
-        query_key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.query_key, self.value))
+        query_key = self.query_key(hidden_states).unflatten(-1, heads)
+        value = self.value(hidden_states).unflatten(-1, heads)
         # CODEPATH: published checkpoints have no rotation, and new models look for content wherever it stands.
         return rotation.turn(query_key) if self.config.lsh_rotary else query_key, value
 
@@ -162,9 +166,11 @@ class LSHSelfAttention(nn.Module):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
 
     def _attend_to_cache(self, query_key, cached, circle_length, return_weights):
-        """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""
+        """New tokens' `[B, M, H, D]` to what the cache holds, them included; results as of `forward`."""
         output, weights = self._attend_as_uncached(query_key, cached, circle_length, return_weights)
-        return zero_of_masked(output, weights, cached.step.is_real if self.options.value_shift else None)
+        if self.options.value_shift and cached.step.is_real is not None:
+            output, weights = zero_of_masked(output, weights, cached.step.is_real)
+        return output.flatten(2), weights, None
 
     def _attend_as_uncached(self, query_key, cached, circle_length, return_weights):
         cache, step = cached.layer, cached.step
@@ -195,28 +201,17 @@ class LSHSelfAttention(nn.Module):
     def _attend_to_all_of(self, cached, query_key, reach, return_weights):
         return attend_to_all(query_key, cached, reach, self.options.value_shift, return_weights)
 
-    def _options_with_dropout(self):
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
-        return replace(self.options, dropout_p=dropout_p) if dropout_p else self.options
-
-    def _num_buckets(self, length: int, circle_length: int | None, cache=None):
-        if cache is not None and cache.num_buckets is not None:
-            return cache.num_buckets
-        return num_buckets_of(self.config, length, circle_length)
-
-    def _put_dense_rows(self, output, weights, query_key, value, how):
-        """Dense attention in the place of `output` for those that the threshold covers; `how` as for the whole."""
-        batch, length = query_key.shape[:2]
-        reach, mask = self.threshold.length, how["attention_mask"]
-        how = how | {"attention_mask": None if mask is None else mask[:, :reach]}
-        dense, dense_weights = attend_to_everything(query_key[:, :reach], value[:, :reach], **how)
-        row_lengths = None if mask is None else last_real_token(mask) + 1
-        positions = torch.arange(length, device=query_key.device).expand(batch, -1)
-        rest = length - reach
-        dense = nn.functional.pad(dense, (0, 0, 0, 0, 0, rest))
+    def _put_dense_rows(self, dense, hashed, attention_mask):
+        """`hashed`, output and map, with `dense`, that of the beginning, in the place of what the threshold covers."""
+        (dense_output, dense_weights), (output, weights) = dense, hashed
+        batch, length = output.shape[:2]
+        row_lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
+        positions = torch.arange(length, device=output.device).expand(batch, -1)
+        rest = length - self.threshold.length
+        dense_output = nn.functional.pad(dense_output, (0, 0, 0, 0, 0, rest))
         if weights is not None:
             dense_weights = nn.functional.pad(dense_weights, (0, rest, 0, rest))
-        return _choose(self.threshold.queries(positions, row_lengths), (dense, dense_weights), (output, weights))
+        return _choose(self.threshold.queries(positions, row_lengths), (dense_output, dense_weights), hashed)
 
     def _put_dense_documents(self, output, weights, query_key, value, documents, how):
         """The same for each document by its own length."""

@@ -6,9 +6,10 @@ again: PyTorch's default random generators, what is in training and what in eval
 of other kinds (Python's, NumPy's, those somebody has made) and other attributes of modules are not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -52,37 +53,44 @@ class _Held:
         return self.tensor
 
 
+class _RandomStates(NamedTuple):
+    """States of PyTorch's generators: that of the CPU, and that of another device if there is one."""
+
+    cpu: torch.Tensor
+    device: torch.Tensor | None
+
+
 class Recording:
     """
     What the result of a module and of all in it depends on beside its inputs.
 
     Attributes:
-        modules: The module and all in it.
+        module: The module.
+        modules: It and all in it.
         parameters: Theirs, each once.
     """
 
     def __init__(self, module: nn.Module):
-        self.modules = tuple(module.modules())
+        self.module, self.modules = module, tuple(module.modules())
         # CODEPATH: a parametrisation is what a user adds to a weight.
         if parametrize._cache_enabled and any(map(parametrize.is_parametrized, self.modules)):
             raise ValueError(
                 "Reversible layers compute parametrised weights again in backward, and `parametrize.cached()` would "
                 "give them those of forward, which have no graph. Leave it out, or set `config.reversible=False`."
             )
-        parameters = _entries(each._parameters for each in self.modules)
-        self._parameters = [_Held(*entry, version_of(entry[-1])) for entry in parameters]
-        self.parameters = list(dict.fromkeys(held.tensor for held in self._parameters))
+        self.parameters = list(module.parameters())
+        self._parameters = _held_by(self.modules, "_parameters")
         self._buffers: list[_Held] = []
         self._training: list[bool] = []
-        self._random_states: list[torch.Tensor] = []
+        self._random_states: _RandomStates
 
     @contextmanager
     def recorded(self, device: torch.device) -> Iterator[None]:
         """For the first run, which draws its random numbers on `device` or on the CPU."""
         self._training = [module.training for module in self.modules]
-        buffers = _entries(module._buffers for module in self.modules)
-        copies = {tensor: tensor.clone() for *_, tensor in buffers}
-        self._buffers = [_Held(*entry, version_of(entry[-1]), copies[entry[-1]]) for entry in buffers]
+        self._buffers = _held_by(self.modules, "_buffers")
+        for held in self._buffers:
+            held.before = held.tensor.clone()
         self._device, self._random_states = device, _random_states(device)
         yield
         for held in self._buffers:
@@ -119,21 +127,27 @@ class Recording:
                 module.training = is_training
 
 
-def _entries(places: Iterable[dict]) -> list[tuple[dict, str, torch.Tensor]]:
-    return [(place, name, tensor) for place in places for name, tensor in place.items() if tensor is not None]
+def _held_by(modules: tuple[nn.Module, ...], kind: str) -> list[_Held]:
+    """What modules hold in their dictionaries of a kind, "_parameters" or "_buffers"."""
+    held = []
+    for module in modules:
+        place = getattr(module, kind)
+        for name, tensor in place.items():
+            if tensor is not None:
+                held.append(_Held(place, name, tensor, version_of(tensor)))
+    return held
 
 
-def _random_states(device: torch.device) -> list[torch.Tensor]:
-    states = [torch.get_rng_state()]
-    if device.type not in ("cpu", "meta"):
-        states.append(torch.get_device_module(device).get_rng_state(*_arguments(device)))
-    return states
+def _random_states(device: torch.device) -> _RandomStates:
+    if device.type in ("cpu", "meta"):
+        return _RandomStates(torch.get_rng_state(), None)
+    return _RandomStates(torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_arguments(device)))
 
 
-def _set_random_states(device: torch.device, states: list[torch.Tensor]):
-    torch.set_rng_state(states[0])
-    for state in states[1:]:
-        torch.get_device_module(device).set_rng_state(state, *_arguments(device))
+def _set_random_states(device: torch.device, states: _RandomStates):
+    torch.set_rng_state(states.cpu)
+    if states.device is not None:
+        torch.get_device_module(device).set_rng_state(states.device, *_arguments(device))
 
 
 def _arguments(device):

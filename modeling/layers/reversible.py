@@ -8,9 +8,10 @@ There is one autograd Function per layer, with the layer's parameters among its 
 autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see what they expect.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,11 +41,12 @@ class RoundToGrid(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[torch.Tensor, torch.dtype], output: torch.Tensor):
-        ctx.dtypes = inputs[0].dtype, output.dtype
+        numbers, ctx.grid_dtype = inputs
+        ctx.given_dtype = numbers.dtype
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient.to(ctx.dtypes[0]), None
+        return gradient.to(ctx.given_dtype), None
 
 
 class _RoundToGridInForwardMode(RoundToGrid):
@@ -52,7 +54,7 @@ class _RoundToGridInForwardMode(RoundToGrid):
 
     @staticmethod
     def jvp(ctx, tangent: torch.Tensor, _) -> torch.Tensor:
-        return tangent.to(ctx.dtypes[1])
+        return tangent.to(ctx.grid_dtype)
 
 
 def round_to_grid(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -96,15 +98,16 @@ class _Follow(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor):
-        ctx.dtypes = tuple(tensor.dtype for tensor in inputs)
+        stream, shown = inputs
+        ctx.stream_dtype, ctx.shown_dtype = stream.dtype, shown.dtype
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[None, torch.Tensor]:
-        return None, gradient.to(ctx.dtypes[1])
+        return None, gradient.to(ctx.shown_dtype)
 
     @staticmethod
     def jvp(ctx, _, tangent: torch.Tensor) -> torch.Tensor:
-        return tangent.to(ctx.dtypes[0])
+        return tangent.to(ctx.stream_dtype)
 
 
 def show_stream(
@@ -122,6 +125,21 @@ def show_stream(
     return shown, _Follow.apply(stream, into_rows(layout, shown))
 
 
+class _LayerOutput(NamedTuple):
+    """
+    What a tape knows of a layer's output.
+
+    Attributes:
+        streams: The output.
+        states: Where it was in memory, and how often it had been changed.
+        kept: Its layer does not need the layer above to recover it.
+    """
+
+    streams: tuple[torch.Tensor, torch.Tensor]
+    states: list[tuple]
+    kept: bool
+
+
 class ReversibleTape:
     """
     What the layers of one forward pass know of each other's streams.
@@ -135,9 +153,10 @@ class ReversibleTape:
     """
 
     def __init__(self, streams: tuple[torch.Tensor, torch.Tensor]):
-        self._recorded: dict[int, tuple] = {}
+        self._recorded: dict[int, _LayerOutput] = {}
         self._last_recorded: int | None = None
-        self._handed_down: tuple[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+        # The one output that is recovered and not yet received, by its layer.
+        self._handed_down: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.record_output(-1, streams, kept=True)
 
     @torch.compiler.disable
@@ -149,7 +168,7 @@ class ReversibleTape:
         # Gradient checkpointing runs layers again in backward. Only the first run counts.
         if self._last_recorded is None or self._last_recorded < layer_idx:
             self._last_recorded = layer_idx
-            self._recorded[layer_idx] = streams, _state_of(streams), kept
+            self._recorded[layer_idx] = _LayerOutput(streams, list(map(_state_of, streams)), kept)
 
     @torch.compiler.disable
     def verify_input(
@@ -158,14 +177,14 @@ class ReversibleTape:
         """The input of a layer, which is what the layer below has recorded, given the streams that arrived."""
         if layer_idx - 1 not in self._recorded:
             return streams
-        output, state, kept = self._recorded.pop(layer_idx - 1)
-        if _state_of(streams) == state:
+        output = self._recorded.pop(layer_idx - 1)
+        if list(map(_state_of, streams)) == output.states:
             return streams
-        if all(map(_is_cast, streams, output)):
-            if kept and torch.is_grad_enabled():
-                self._recorded[layer_idx - 1] = output, state, kept
-            return tuple(map(_PassCast.apply, streams, output))
-        if kept:
+        if all(map(_is_cast, streams, output.streams)):
+            if output.kept and torch.is_grad_enabled():
+                self._recorded[layer_idx - 1] = output
+            return tuple(map(_PassCast.apply, streams, output.streams))
+        if output.kept:
             return streams
         raise RuntimeError(
             f"The output of layer {layer_idx - 1} was changed on its way to layer {layer_idx}, by a hook or a "
@@ -175,100 +194,101 @@ class ReversibleTape:
 
     def hand_down(self, layer_idx: int, streams: tuple[torch.Tensor, torch.Tensor]):
         """Keep the output of a layer for its backward; the layer above has recovered it."""
-        self._handed_down = layer_idx, streams
+        self._handed_down = {layer_idx: streams}
 
     def receive(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The output of a layer for its backward, as the layer above has handed it down."""
-        handed_down, self._handed_down = self._handed_down, None
-        if handed_down is None or handed_down[0] != layer_idx:
+        handed_down, self._handed_down = self._handed_down, {}
+        if layer_idx not in handed_down:
             raise RuntimeError(
                 f"The backward pass entered the reversible stack at the output of layer {layer_idx}, which was not "
                 "stored. Pass `output_hidden_states=True` to use a layer's output in a loss, or set "
                 "`config.reversible=False`."
             )
-        return handed_down[1]
+        return handed_down[layer_idx]
 
 
 @dataclass
 class ReversibleLayerCall:
     """
-    What a layer's recomputation needs besides its streams.
+    One call of a layer: what its recomputation needs besides the streams.
 
     Attributes:
-        attention: F, without side effects once it has run.
-        attention_module, feed_forward: The modules whose parameters F and G use. Each begins with a `layer_norm`.
-            `feed_forward` works on pieces of the sequence, one at a time; `split` makes them.
+        attention: The module F. Its results are what it adds, the attention map or None, and the buckets or None.
+        attention_kwargs: Its arguments; in the recomputation they have the buckets instead of the rotations.
+        feed_forward: The module G. It works on pieces of the sequence, one at a time; `split` makes them.
         on_grid: Exact mode: round updates to the grid on which the inversion is exact.
         tape: Shared by the layers of one forward pass.
         layer_idx: Place of the layer in the stack, 0 first.
         stores_output: Whether the layer keeps its own output, as the last one must.
-        recordings: Of `attention_module` and of `feed_forward`.
+        of_attention, of_feed_forward: Recordings of the modules.
         autocast: Of the forward pass.
     """
 
-    attention: Callable[[torch.Tensor], torch.Tensor]
-    attention_module: nn.Module
+    attention: nn.Module
+    attention_kwargs: dict[str, Any]
     feed_forward: ChunkReformerFeedForward
     on_grid: bool
     tape: ReversibleTape
     layer_idx: int
     stores_output: bool
-    recordings: tuple[Recording, ...] = ()
-    autocast: dict = field(default_factory=dict)
-
-    def add(
-        self, stream: torch.Tensor, update: torch.Tensor, sign: int = 1, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """`stream + sign * update`; without a graph where there is none, or where it is written into `out`."""
-        if out is None and (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-            update = round_to_grid(update, stream.dtype) if self.on_grid else update
-            return torch.add(stream, update, alpha=sign)
-        return _add_in_pieces(stream, update, sign, torch.empty_like(stream) if out is None else out, self.on_grid)
+    of_attention: Recording = field(init=False)
+    of_feed_forward: Recording = field(init=False)
+    autocast: dict[str, Any] = field(init=False)
 
 
-def run_layer(
-    call: ReversibleLayerCall, x1: torch.Tensor, x2: torch.Tensor, reversible: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run_with_graph(
+    call: ReversibleLayerCall, x1: torch.Tensor, x2: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """
-    One layer, `[B, L, hidden_size]` streams in and out.
+    One layer under ordinary autograd, which stores what it needs.
 
-    With `reversible` it stores nothing for backward but what `call` says; without, ordinary autograd stores what it
-    needs. The numbers are the same.
+    Args:
+        x1, x2: Streams, `[B, L, hidden_size]`.
+
+    Returns:
+        The streams y1 and y2, with the numbers of `run_reversibly`, and the attention map or None.
     """
-    if reversible:
-        return _run_reversibly(call, x1, x2)
-    y1 = call.add(x1, call.attention(narrowed(x2, call.attention_module)))
+    attention, feed_forward = call.attention, call.feed_forward
+    update, weights, _ = attention(narrowed(x2, attention), **call.attention_kwargs)
+    y1 = _add(x1, update, call.on_grid)
     # The pieces are split here, as in backward. So random numbers are the same, and a compiled module is one program.
-    update = call.feed_forward.map_chunks(lambda piece: call.feed_forward(narrowed(piece, call.feed_forward)), y1)
-    return y1, call.add(x2, update)
+    updates = [feed_forward(narrowed(piece, feed_forward)) for piece in feed_forward.split(y1)]
+    return y1, _add(x2, feed_forward.join(updates), call.on_grid), weights
 
 
 # `torch.compile` of a whole model would compile forward and not the recomputation in backward, which then drew other
 # random numbers and rounded differently. Attention and feed-forward that are compiled by themselves stay so in both.
 @torch.compiler.disable
-def _run_reversibly(call, x1, x2):
+def run_reversibly(call: ReversibleLayerCall, x1: torch.Tensor, x2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The streams y1 and y2 of one layer, which stores nothing for backward but what `call` says."""
     if is_inside_transform():
         refuse_derivatives("inside of `torch.func`, or in forward mode")
-    call.recordings = Recording(call.attention_module), Recording(call.feed_forward)
-    parameters = (parameter for recording in call.recordings for parameter in recording.parameters)
+    call.of_attention, call.of_feed_forward = Recording(call.attention), Recording(call.feed_forward)
+    parameters = *call.of_attention.parameters, *call.of_feed_forward.parameters
     return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
 
 
 class ReversibleLayerFunction(torch.autograd.Function):
-    """`run_layer` with a backward that recomputes F and G once each, inverting the layer on the way."""
+    """`run_reversibly` with a backward that recomputes F and G once each, inverting the layer on the way."""
 
     @staticmethod
     def forward(ctx, call, x1, x2, *parameters):
-        device = x1.device
+        device, attention, feed_forward = x1.device, call.attention, call.feed_forward
         call.autocast = autocast_state(device)
-        compute, feed_forward = _without_graph(call), call.feed_forward
-        of_attention, of_feed_forward = call.recordings
-        with of_attention.recorded(device):
-            y1 = call.add(x1, compute(call.attention, narrowed(x2, call.attention_module)))
+        with call.of_attention.recorded(device), _as_in_recomputation(call):
+            update, _, buckets = attention(_leaf_for(attention, x2), **call.attention_kwargs)
+        call.attention_kwargs = call.attention_kwargs | {"rotations": None, "buckets": buckets}
+        y1 = _add_in_pieces(x1, update.detach(), torch.empty_like(x1), on_grid=call.on_grid)
+        # Here and below: freed before something else takes memory.
+        del update
         y2 = torch.empty_like(x2)
-        with of_feed_forward.recorded(device):
+        with call.of_feed_forward.recorded(device):
             for x2_piece, y1_piece, y2_piece in zip(*map(feed_forward.split, (x2, y1, y2)), strict=True):
-                call.add(x2_piece, compute(feed_forward, narrowed(y1_piece, feed_forward)), out=y2_piece)
+                with _as_in_recomputation(call):
+                    update = feed_forward(_leaf_for(feed_forward, y1_piece))
+                _add_in_pieces(x2_piece, update.detach(), y2_piece, on_grid=call.on_grid)
+                del update
         ctx.call = call
         if call.stores_output:
             ctx.save_for_backward(y1, y2)
@@ -279,54 +299,49 @@ class ReversibleLayerFunction(torch.autograd.Function):
     def backward(ctx, y1_grad, y2_grad):
         call = ctx.call
         y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.receive(call.layer_idx)
-        of_attention, of_feed_forward = call.recordings
-        with of_feed_forward.replayed():
+        with call.of_feed_forward.replayed():
             x2, y1_grad, feed_forward_grads = _invert_feed_forward(call, y1, y2, y1_grad, y2_grad)
-        with of_attention.replayed():
+        with call.of_attention.replayed():
             x1, x2_grad, attention_grads = _invert_attention(call, y1, x2, y1_grad, y2_grad)
         if call.layer_idx > 0:
             call.tape.hand_down(call.layer_idx - 1, (x1, x2))
         return None, y1_grad, x2_grad, *attention_grads, *feed_forward_grads
 
 
-def _without_graph(call):
+@contextmanager
+def _as_in_recomputation(call) -> Iterator[None]:
     """
-    How to call F and G in forward, where no graph is kept: `_without_graph(call)(function, inputs)`.
+    What is compiled runs in forward as in `_recompute`, with a graph that is then thrown away.
 
-    What is compiled runs as in `_recompute`, so that it is the same program: one made for inference may round and draw
-    random numbers in another way.
+    So it is the same program: one made for inference may round and draw random numbers in another way.
     """
-    modules = (module for recording in call.recordings for module in recording.modules)
-    is_compiled = any(module._compiled_call_impl is not None for module in modules)
-
-    def compute(function, inputs):
-        if not is_compiled:
-            return function(inputs)
-        with torch.enable_grad(), torch.autocast(**call.autocast):
-            return function(inputs.detach().requires_grad_()).detach()
-
-    return compute
+    modules = *call.of_attention.modules, *call.of_feed_forward.modules
+    if not any(module._compiled_call_impl is not None for module in modules):
+        yield
+        return
+    with torch.enable_grad(), torch.autocast(**call.autocast):
+        yield
 
 
 def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
     """`x2 = y2 - G(y1)`, the gradient of `y1` through G added, and the gradients of G's parameters."""
-    module, grads = call.feed_forward, None
+    split, grads = call.feed_forward.split, None
     x2, whole_grad = _memory_for_input(call, y2), torch.empty_like(y1_grad)
     for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece, x2_piece, grad_piece in zip(
-        *map(module.split, (y1, y2, y1_grad, y2_grad, x2, whole_grad)), strict=True
+        *map(split, (y1, y2, y1_grad, y2_grad, x2, whole_grad)), strict=True
     ):
-        update, piece_grad, piece_grads = _recompute(call, module, call.recordings[1], y1_piece, y2_grad_piece)
-        call.add(y2_piece, update, sign=-1, out=x2_piece)
-        _add_in_pieces(y1_grad_piece, piece_grad, 1, grad_piece)
+        update, piece_grad, piece_grads = _recompute(call, call.of_feed_forward, y1_piece, y2_grad_piece, {})
+        _add_in_pieces(y2_piece, update, x2_piece, sign=-1, on_grid=call.on_grid)
+        _add_in_pieces(y1_grad_piece, piece_grad, grad_piece)
         grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
     return x2, whole_grad, grads
 
 
 def _invert_attention(call, y1, x2, y1_grad, y2_grad):
     """`x1 = y1 - F(x2)`, the gradient of `x2` through F added, and the gradients of F's parameters."""
-    update, x2_grad, grads = _recompute(call, call.attention, call.recordings[0], x2, y1_grad)
-    x1 = call.add(y1, update, sign=-1, out=_memory_for_input(call, y1))
-    return x1, _add_in_pieces(y2_grad, x2_grad, 1, torch.empty_like(y2_grad)), grads
+    update, x2_grad, grads = _recompute(call, call.of_attention, x2, y1_grad, call.attention_kwargs)
+    x1 = _add_in_pieces(y1, update, _memory_for_input(call, y1), sign=-1, on_grid=call.on_grid)
+    return x1, _add_in_pieces(y2_grad, x2_grad, torch.empty_like(y2_grad)), grads
 
 
 def _memory_for_input(call, output_stream):
@@ -336,19 +351,25 @@ def _memory_for_input(call, output_stream):
     It is that of the output where nobody else has seen it: the layer above has recovered it, and modules, whose hooks
     may keep what they are given, were given a narrower copy.
     """
-    modules = call.attention_module, call.feed_forward
+    modules = call.attention, call.feed_forward
     was_copied = all(output_stream.dtype != module.layer_norm.weight.dtype for module in modules)
     return output_stream if was_copied and not call.stores_output else torch.empty_like(output_stream)
 
 
-def _add_in_pieces(stream, update, sign, out, on_grid=False):
-    """`out = stream + sign * update`; `out` may be `stream`."""
+def _add(stream, update, on_grid):
+    """`stream + update`, with a graph where there is one."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return stream + (round_to_grid(update, stream.dtype) if on_grid else update)
+    return _add_in_pieces(stream, update, torch.empty_like(stream), on_grid=on_grid)
+
+
+def _add_in_pieces(stream, update, out, *, sign=1, on_grid=False):
+    """`out = stream + sign * update`, without a graph; `out` may be `stream`."""
     rows = stream.shape[1]
     if stream.device.type == "cpu":
         rows = max(1, ADDED_AT_ONCE * rows // max(1, stream.numel()))
-    for stream_piece, update_piece, out_piece in zip(
-        *(tensor.split(rows, dim=1) for tensor in (stream, update, out)), strict=True
-    ):
+    pieces = stream.split(rows, dim=1), update.split(rows, dim=1), out.split(rows, dim=1)
+    for stream_piece, update_piece, out_piece in zip(*pieces, strict=True):
         update_piece = _on_grid(update_piece, stream.dtype) if on_grid else update_piece
         torch.add(stream_piece, update_piece, alpha=sign, out=out_piece)
     return out
@@ -363,22 +384,30 @@ def narrowed(stream: torch.Tensor, module: Any) -> torch.Tensor:
     return stream.to(module.layer_norm.weight.dtype)
 
 
-def _recompute(call, function, recording, stream, output_grad):
-    """`function(stream)`, the gradients of its input, and of each recorded parameter (None if it needs none)."""
+def _leaf_for(module, stream):
+    """A stream as a module gets it, cut off from the graph before; where a graph is made, it begins here."""
+    return narrowed(stream.detach(), module).requires_grad_(torch.is_grad_enabled())
+
+
+def _recompute(call, recording, stream, output_grad, kwargs):
+    """What a module adds for `stream`, the gradients of `stream`, and of each parameter (None if it needs none)."""
     trained = [parameter for parameter in recording.parameters if parameter.requires_grad]
     with torch.enable_grad(), torch.autocast(**call.autocast):
-        inputs = narrowed(stream.detach(), recording.modules[0]).requires_grad_()
+        inputs = _leaf_for(recording.module, stream)
         # A view, because profilers put hooks on what modules are given, and not every hook may be put on a leaf.
-        update = function(inputs.view_as(inputs))
-    grads = torch.autograd.grad(update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True)
-    trained_grads = iter(grads[1:])
+        output = recording.module(inputs.view_as(inputs), **kwargs)
+    update, *_ = output if isinstance(output, tuple) else (output,)
+    inputs_grad, *grads = torch.autograd.grad(
+        update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True
+    )
+    trained_grads = iter(grads)
     parameter_grads = [next(trained_grads) if each.requires_grad else None for each in recording.parameters]
-    return update.detach(), grads[0], parameter_grads
+    return update.detach(), inputs_grad, parameter_grads
 
 
-def _state_of(streams):
+def _state_of(stream):
     # Wrappers of modules may pass views on. A view shares memory and version counter with its base.
-    return [(id(stream.untyped_storage()), stream.storage_offset(), version_of(stream)) for stream in streams]
+    return id(stream.untyped_storage()), stream.storage_offset(), version_of(stream)
 
 
 def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:

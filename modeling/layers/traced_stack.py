@@ -146,19 +146,16 @@ class _ReversibleStack(torch.autograd.Function):
     def forward(ctx, stack, hidden_states, *weights):
         streams, _, all_buckets = stack.forward(hidden_states)
         ctx.stack, ctx.autocast = stack, autocast_state(hidden_states.device)
-        ctx.hashed = [buckets is not None for buckets in all_buckets]
         # Who changes a weight before backward is told so.
-        ctx.save_for_backward(*streams, *[buckets for buckets in all_buckets if buckets is not None], *weights)
+        ctx.save_for_backward(*streams, *all_buckets, *weights)
         return streams
 
     @staticmethod
     def backward(ctx, *gradients):
         y1, y2, *saved = ctx.saved_tensors
-        all_buckets, taken = [], 0
-        for hashed in ctx.hashed:
-            all_buckets.append(saved[taken] if hashed else None)
-            taken += hashed
-        input_grad, weights_grads = ctx.stack.backward((y1, y2), all_buckets, saved[taken:], gradients, ctx.autocast)
+        num_layers = len(ctx.stack.layers)
+        all_buckets, weights = saved[:num_layers], saved[num_layers:]
+        input_grad, weights_grads = ctx.stack.backward((y1, y2), all_buckets, weights, gradients, ctx.autocast)
         return None, input_grad, *weights_grads
 
 
@@ -173,7 +170,8 @@ def _recompute(module, stream, weights, output_grad, autocast, kwargs):
     def update_of(inputs, *weights):
         with torch.autocast(**autocast):
             output = functional_call(module, dict(zip(names, weights, strict=True)), (inputs,), kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        update, *_ = output if isinstance(output, tuple) else (output,)
+        return update
 
     inputs = narrowed(stream, module)
     if torch.compiler.is_compiling():

@@ -22,8 +22,8 @@ def self_score(dtype: torch.dtype) -> float:
 
 
 def masked_score(dtype: torch.dtype) -> float:
-    """The same for a key that must not count: less than nothing, so that beside it a token counts for itself."""
-    return 2 * self_score(dtype)
+    """The same for a key that must not count: twice as low, so that beside it a token counts for itself."""
+    return -65504.0 if dtype == torch.float16 else -(2.0**126)
 
 
 def padded_to_multiple(length: int, multiple: int) -> int:
@@ -106,8 +106,8 @@ def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torc
     if num_before == num_after == 0:
         return chunks
     num_chunks = chunks.shape[2]
-    offsets = [circular_offset(offset, num_chunks) for offset in range(-num_before, num_after + 1)]
-    return torch.cat([chunks.roll(-offset, dims=2) for offset in offsets], dim=3)
+    offsets = range(-num_before, num_after + 1)
+    return torch.cat([chunks.roll(-circular_offset(offset, num_chunks), dims=2) for offset in offsets], dim=3)
 
 
 def window_views(chunks: torch.Tensor, num_windows: int, num_neighbours: int) -> torch.Tensor:

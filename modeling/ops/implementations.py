@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from .differentiation import is_inside_transform, refuse_derivatives
+from .local_options import LocalOptions
+from .lsh_options import LSHOptions
 
 
 NAMES = ("eager", "sdpa", "triton")
@@ -40,27 +42,6 @@ class AttentionCall:
     allow_duplicate_attention: bool = True
     documents_on_the_circle: bool = False
 
-    @classmethod
-    def of(cls, query: torch.Tensor, options, return_weights: bool, has_documents: bool = False) -> "AttentionCall":
-        """A call with queries `[B, L, H, D]` and with `LSHOptions` or `LocalOptions`."""
-        num_chunks_before, num_chunks_after = options.around
-        return cls(
-            device=query.device,
-            dtype=query.dtype,
-            head_size=query.shape[3],
-            chunk_length=options.chunk_length,
-            num_chunks_before=num_chunks_before,
-            num_chunks_after=num_chunks_after,
-            length=query.shape[1],
-            dropout_p=options.dropout_p,
-            return_weights=return_weights,
-            # Local attention has no rounds that could find a key twice.
-            allow_duplicate_attention=getattr(options, "allow_duplicate_attention", True),
-            documents_on_the_circle=has_documents
-            and options.circular_look_around
-            and getattr(options, "attend_across_buckets", False),
-        )
-
     def why_not_fused(self, without_dropout: str) -> str | None:
         """
         Why a kernel that keeps no probabilities cannot serve the call and what to do, or None.
@@ -84,13 +65,13 @@ class Implementation:
     """
     Attributes:
         attend: The function.
-        why_not: Why it cannot serve a call and what to do, in a sentence; None if it can.
+        why_not: Why it cannot serve a call and what to do, in a sentence, or None. Without it, it can do everything.
         is_default_on: Types of device where it is taken when none is asked for; None for all.
         not_by_default: Pairs of a type of device and a dtype where it can be asked for, but the next one is faster.
     """
 
     attend: Callable
-    why_not: Callable[[AttentionCall], str | None] = lambda call: None
+    why_not: Callable[[AttentionCall], str | None] | None = None
     is_default_on: tuple[str, ...] | None = None
     not_by_default: tuple[tuple[str, torch.dtype], ...] = ()
 
@@ -113,18 +94,44 @@ def check_keeps_weights(name: str | None):
         )
 
 
-def choose_implementation(implementations: dict[str, Implementation], requested: str | None, call: AttentionCall):
+def choose_implementation(
+    implementations: dict[str, Implementation],
+    requested: str | None,
+    query: torch.Tensor,
+    options: LSHOptions | LocalOptions,
+    return_weights: bool,
+    has_documents: bool = False,
+) -> Callable:
     """
     The function that serves a call.
 
     Args:
         implementations: By name, the fastest first; "eager" can do everything.
         requested: A name, or None for the fastest that can.
+        query: `[B, L, H, D]`.
+        has_documents: Whether rows hold several documents.
 
     Raises:
         ValueError: There is no such name, or that implementation cannot do what is asked of it.
     """
     is_transformed = is_inside_transform()
+    call = AttentionCall(
+        device=query.device,
+        dtype=query.dtype,
+        head_size=query.shape[3],
+        chunk_length=options.chunk_length,
+        num_chunks_before=options.num_chunks_before,
+        num_chunks_after=options.num_chunks_after,
+        length=query.shape[1],
+        dropout_p=options.dropout_p,
+        return_weights=return_weights,
+        # Local attention has no rounds that could find a key twice.
+        allow_duplicate_attention=not isinstance(options, LSHOptions) or options.allow_duplicate_attention,
+        documents_on_the_circle=has_documents
+        and options.circular_look_around
+        and isinstance(options, LSHOptions)
+        and options.attend_across_buckets,
+    )
     if requested is None:
         # An exported program should run where this package is not installed.
         if is_transformed or torch.compiler.is_exporting():
@@ -137,13 +144,13 @@ def choose_implementation(implementations: dict[str, Implementation], requested:
         )
     if is_transformed and requested != "eager":
         refuse_derivatives("inside of `torch.func`, or in forward mode")
-    reason = implementations[requested].why_not(call)
-    if reason is not None:
+    implementation = implementations[requested]
+    if implementation.why_not is not None and (reason := implementation.why_not(call)) is not None:
         raise ValueError(f"The {requested!r} implementation of this attention {reason}")
-    return implementations[requested].attend
+    return implementation.attend
 
 
 def _is_default_for(implementation: Implementation, call: AttentionCall) -> bool:
     devices, device = implementation.is_default_on, call.device.type
     is_wanted = (devices is None or device in devices) and (device, call.dtype) not in implementation.not_by_default
-    return is_wanted and implementation.why_not(call) is None
+    return is_wanted and (implementation.why_not is None or implementation.why_not(call) is None)

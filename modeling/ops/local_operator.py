@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .chunking import may_pad, pad_mask, padded_to_multiple
-from .implementations import AttentionCall, Implementation, choose_implementation
+from .implementations import Implementation, choose_implementation
 from .local_eager import local_attention_eager
 from .local_options import LocalOptions
 from .local_sdpa import local_attention_sdpa, why_not_sdpa
@@ -76,8 +76,9 @@ def local_attention(
         circular_look_around=circular_look_around,
         dropout_p=dropout_p,
     )
-    call = AttentionCall.of(query, options, return_weights, has_documents=documents is not None)
-    attend = choose_implementation(LOCAL_IMPLEMENTATIONS, implementation, call)
+    attend = choose_implementation(
+        LOCAL_IMPLEMENTATIONS, implementation, query, options, return_weights, has_documents=documents is not None
+    )
     key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
     if documents is not None and may_pad(options.padded_length - length):
         documents = nn.functional.pad(documents, (0, options.padded_length - length), value=-1)

@@ -5,6 +5,9 @@ Shapes: B batch, H heads, D head size, R rounds, P padded length, C chunk length
 length. Positions are indices into the unsorted, padded sequence.
 """
 
+from functools import reduce
+from operator import and_
+
 import torch
 from torch import nn
 
@@ -45,46 +48,43 @@ def lsh_attention_eager(
     Returns:
         Output `[B, L, H, D]`, and with `return_weights` the attention map `[B, H, L, L]`, else None.
     """
-    length = query_key.shape[1]
-    query_key, value = pad_rows(query_key, order.shape[3]), pad_rows(value, order.shape[3])
+    length, padded_length = query_key.shape[1], order.shape[3]
     order = order.long()
     visibility = LSHVisibility(buckets, order, key_mask, options, documents)
-    sorted_positions = order.flatten(2)
+    positions, key_positions = visibility.positions, visibility.key_positions
+    is_self = positions[..., :, None] == key_positions[..., None, :]
 
-    def in_chunks(rows):
-        return gather_rows(rows, sorted_positions).unflatten(2, (-1, options.chunk_length))
+    sorted_positions, in_chunks = order.flatten(2), (-1, options.chunk_length)
+    query = gather_rows(pad_rows(query_key, padded_length), sorted_positions).unflatten(2, in_chunks)
+    values = gather_rows(pad_rows(value, padded_length), sorted_positions).unflatten(2, in_chunks)
+    key, values = look_adjacent(unit_keys(query), *options.around), look_adjacent(values, *options.around)
 
-    query = in_chunks(query_key)
-    key, values = (look_adjacent(rows, *options.around) for rows in (unit_keys(query), in_chunks(value)))
     rank = order.argsort(dim=-1)
-    probabilities, round_weights = _softmax_of_each_round(_scores(query, key, visibility), rank)
+    probabilities, round_weights = _softmax_of_each_round(_scores(query, key, visibility, is_self), rank)
     if options.value_shift:
-        probabilities = probabilities.masked_fill(_is_self(visibility), 0)
+        probabilities = probabilities.masked_fill(is_self, 0)
     dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
     output = _combine_rounds((dropped.to(values.dtype) @ values).flatten(2, 3), round_weights, rank)
     output = unpad_rows(output, length)
     if not return_weights:
         return output, None
-    sorted_weights = round_weights.gather(3, order).reshape(*visibility.positions.shape, 1)
-    positions = visibility.positions, visibility.key_positions
-    weights = scatter_to_map(dropped * sorted_weights, *positions, order.shape[3])
+    sorted_weights = round_weights.gather(3, order).reshape(*positions.shape, 1)
+    weights = scatter_to_map(dropped * sorted_weights, positions, key_positions, padded_length)
     return output, weights[:, :, :length, :length]
 
 
-def _scores(query, key, visibility):
+def _scores(query, key, visibility, is_self):
     """`[B, H, N, C, W]`, float32 at least, with what a query must not see masked."""
     scores = query @ key.transpose(-1, -2)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if not visibility.options.allow_duplicate_attention:
         scores = scores - visibility.count_meetings(slice(None)).to(scores.dtype).log()
-    visible = visibility.visible_keys(slice(None))
-    if visible is not None:
-        scores = scores.masked_fill(~visible, masked_score(scores.dtype))
-    return scores.masked_fill(_is_self(visibility), self_score(scores.dtype))
-
-
-def _is_self(visibility):
-    return visibility.positions[..., :, None] == visibility.key_positions[..., None, :]
+    conditions = visibility.conditions(slice(None))
+    if visibility.options.causal:
+        conditions.append(visibility.positions[..., :, None] >= visibility.key_positions[..., None, :])
+    if conditions:
+        scores = scores.masked_fill(~reduce(and_, conditions), masked_score(scores.dtype))
+    return scores.masked_fill(is_self, self_score(scores.dtype))
 
 
 def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -118,28 +118,28 @@ def hash_vectors(
         `[B, H, R, L]`, int32, values in `[0, prod(factors))`.
     """
     factors = bucket_factors(num_buckets)
+    halves = [factor // 2 for factor in factors]
     is_possible = vectors.shape[3] in HEAD_SIZES and vectors.dtype in DTYPES and len(factors) <= 2
     if is_possible and _takes_kernels(vectors, implementation):
-        return _triton_hash(vectors, rotations, [factor // 2 for factor in factors])
+        return _triton_hash(vectors, rotations, halves)
     vectors = vectors.transpose(1, 2)
     rotations = rotations.to(vectors.dtype)
     # Round by round and piece by piece, the projections are never larger than the vectors, nor than a system gives out
     # again without clearing it.
-    num_rounds, width = rotations.shape[2:]
+    width = rotations.shape[3]
     pieces = (vectors,)
     # An exported program serves all lengths, whatever their number of pieces.
     if not torch.compiler.is_exporting():
         at_once = min(vectors.numel(), PROJECTIONS_AT_ONCE)
         pieces = vectors.split(max(1, at_once // (vectors.shape[0] * vectors.shape[1] * width)), dim=2)
-    rounds = [
-        torch.cat([_hash_one_piece(piece, rotations[:, :, r], factors) for piece in pieces], dim=2)
-        for r in range(num_rounds)
-    ]
+    rounds = []
+    for rotation in rotations.unbind(2):
+        hashed = [_hash_one_piece(piece, rotation, halves) for piece in pieces]
+        rounds.append(torch.cat(hashed, dim=2))
     return torch.stack(rounds, dim=2)
 
 
-def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, factors: tuple[int, ...]) -> torch.Tensor:
-    halves = [factor // 2 for factor in factors]
+def _hash_one_piece(vectors: torch.Tensor, rotations: torch.Tensor, halves: list[int]) -> torch.Tensor:
     parts, stride = [], 1
     for projection, half in zip((vectors @ rotations).split(halves, dim=-1), halves, strict=True):
         largest, argmax = projection.max(dim=-1)

@@ -1,5 +1,5 @@
 """
-LSH attention as an operator on projected vectors: the arguments are checked here, then one implementation runs.
+LSH attention as an operator on projected vectors: one of several implementations runs.
 
 Shapes: B batch, L length, H heads, D head size, R hashing rounds.
 
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from .chunking import may_pad, pad_mask, padded_to_multiple
-from .implementations import AttentionCall, Implementation, choose_implementation
+from .implementations import Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
 from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
@@ -65,9 +65,12 @@ def lsh_attention(
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    `attend_by_hash` with the attributes of `LSHOptions` as arguments, for who has no layer that keeps them.
+    `attend_by_hash` for who has no layer: with the attributes of `LSHOptions` as arguments, which are checked.
 
-    Shapes, results and errors are those of `attend_by_hash`.
+    Shapes and results are those of `attend_by_hash`; the attention mask may be of any dtype, nonzero for real tokens.
+
+    Raises:
+        ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
     """
     options = LSHOptions(
         chunk_length=chunk_length,
@@ -81,12 +84,14 @@ def lsh_attention(
         value_shift=value_shift,
         dropout_p=dropout_p,
     )
+    _check_shapes(query_key, value, buckets, attention_mask)
+    _check_padded_length(padded_length, query_key.shape[1], chunk_length)
     return attend_by_hash(
         query_key,
         value,
         buckets,
         options,
-        attention_mask=attention_mask,
+        attention_mask=None if attention_mask is None else attention_mask.bool(),
         documents=documents,
         padded_length=padded_length,
         return_weights=return_weights,
@@ -123,8 +128,8 @@ def attend_by_hash(
     Args:
         query_key, value: `[B, L, H, D]`, one floating dtype.
         buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`.
-        attention_mask: `[B, L]`, bool or numbers, nonzero for real tokens. Masked tokens are sorted last and have no
-            influence on real ones.
+        attention_mask: `[B, L]`, bool, True for real tokens. Masked tokens are sorted last and have no influence on
+            real ones.
         documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. Documents are sorted
             one behind the other, masked tokens last in each, and none attends to another. None if a row is one.
         padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
@@ -139,29 +144,38 @@ def attend_by_hash(
         Output `[B, L, H, D]`, and the attention map or None.
 
     Raises:
-        ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
+        ValueError: An implementation that cannot do what is asked.
     """
-    _check_shapes(query_key, value, buckets, attention_mask)
-    call = AttentionCall.of(query_key, options, return_weights, has_documents=documents is not None)
-    attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, call)
-    padded_length = _check_padded_length(padded_length, query_key.shape[1], options.chunk_length)
-    attention_mask = None if attention_mask is None else attention_mask.bool()
+    attend = choose_implementation(
+        LSH_IMPLEMENTATIONS, implementation, query_key, options, return_weights, has_documents=documents is not None
+    )
+    batch, _, _, length = buckets.shape
+    if padded_length is None:
+        padded_length = padded_to_multiple(length, options.chunk_length)
     most = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
+    padding = 0
+    if documents is not None:
+        if attention_mask is None:
+            attention_mask = torch.ones_like(documents, dtype=torch.bool)
+        buckets, most = _buckets_of_documents(buckets, attention_mask, documents, most)
+        # Behind all others.
+        padding = most - 1
+    key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
+    padded_documents = documents
+    if may_pad(padded_length - length):
+        buckets = nn.functional.pad(buckets, (0, padded_length - length), value=padding)
+        if documents is not None:
+            padded_documents = nn.functional.pad(documents, (0, padded_length - length), value=-1)
     if documents is None:
-        buckets, key_mask = _pad(buckets, attention_mask, padded_length)
         order = sort_by_bucket(buckets, key_mask, most, implementation)
     else:
-        if attention_mask is None:
-            attention_mask = documents.new_ones(documents.shape, dtype=torch.bool)
-        buckets, most = _buckets_of_documents(buckets, attention_mask, documents, most)
-        buckets, key_mask = _pad(buckets, attention_mask, padded_length, most - 1)
         order = sort_by_bucket(buckets, None, most if buckets.dtype == torch.int32 else None, implementation)
     if options.value_shift:
         value = shift_values(value, attention_mask, documents)
-    tables = buckets, order, key_mask, None if documents is None else _pad_documents(documents, padded_length)
-    output, weights = attend(query_key, value, *tables, options, return_weights)
-    if options.value_shift:
-        weights = None if weights is None else weights_of_values(weights, attention_mask, documents)
+    output, weights = attend(query_key, value, buckets, order, key_mask, padded_documents, options, return_weights)
+    if options.value_shift and weights is not None:
+        weights = weights_of_values(weights, attention_mask, documents)
+    if options.value_shift and attention_mask is not None:
         return zero_of_masked(output, weights, attention_mask)
     return output, weights
 
@@ -171,6 +185,7 @@ def attend_to_everything(
     value: torch.Tensor,
     options: LSHOptions,
     *,
+    reach: int | None = None,
     attention_mask: torch.Tensor | None = None,
     documents: torch.Tensor | None = None,
     return_weights: bool = False,
@@ -181,7 +196,13 @@ def attend_to_everything(
 
     Of `options` only those count that are about neither chunks nor buckets. Shapes, the other arguments, results and
     errors are those of `attend_by_hash`.
+
+    Args:
+        reach: Of the first so many tokens only, as if there were no others; None for all.
     """
+    if reach is not None:
+        query_key, value = query_key[:, :reach], value[:, :reach]
+        attention_mask = None if attention_mask is None else attention_mask[:, :reach]
     batch, length, heads, _ = query_key.shape
     options = LSHOptions(
         chunk_length=length,
@@ -190,9 +211,9 @@ def attend_to_everything(
         value_shift=options.value_shift,
         dropout_p=options.dropout_p,
     )
-    if attention_mask is None and documents is None and length > 1 and options.causal and has_causal_kernel(query_key):
-        call = AttentionCall.of(query_key, options, return_weights)
-        if choose_implementation(LSH_IMPLEMENTATIONS, implementation, call) is lsh_attention_sdpa:
+    if attention_mask is None and documents is None and length > 1 and options.causal:
+        attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, query_key, options, return_weights)
+        if attend is lsh_attention_sdpa and has_causal_kernel(query_key):
             return attend_to_all_earlier(query_key, value, options.value_shift), None
     return attend_by_hash(
         query_key,
@@ -205,19 +226,6 @@ def attend_to_everything(
         num_buckets=1,
         implementation=implementation,
     )
-
-
-def _pad(buckets, attention_mask, padded_length, bucket=0):
-    batch, _, _, length = buckets.shape
-    key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
-    added = padded_length - length
-    return nn.functional.pad(buckets, (0, added), value=bucket) if may_pad(added) else buckets, key_mask
-
-
-def _pad_documents(documents, padded_length):
-    """Padding belongs to none of them."""
-    added = padded_length - documents.shape[1]
-    return nn.functional.pad(documents, (0, added), value=-1) if may_pad(added) else documents
 
 
 def _buckets_of_documents(buckets, attention_mask, documents, num_buckets):
@@ -255,12 +263,8 @@ def _check_shapes(query_key, value, buckets, attention_mask):
 
 
 def _check_padded_length(padded_length, length, chunk_length):
-    """The length given, if it fits, or the next multiple of the chunk length."""
-    if padded_length is None:
-        return padded_to_multiple(length, chunk_length)
-    if padded_length < length or padded_length % chunk_length:
+    if padded_length is not None and (padded_length < length or padded_length % chunk_length):
         raise ValueError(
             f"`padded_length` must be a multiple of `chunk_length={chunk_length}` that holds {length} tokens, but is "
             f"{padded_length}."
         )
-    return padded_length

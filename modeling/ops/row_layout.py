@@ -76,23 +76,20 @@ def out_of_rows(layout: RowLayout | None, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def attend_by_map(
-    output: torch.Tensor, weights: torch.Tensor | None, value: torch.Tensor, layout: RowLayout | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    weights: torch.Tensor, value: torch.Tensor, layout: RowLayout | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
 
     Args:
-        output, value: `[B, P, H, D]`.
-        weights: Their map `[B, H, P, P]`, or None.
+        weights: The map `[B, H, P, P]`.
+        value: `[B, P, H, D]`.
 
     Returns:
-        The output, and the map of the caller's tokens; without a map, what was given.
+        The output, `[B, P, H, D]`, and the map of the caller's tokens.
     """
-    if weights is None:
-        return output, None
-    if layout is None:
-        shown = weights
-    else:
+    shown = weights
+    if layout is not None:
         shown = layout.back(layout.back(weights, dim=2), dim=3)
         weights = layout.into(layout.into(shown, dim=2), dim=3) * layout.is_taken[:, None, None]
     return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown

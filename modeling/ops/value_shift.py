@@ -64,7 +64,7 @@ def weights_of_values(
 
 
 def zero_of_masked(
-    output: torch.Tensor, weights: torch.Tensor | None, attention_mask: torch.Tensor | None
+    output: torch.Tensor, weights: torch.Tensor | None, attention_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Masked queries read nothing: the next real token behind a key is not always before them.
@@ -72,9 +72,7 @@ def zero_of_masked(
     Args:
         output: `[B, M, H, D]`, of M queries.
         weights: Their map `[B, H, M, L]`, or None.
-        attention_mask: `[B, M]`, bool, of the queries, or None if every one is real.
+        attention_mask: `[B, M]`, bool, of the queries.
     """
-    if attention_mask is None:
-        return output, weights
     output = output * attention_mask[..., None, None]
     return output, None if weights is None else weights * attention_mask[:, None, :, None]

@@ -7,12 +7,27 @@ Positions are indices into the unsorted, padded sequence; places are indices int
 
 from functools import reduce
 from operator import and_
+from typing import NamedTuple
 
 import torch
 
 from .chunking import circular_offset, look_adjacent, neighbour_exists
 from .local_options import LocalOptions
 from .lsh_options import LSHOptions
+
+
+class _BucketNumbers(NamedTuple):
+    """
+    Buckets by numbers that no two rounds share.
+
+    Attributes:
+        by_position: `[B, H, R, P]`.
+        of_queries, of_keys: In sorted order, `[B, H, N, C]` and `[B, H, N, W]`.
+    """
+
+    by_position: torch.Tensor
+    of_queries: torch.Tensor
+    of_keys: torch.Tensor
 
 
 class LSHVisibility:
@@ -48,26 +63,22 @@ class LSHVisibility:
         self._documents: tuple[torch.Tensor, torch.Tensor] | None = None
         if documents is not None and options.attend_across_buckets:
             self._documents = _at(documents, self.positions), _at(documents, self.key_positions)
-        # By place, in sorted order, and of what is met.
-        self._bucket_ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self._buckets: _BucketNumbers | None = None
         if not options.attend_across_buckets:
-            bucket_ids = _bucket_ids(buckets)
-            in_order = bucket_ids.gather(3, order.long()).view_as(self.positions)
-            self._bucket_ids = bucket_ids, in_order, look_adjacent(in_order, *options.around)
+            rounds = torch.arange(self.rounds, device=buckets.device).view(1, 1, -1, 1)
+            numbers = buckets.long() + (rounds << 32)
+            in_order = numbers.gather(3, order.long()).view_as(self.positions)
+            self._buckets = _BucketNumbers(numbers, in_order, look_adjacent(in_order, *options.around))
         # Where each position stands in each round; only for counting.
         self._places = order
         if not options.allow_duplicate_attention:
             self._places = place_in_all_rounds(order.argsort(dim=-1))
 
-    def visible_keys(self, chunks: slice) -> torch.Tensor | None:
-        """`[B, H, n, C, W]` (or broadcastable), True where a query may attend to a key, or None for everywhere."""
-        conditions = self.conditions(chunks)
-        if self.options.causal:
-            conditions.append(self.positions[:, :, chunks, :, None] >= self.key_positions[:, :, chunks, None, :])
-        return reduce(and_, conditions) if conditions else None
-
     def conditions(self, chunks: slice) -> list[torch.Tensor]:
-        """All conditions of `visible_keys` but the direction, each `[B, H, n, C, W]` or broadcastable to it."""
+        """
+        What must be true for a query to attend to a key, but for the direction: each `[B, H, n, C, W]` or
+        broadcastable to it.
+        """
         conditions, options, device = [], self.options, self.positions.device
         if self._key_is_real is not None:
             conditions.append(self._key_is_real[:, :, chunks, None, :])
@@ -75,13 +86,16 @@ class LSHVisibility:
             sizes = self.num_chunks, self.chunks_per_round, *options.around, options.chunk_length
             conditions.append(neighbour_exists(*sizes, device, chunks))
         if options.sliding_window:
-            conditions.append(_within_sliding_window(options, device))
+            query_place = torch.arange(options.chunk_length, device=device)[:, None]
+            first, last = -options.num_chunks_before, 1 + options.num_chunks_after
+            key_place = torch.arange(first * options.chunk_length, last * options.chunk_length, device=device)
+            conditions.append(_is_in_sliding_window(key_place - query_place, options))
         if self._documents is not None:
             own, met = self._documents
             conditions.append(own[:, :, chunks, :, None] == met[:, :, chunks, None, :])
-        if self._bucket_ids is not None:
-            _, own, met = self._bucket_ids
-            conditions.append(own[:, :, chunks, :, None] == met[:, :, chunks, None, :])
+        if self._buckets is not None:
+            own, met = self._buckets.of_queries[:, :, chunks], self._buckets.of_keys[:, :, chunks]
+            conditions.append(own[..., :, None] == met[..., None, :])
         return conditions
 
     def count_meetings(self, chunks: slice) -> torch.Tensor:
@@ -102,10 +116,10 @@ class LSHVisibility:
             for key_round in range(self.rounds) if self.options.circular_look_around else [query_round]:
                 key_place = at(self._places[:, :, key_round], key_positions)[..., None, :]
                 hits = self._count_hits(query_place, key_place)
-                if self._bucket_ids is not None:
-                    bucket_ids = self._bucket_ids[0]
-                    query_bucket = at(bucket_ids[:, :, query_round], positions)[..., :, None]
-                    hits = hits * (query_bucket == at(bucket_ids[:, :, key_round], key_positions)[..., None, :])
+                if self._buckets is not None:
+                    numbers = self._buckets.by_position
+                    query_bucket = at(numbers[:, :, query_round], positions)[..., :, None]
+                    hits = hits * (query_bucket == at(numbers[:, :, key_round], key_positions)[..., None, :])
                 met = met + hits
         # A key that another condition hides may not be counted at all.
         return met.clamp(min=1)
@@ -139,24 +153,10 @@ def place_in_all_rounds(rank: torch.Tensor) -> torch.Tensor:
     return rank + torch.arange(rounds, device=rank.device).view(1, 1, -1, 1) * padded_length
 
 
-def _within_sliding_window(options: LSHOptions, device: torch.device) -> torch.Tensor:
-    """`[C, W]`: keys no further from the query, in the sorted order, than the chunks looked at are long."""
-    num_before, num_after = options.around
-    query_place = torch.arange(options.chunk_length, device=device)[:, None]
-    key_place = torch.arange(-num_before * options.chunk_length, (1 + num_after) * options.chunk_length, device=device)
-    return _is_in_sliding_window(key_place - query_place, options)
-
-
 def _is_in_sliding_window(distance: torch.Tensor, options: LSHOptions) -> torch.Tensor:
-    """Whether a key so many places behind its query is in its window."""
-    before, after = (number * options.chunk_length for number in options.around)
+    """Whether a key so many places behind its query, in the sorted order, is within the length of the chunks met."""
+    before, after = options.num_chunks_before * options.chunk_length, options.num_chunks_after * options.chunk_length
     return (distance >= -before) & (distance <= after)
-
-
-def _bucket_ids(buckets: torch.Tensor) -> torch.Tensor:
-    """Bucket numbers `[B, H, R, P]` that no two rounds share."""
-    rounds = torch.arange(buckets.shape[2], device=buckets.device).view(1, 1, -1, 1)
-    return buckets.long() + (rounds << 32)
 
 
 def visible_local_keys(
