@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -49,15 +48,14 @@ from .decoding.decoding_cache import ReformerCache
 from .decoding.generation import CachedGenerationMixin, cache_of_call
 from .layers.embeddings import ReformerEmbeddings
 from .layers.encoder import ReformerEncoder, run_without_checkpoint
-from .layers.full_attention import dense_implementation
+from .layers.full_attention import full_attention_mask
 from .layers.position_embeddings import AxialTables
 from .lm_head import LMHeadMixin, ReformerOnlyLMHead
 from .ops.chunking import circle_length_of
-from .ops.documents import lay_out
 from .ops.implementations import check_requested
-from .ops.padding import first_real_token, pool
-from .ops.row_layout import RowLayout, into_rows
-from .packed_rows import alignment_of, documents_of_call, shift_labels_in_documents
+from .ops.padding import pool
+from .ops.row_layout import into_rows
+from .packed_rows import arrange_rows, documents_of_call, labels_within_documents
 from .weights_loading import CheckpointMixin
 
 
@@ -168,47 +166,28 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
-        given, documents = given_input(input_ids, inputs_embeds), None
-        numbers = documents_of_call(
-            given, attention_mask, position_ids, kwargs, past_length=None if cache is None else past_length
-        )
-        attention_mask = None if attention_mask is None else attention_mask[:, past_length:].bool()
-        shift: torch.Tensor | None = None
-        layout: RowLayout | None = None
-        if numbers is not None:
-            layout, attention_mask, documents = lay_out(numbers, alignment_of(self.config))
-            # What fills up has a position that there is.
-            position_ids = documents.position * attention_mask if position_ids is None else layout.into(position_ids)
-        else:
-            # Rows begin with their first real token; what continues a text stays where it is.
-            if attention_mask is not None and not past_length:
-                shift = first_real_token(attention_mask)
-                layout = RowLayout.of_shift(shift, given.shape[1])
-            attention_mask, position_ids = (into_rows(layout, rows) for rows in (attention_mask, position_ids))
-        input_ids, inputs_embeds = (into_rows(layout, rows) for rows in (input_ids, inputs_embeds))
-        step = cached = None
+        given, cached_length = given_input(input_ids, inputs_embeds), None if cache is None else past_length
+        rows = arrange_rows(self.config, given, attention_mask, position_ids, kwargs, cached_length)
+        input_ids, inputs_embeds = (into_rows(rows.layout, given) for given in (input_ids, inputs_embeds))
+        step, cached, position_ids = None, None, rows.position_ids
         if cache is not None:
-            step = cache.begin(given_input(input_ids, inputs_embeds), attention_mask, shift)
+            step = cache.begin(given_input(input_ids, inputs_embeds), rows.attention_mask, rows.shift)
             cached = cache.at(step)
             self.embeddings.check_length(step.longest)
             position_ids = step.positions if position_ids is None and past_length else position_ids
-        hidden_states = self.embeddings(
-            input_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            longest=None if documents is None else documents.longest,
-        )
+        hidden_states = self.embeddings(input_ids, position_ids, inputs_embeds, rows.longest)
+        full_mask = None
+        if not past_length and rows.documents is None:
+            full_mask = full_attention_mask(self.config, hidden_states, rows.attention_mask, wants_maps)
         last_hidden_state, all_hidden_states, attentions = self.encoder(
             hidden_states,
             position_ids=position_ids,
             return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
             return_weights=wants_maps,
-            layout=layout,
-            documents=documents,
-            attention_mask=attention_mask,
-            full_attention_mask=None
-            if documents is not None
-            else self._full_attention_mask(hidden_states, attention_mask, past_length, wants_maps),
+            layout=rows.layout,
+            documents=rows.documents,
+            attention_mask=rows.attention_mask,
+            full_attention_mask=full_mask,
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cached=cached,
@@ -220,19 +199,6 @@ class ReformerModel(ReformerPreTrainedModel):
         return BaseModelOutputWithPast(
             last_hidden_state, hidden_states=all_hidden_states, attentions=attentions, **{CACHE_NAME: cache}
         )
-
-    def _full_attention_mask(self, hidden_states, attention_mask, past_length=0, return_weights=False):
-        # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.
-        if past_length or "full" not in self.config.attn_layers:
-            return None
-        create_mask = create_causal_mask if self.config.is_decoder else create_bidirectional_mask
-        arguments = {CACHE_NAME: None} if self.config.is_decoder else {}
-        if hidden_states.is_meta:
-            # transformers looks for something masked, and there is nothing to look at.
-            attention_mask = None
-        config = copy.copy(self.config)
-        config._attn_implementation_internal = dense_implementation(self.config, return_weights)
-        return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
 
 
 @auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")
@@ -285,10 +251,7 @@ class ReformerForCausalLM(LMHeadMixin, CachedGenerationMixin, ReformerPreTrained
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if labels is not None and cache is None and kwargs.get("shift_labels") is None:
             given = given_input(input_ids, inputs_embeds)
-            numbers = documents_of_call(given, attention_mask, position_ids, kwargs)
-            if numbers is not None:
-                check_labels(labels, given.shape[:2])
-                kwargs["shift_labels"] = shift_labels_in_documents(labels, numbers, kwargs.get("ignore_index", -100))
+            kwargs |= labels_within_documents(labels, given, attention_mask, position_ids, kwargs)
         logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, kept, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .argument_checks import check_mask, check_one_document_per_row, differs_from_row_to_row
+from .argument_checks import check_labels, check_mask, check_one_document_per_row, differs_from_row_to_row
+from .ops.documents import Documents, lay_out
+from .ops.padding import first_real_token
+from .ops.row_layout import RowLayout, into_rows
 
 
 # What says where documents begin, beside positions that start again and masks that number documents.
@@ -77,33 +80,16 @@ def number_documents(
     shape = given.shape[0], given.shape[1]
     check_mask(attention_mask, may_number=True)
     is_real = None if attention_mask is None else attention_mask.bool()
-    found: dict[str, torch.Tensor] = {}
-    if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
-        found["attention_mask"] = _changes(attention_mask, is_real)
-    if position_ids is not None:
-        found["position_ids"] = _changes(position_ids.expand(shape), is_real, grows=True)
-    for name in (name for name in NUMBERS if others.get(name) is not None):
-        numbers = others[name]
-        if tuple(numbers.shape) not in (shape, (1, shape[1])):
-            raise ValueError(f"`{name}` must have shape {list(shape)}, but has {list(numbers.shape)}.")
-        found[name] = _changes(numbers.expand(shape), is_real)
-    for name in (name for name in BORDERS if others.get(name) is not None):
-        found[name] = _begins_at(others[name], name, shape)
+    numbers, found = _what_begins(shape, is_real, attention_mask, position_ids, others)
     first = _first_tokens(shape, is_real, given.device)
-    lengths = [f"`{name}`" for name in LENGTHS if others.get(name) is not None]
-    if lengths and not found:
-        raise ValueError(
-            f"{', '.join(lengths)}: which tokens are whose is not said. Give `position_ids` that start again with "
-            "each document, or `seq_idx`."
-        )
     found = {name: begins | first for name, begins in found.items()}
-    # Masks of 0 and 1 and positions of one document say nothing about others.
     # Asked together, so that a GPU waits once.
     several = torch.stack([(begins & ~first).any() for begins in found.values()]).tolist() if found else []
     packed = {name: begins for (name, begins), is_packed in zip(found.items(), several, strict=True) if is_packed}
     if not packed:
         return None
     name, begins = next(iter(packed.items()))
+    # A mask of 0 and 1 says nothing about documents.
     silent = ["attention_mask"] if "attention_mask" not in packed else []
     for other, others_begin in found.items():
         if other not in silent and not torch.equal(others_begin, begins):
@@ -111,13 +97,38 @@ def number_documents(
                 f"`{name}` and `{other}` say that documents begin at other tokens. Give one of them, or positions "
                 "that start again with each document."
             )
+    for name in packed.keys() & numbers.keys():
+        _check_that_none_comes_again(name, numbers[name], begins)
     if position_ids is not None and bool((position_ids.expand(shape)[begins] != 0).any()):
         raise ValueError(
             "`position_ids` start again in the middle of a row, but not from 0. Each document of a packed row has "
             "positions from 0 on."
         )
-    numbers = begins.long().cumsum(1)
-    return numbers if is_real is None else numbers.masked_fill(~is_real, 0)
+    counted = begins.long().cumsum(1)
+    return counted if is_real is None else counted.masked_fill(~is_real, 0)
+
+
+def _what_begins(shape, is_real, attention_mask, position_ids, others):
+    """The numbers of documents by the argument that gives them; by each argument, at which tokens documents begin."""
+    numbers = {}
+    if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
+        numbers["attention_mask"] = attention_mask
+    for name in (name for name in NUMBERS if others.get(name) is not None):
+        if tuple(others[name].shape) not in (shape, (1, shape[1])):
+            raise ValueError(f"`{name}` must have shape {list(shape)}, but has {list(others[name].shape)}.")
+        numbers[name] = others[name].expand(shape)
+    found = {name: _changes(of_tokens, is_real) for name, of_tokens in numbers.items()}
+    if position_ids is not None:
+        found["position_ids"] = _changes(position_ids.expand(shape), is_real, grows=True)
+    for name in (name for name in BORDERS if others.get(name) is not None):
+        found[name] = _begins_at(others[name], name, shape)
+    lengths = [f"`{name}`" for name in LENGTHS if others.get(name) is not None]
+    if lengths and not found:
+        raise ValueError(
+            f"{', '.join(lengths)}: which tokens are whose is not said. Give `position_ids` that start again with "
+            "each document, or `seq_idx`."
+        )
+    return numbers, found
 
 
 def _has_values(tensor):
@@ -134,6 +145,15 @@ def _changes(values, is_real, grows=False):
     differs = values[:, 1:] <= before if grows else values[:, 1:] != before
     differs = torch.nn.functional.pad(differs, (1, 0))
     return differs if is_real is None else differs & is_real
+
+
+def _check_that_none_comes_again(name, numbers, begins):
+    ordered = torch.where(begins, numbers.long(), -1).sort(dim=1).values
+    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+        raise ValueError(
+            f"`{name}` numbers a document that comes again behind another. The tokens of a document are neighbours, "
+            "and each document has a number of its own."
+        )
 
 
 def _begins_at(borders, name, shape):
@@ -165,6 +185,80 @@ def alignment_of(config) -> int:
         "full": 1,
     }
     return lcm(*(lengths[kind] for kind in config.attn_layers))
+
+
+class Rows(NamedTuple):
+    """
+    What the layers are given of the rows of a call.
+
+    Attributes:
+        layout: Where the caller's tokens stand, or None if they stay where they are.
+        shift: `[B]`, what has been moved from the front of each row to its end, or None.
+        attention_mask: `[B, P]`, bool, or None if every place has a real token.
+        position_ids: `[B or 1, P]`, or None to count from 0.
+        documents: The documents of each row, or None if a row is one.
+    """
+
+    layout: RowLayout | None
+    shift: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    documents: Documents | None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest document, where rows hold several."""
+        return None if self.documents is None else self.documents.longest
+
+
+def arrange_rows(
+    config,
+    given: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    others: Mapping[str, Any],
+    past_length: int | None,
+) -> Rows:
+    """
+    Documents side by side, or rows that begin with their first real token; what continues a text stays where it is.
+
+    Arguments and errors are those of `documents_of_call`; the mask covers what is in the cache, too.
+    """
+    numbers = documents_of_call(given, attention_mask, position_ids, others, past_length)
+    if numbers is not None:
+        layout, is_real, documents = lay_out(numbers, alignment_of(config))
+        # What fills up has a position that there is.
+        position_ids = documents.position * is_real if position_ids is None else layout.into(position_ids)
+        return Rows(layout, None, is_real, position_ids, documents)
+    if attention_mask is None:
+        return Rows(None, None, None, position_ids, None)
+    attention_mask = attention_mask[:, past_length or 0 :].bool()
+    if past_length:
+        return Rows(None, None, attention_mask, position_ids, None)
+    shift = first_real_token(attention_mask)
+    layout = RowLayout.of_shift(shift, given.shape[1])
+    return Rows(layout, shift, layout.into(attention_mask), into_rows(layout, position_ids), None)
+
+
+def labels_within_documents(
+    labels: torch.Tensor,
+    given: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+    others: Mapping[str, Any],
+) -> dict[str, torch.Tensor]:
+    """
+    `shift_labels` for the loss, if rows hold several documents, else nothing.
+
+    Args:
+        labels: `[B, L]`.
+        given, attention_mask, position_ids, others: See `documents_of_call`.
+    """
+    numbers = documents_of_call(given, attention_mask, position_ids, others)
+    if numbers is None:
+        return {}
+    check_labels(labels, given.shape[:2])
+    return {"shift_labels": shift_labels_in_documents(labels, numbers, others.get("ignore_index", -100))}
 
 
 def shift_labels_in_documents(labels: torch.Tensor, numbers: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:

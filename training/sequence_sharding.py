@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import PrepareModuleInput, PrepareModuleOutput, parallelize_module
 from transformers import PreTrainedModel
 
+from ..modeling.layers.full_attention import full_attention_mask
 from ..modeling.ops.chunking import circle_length_of
 from ..modeling.ops.padding import first_real_token, shift_rows
 
@@ -77,7 +78,7 @@ def _whole_sequence(reformer, mesh, hidden_states, attention_mask, position_ids)
         "circle_length": circle_length_of(reformer.config, length),
         "attention_mask": attention_mask,
         "position_ids": position_ids,
-        "full_attention_mask": reformer._full_attention_mask(whole, attention_mask),
+        "full_attention_mask": full_attention_mask(reformer.config, whole, attention_mask),
     }
 
 

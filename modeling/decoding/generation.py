@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from ..argument_checks import check_one_document_per_row
 from ..ops.implementations import check_keeps_weights
 from ..ops.padding import first_real_token
 from .cache_naming import CACHE_NAME, with_cache_named
@@ -49,10 +48,6 @@ class CachedGenerationMixin(Model):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
     ):
-        mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
-        if model_kwargs.get(CACHE_NAME) is None:
-            # Without a cache each pass would take what was generated for documents of their own.
-            check_one_document_per_row(mask, positions, model_kwargs)
         cache, implementation = model_kwargs.get(CACHE_NAME), generation_config.cache_implementation
         # In training mode each pass draws new rotations.
         if self.training:

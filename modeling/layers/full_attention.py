@@ -1,9 +1,13 @@
 """Dense self-attention through transformers' attention interface: the exact twin of the sparse layers."""
 
+import copy
+
 import torch
 from torch import nn
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ..decoding.cache_naming import CACHE_NAME
 from ..decoding.decoding_attention import in_pieces
 from ..decoding.decoding_cache import CachedStep, ReformerCacheLayer
 from ..ops.differentiation import is_inside_transform
@@ -46,8 +50,7 @@ class FullSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool; looked at with `documents` only.
             full_attention_mask: As `transformers.masking_utils` makes it for the implementation in use.
-            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
-            documents: The documents of each row, or None if a row is one.
+            layout, documents: Where the caller's tokens stand, and the documents of each row; None for as they came.
             cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries and keys; None leaves them as they are.
 
@@ -123,6 +126,30 @@ class FullSelfAttention(nn.Module):
 
         output, weights = in_pieces(attend, query.to(key.dtype), step, step.longest * self.num_heads)
         return output.to(query.dtype), weights
+
+
+def full_attention_mask(
+    config, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, return_weights: bool = False
+) -> torch.Tensor | None:
+    """
+    The mask of transformers' attention interface for the layers of full attention; None where there is no need.
+
+    Args:
+        hidden_states: `[B, L, ...]`.
+        attention_mask: `[B, L]`, bool, or None.
+        return_weights: Whether layers return their maps, which decides who computes them.
+    """
+    # CODEPATH: no published checkpoint has full layers; they are the dense twin of a new model.
+    if "full" not in config.attn_layers:
+        return None
+    create_mask = create_causal_mask if config.is_decoder else create_bidirectional_mask
+    arguments = {CACHE_NAME: None} if config.is_decoder else {}
+    if hidden_states.is_meta:
+        # transformers looks for something masked, and there is nothing to look at.
+        attention_mask = None
+    config = copy.copy(config)
+    config._attn_implementation_internal = dense_implementation(config, return_weights)
+    return create_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask, **arguments)
 
 
 def dense_implementation(config, return_weights: bool = False) -> str:

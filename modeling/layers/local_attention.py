@@ -43,8 +43,7 @@ class LocalSelfAttention(nn.Module):
             hidden_states: `[B, L, hidden_size]`.
             attention_mask: `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
-            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
-            documents: The documents of each row, or None if a row is one.
+            layout, documents: Where the caller's tokens stand, and the documents of each row; None for as they came.
             cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries and keys; None leaves them as they are.
 
@@ -52,9 +51,8 @@ class LocalSelfAttention(nn.Module):
             Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
             `[B, H, L, cached.step.longest]`, or None; and None (nothing is hashed).
         """
-        heads = (-1, self.head_size)
-        query = self.query(hidden_states).unflatten(-1, heads)
-        key, value = (project(hidden_states).unflatten(-1, heads) for project in (self.key, self.value))
+        projections = self.query, self.key, self.value
+        query, key, value = (project(hidden_states).unflatten(-1, (-1, self.head_size)) for project in projections)
         if rotation is not None:
             query, key = rotation.turn(query), rotation.turn(key)
         if cached is not None:
@@ -64,8 +62,7 @@ class LocalSelfAttention(nn.Module):
             cached.layer.update(key, value, cached.step)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length = query.shape[1]
-        config = self.config
-        chunk_length = config.local_attn_chunk_length
+        config, chunk_length = self.config, self.config.local_attn_chunk_length
         around = (config.local_num_chunks_before, config.local_num_chunks_after)
         # A single chunk has no neighbours, and on a circle of one chunk none is its own.
         if (circle_length or length) <= chunk_length:

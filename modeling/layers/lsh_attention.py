@@ -104,18 +104,15 @@ class LSHSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
-            hidden_states: `[B, L, hidden_size]`.
-            attention_mask: `[B, L]`, bool, or None.
+            hidden_states, attention_mask: `[B, L, hidden_size]`; `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations, buckets: From `draw_rotations`, or from an earlier call that is to be repeated, `[B, H, R, L]`.
-            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; the map is his.
-            documents: The documents of each row, or None if a row is one.
+            layout, documents: Where the caller's tokens stand, and the documents of each row; None for as they came.
             cached: What is known of the text so far, and where the tokens of this call go in it.
             rotation: Of queries, which are also keys, with `config.lsh_rotary`.
 
         Returns:
-            Output `[B, L, H * D]`, the attention map `[B, H, L, L]` or, of what continues a text,
-            `[B, H, L, cached.step.longest]`, or None; and the buckets or None.
+            Output `[B, L, H * D]`; the map `[B, H, L, L]`, with a cache `[B, H, L, longest]`, or None; buckets or None.
         """
         query_key, value = self._project(hidden_states, rotation)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
@@ -146,11 +143,8 @@ class LSHSelfAttention(nn.Module):
                 query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
             )
             if self.threshold.covers_some(has_padding=attention_mask is not None):
-                if documents is None:
-                    dense = attend_to_everything(query_key, value, reach=self.threshold.length, **how)
-                    output, weights = self._put_dense_rows(dense, (output, weights), attention_mask)
-                else:
-                    output, weights = self._put_dense_documents(output, weights, query_key, value, documents, how)
+                put_dense = self._put_dense_rows if documents is None else self._put_dense_documents
+                output, weights = put_dense((output, weights), query_key, value, documents, how)
         if weights is not None:
             output, weights = attend_by_map(weights, value, layout)
         return output.flatten(2), weights, buckets
@@ -201,9 +195,10 @@ class LSHSelfAttention(nn.Module):
     def _attend_to_all_of(self, cached, query_key, reach, return_weights):
         return attend_to_all(query_key, cached, reach, self.options.value_shift, return_weights)
 
-    def _put_dense_rows(self, dense, hashed, attention_mask):
-        """`hashed`, output and map, with `dense`, that of the beginning, in the place of what the threshold covers."""
-        (dense_output, dense_weights), (output, weights) = dense, hashed
+    def _put_dense_rows(self, hashed, query_key, value, documents, how):
+        """`hashed`, output and map, with dense attention in the place of what the threshold covers."""
+        attention_mask, (output, weights) = how["attention_mask"], hashed
+        dense_output, dense_weights = attend_to_everything(query_key, value, reach=self.threshold.length, **how)
         batch, length = output.shape[:2]
         row_lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
         positions = torch.arange(length, device=output.device).expand(batch, -1)
@@ -213,8 +208,9 @@ class LSHSelfAttention(nn.Module):
             dense_weights = nn.functional.pad(dense_weights, (0, rest, 0, rest))
         return _choose(self.threshold.queries(positions, row_lengths), (dense_output, dense_weights), hashed)
 
-    def _put_dense_documents(self, output, weights, query_key, value, documents, how):
+    def _put_dense_documents(self, hashed, query_key, value, documents, how):
         """The same for each document by its own length."""
+        output, weights = hashed
         reach = min(self.threshold.length, documents.longest)
         places, is_real = documents.first_places(reach)
         where = documents.row[:, None], places

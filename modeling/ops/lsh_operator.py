@@ -130,14 +130,12 @@ def attend_by_hash(
         buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`.
         attention_mask: `[B, L]`, bool, True for real tokens. Masked tokens are sorted last and have no influence on
             real ones.
-        documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. Documents are sorted
-            one behind the other, masked tokens last in each, and none attends to another. None if a row is one.
-        padded_length: Length of a round on the circle; a multiple of `chunk_length`, by default the next one. It
-            changes results only with `circular_look_around`.
+        documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. None attends to
+            another, and masked tokens are sorted last in theirs. None if a row is one.
+        padded_length: Length of a round on the circle: a multiple of `chunk_length`, by default the next one.
         return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`. With `value_shift=1` a column
             is what a query reads of that token's value, because it is like the token before.
-        num_buckets: What the vectors were hashed with, if it is known: kernels can then sort by counting. Buckets must
-            be below it, and not negative.
+        num_buckets: What the vectors were hashed with, if it is known; kernels can then sort by counting.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
 
     Returns:
@@ -149,30 +147,14 @@ def attend_by_hash(
     attend = choose_implementation(
         LSH_IMPLEMENTATIONS, implementation, query_key, options, return_weights, has_documents=documents is not None
     )
-    batch, _, _, length = buckets.shape
-    if padded_length is None:
-        padded_length = padded_to_multiple(length, options.chunk_length)
+    padded_length = padded_length or padded_to_multiple(buckets.shape[3], options.chunk_length)
+    if documents is not None and attention_mask is None:
+        attention_mask = torch.ones_like(documents, dtype=torch.bool)
     most = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
-    padding = 0
-    if documents is not None:
-        if attention_mask is None:
-            attention_mask = torch.ones_like(documents, dtype=torch.bool)
-        buckets, most = _buckets_of_documents(buckets, attention_mask, documents, most)
-        # Behind all others.
-        padding = most - 1
-    key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
-    padded_documents = documents
-    if may_pad(padded_length - length):
-        buckets = nn.functional.pad(buckets, (0, padded_length - length), value=padding)
-        if documents is not None:
-            padded_documents = nn.functional.pad(documents, (0, padded_length - length), value=-1)
-    if documents is None:
-        order = sort_by_bucket(buckets, key_mask, most, implementation)
-    else:
-        order = sort_by_bucket(buckets, None, most if buckets.dtype == torch.int32 else None, implementation)
+    tables = _sort(buckets, attention_mask, documents, padded_length, most, implementation)
     if options.value_shift:
         value = shift_values(value, attention_mask, documents)
-    output, weights = attend(query_key, value, buckets, order, key_mask, padded_documents, options, return_weights)
+    output, weights = attend(query_key, value, *tables, options, return_weights)
     if options.value_shift and weights is not None:
         weights = weights_of_values(weights, attention_mask, documents)
     if options.value_shift and attention_mask is not None:
@@ -226,6 +208,24 @@ def attend_to_everything(
         num_buckets=1,
         implementation=implementation,
     )
+
+
+def _sort(buckets, attention_mask, documents, padded_length, num_buckets, implementation):
+    """What an implementation is given beside the vectors: buckets, order, mask of keys and documents, padded."""
+    batch, _, _, length = buckets.shape
+    key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
+    added, behind_all = padded_length - length, 0
+    if documents is not None:
+        buckets, num_buckets = _buckets_of_documents(buckets, attention_mask, documents, num_buckets)
+        behind_all = num_buckets - 1
+    if may_pad(added):
+        buckets = nn.functional.pad(buckets, (0, added), value=behind_all)
+        documents = None if documents is None else nn.functional.pad(documents, (0, added), value=-1)
+    if documents is None:
+        return buckets, sort_by_bucket(buckets, key_mask, num_buckets, implementation), key_mask, None
+    # Kernels sort 32 bits.
+    most = num_buckets if buckets.dtype == torch.int32 else None
+    return buckets, sort_by_bucket(buckets, None, most, implementation), key_mask, documents
 
 
 def _buckets_of_documents(buckets, attention_mask, documents, num_buckets):

@@ -29,9 +29,7 @@ def lsh_attention_reference(
     value_shift: int = 0,
     documents: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """
-    Dense LSH attention, O(L^2) memory. Arguments and result as in `lsh_operator.lsh_attention`; use float64.
-    """
+    """Dense LSH attention, O(L^2) memory. Arguments and result as in `lsh_operator.lsh_attention`; use float64."""
     batch, length, num_heads, head_size = query_key.shape
     if attention_mask is None:
         attention_mask = torch.ones(batch, length, dtype=torch.bool)
@@ -43,8 +41,8 @@ def lsh_attention_reference(
     counts = torch.zeros(batch, num_heads, length, length, dtype=query_key.dtype)
     for b in range(batch):
         for h in range(num_heads):
-            rows = attention_mask[b].tolist(), documents[b].tolist()
-            chunks = _list_chunks(buckets[b, h].tolist(), *rows, padded_length, chunk_length)
+            row = buckets[b, h].tolist(), attention_mask[b].tolist(), documents[b].tolist()
+            chunks = _list_chunks(*row, padded_length, chunk_length)
             for round_index, i, key_round, j in meetings(chunks, num_chunks_before, num_chunks_after, length):
                 same_bucket = key_round == round_index and buckets[b, h, key_round, i] == buckets[b, h, key_round, j]
                 if same_bucket or attend_across_buckets:
@@ -52,8 +50,7 @@ def lsh_attention_reference(
 
     positions = torch.arange(length)
     is_self = positions[:, None] == positions[None, :]
-    is_same_document = (documents[:, :, None] == documents[:, None, :])[:, None]
-    allowed = attention_mask[:, None, None, :] & ~is_self & is_same_document
+    allowed = attention_mask[:, None, None] & ~is_self & (documents[:, :, None] == documents[:, None])[:, None]
     if causal:
         allowed = allowed & (positions[:, None] >= positions[None, :])
     if not allow_duplicate_attention:
