@@ -117,7 +117,7 @@ def test_rows_of_one_document(dtype):
 CONTRADICTIONS = {
     "positions and numbers": (
         {"position_ids": (COUNTED % 6)[None], "seq_idx": (COUNTED // 5)[None]},
-        "`position_ids` and `seq_idx` say that documents begin at other tokens",
+        "`seq_idx` and `position_ids` say that documents begin at other tokens",
     ),
     "positions that do not start again": (
         {"position_ids": COUNTED[None], "seq_idx": (COUNTED // 5)[None]},
@@ -134,6 +134,10 @@ CONTRADICTIONS = {
     "mask and positions": (
         {"attention_mask": (COUNTED // 4 + 1).expand(2, 12), "position_ids": (COUNTED % 6)[None]},
         "`attention_mask` and `position_ids` say",
+    ),
+    "a number that comes again": (
+        {"attention_mask": torch.tensor([[1, 1, 2, 2, 1, 1, 3, 3, 3, 0, 0, 0]]).expand(2, 12)},
+        "`attention_mask` numbers a document that comes again behind another",
     ),
     "not from 0": ({"position_ids": (COUNTED % 7 + 40)[None]}, "but not from 0"),
     "back by one": ({"position_ids": torch.tensor([[*range(10), 11, 10]])}, "but not from 0"),
@@ -238,7 +242,9 @@ def test_generating_is_not_packing(options):
 def test_packed_prompts_are_not_continued(use_cache):
     model, ids = make_model(ReformerForCausalLM), random_ids(1, TOTAL)
     for more in ({"attention_mask": NUMBERS}, {"seq_idx": NUMBERS}):
-        with pytest.raises(ValueError, match=f"{WHAT_TO_DO}|not used by the model"):
+        with pytest.raises(
+            ValueError, match=f"{WHAT_TO_DO}|say that documents begin at other|must have shape|not used by"
+        ):
             model.generate(ids, max_new_tokens=2, do_sample=False, use_cache=use_cache, **more)
 
 

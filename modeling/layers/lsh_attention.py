@@ -115,13 +115,12 @@ class LSHSelfAttention(nn.Module):
             Output `[B, L, H * D]`; the map `[B, H, L, L]`, with a cache `[B, H, L, longest]`, or None; buckets or None.
         """
         query_key, value = self._project(hidden_states, rotation)
-        # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
-        length = query_key.shape[1]
         if cached is not None:
             cached.layer.update(query_key, value, cached.step)
             if not cached.step.is_first:
                 return self._attend_to_cache(query_key, cached, circle_length, return_weights)
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
+        length, dropout_p = query_key.shape[1], self.dropout.p if self.dropout.training else 0.0
         how = {
             "options": replace(self.options, dropout_p=dropout_p) if dropout_p else self.options,
             "attention_mask": attention_mask,
@@ -130,11 +129,10 @@ class LSHSelfAttention(nn.Module):
             "implementation": self.config._attn_implementation,
         }
         if self.threshold.covers(length, circle_length):
-            buckets = None
-            output, weights = attend_to_everything(query_key, value, **how)
+            buckets, (output, weights) = None, attend_to_everything(query_key, value, **how)
         else:
-            num_buckets = None if cached is None else cached.layer.num_buckets
-            num_buckets = num_buckets or num_buckets_of(self.config, length, circle_length)
+            known = None if cached is None else cached.layer.num_buckets
+            num_buckets = known or num_buckets_of(self.config, length, circle_length)
             if buckets is None:
                 buckets = self._hash(query_key.detach(), rotations, num_buckets)
                 if cached is not None:
@@ -143,8 +141,11 @@ class LSHSelfAttention(nn.Module):
                 query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
             )
             if self.threshold.covers_some(has_padding=attention_mask is not None):
-                put_dense = self._put_dense_rows if documents is None else self._put_dense_documents
-                output, weights = put_dense((output, weights), query_key, value, documents, how)
+                if documents is None:
+                    dense = attend_to_everything(query_key, value, reach=self.threshold.length, **how)
+                    output, weights = self._put_dense_rows(dense, (output, weights), attention_mask)
+                else:
+                    output, weights = self._put_dense_documents((output, weights), query_key, value, documents, how)
         if weights is not None:
             output, weights = attend_by_map(weights, value, layout)
         return output.flatten(2), weights, buckets
@@ -195,10 +196,9 @@ class LSHSelfAttention(nn.Module):
     def _attend_to_all_of(self, cached, query_key, reach, return_weights):
         return attend_to_all(query_key, cached, reach, self.options.value_shift, return_weights)
 
-    def _put_dense_rows(self, hashed, query_key, value, documents, how):
-        """`hashed`, output and map, with dense attention in the place of what the threshold covers."""
-        attention_mask, (output, weights) = how["attention_mask"], hashed
-        dense_output, dense_weights = attend_to_everything(query_key, value, reach=self.threshold.length, **how)
+    def _put_dense_rows(self, dense, hashed, attention_mask):
+        """`hashed`, output and map, with `dense`, that of the beginning, in the place of what the threshold covers."""
+        (dense_output, dense_weights), (output, weights) = dense, hashed
         batch, length = output.shape[:2]
         row_lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
         positions = torch.arange(length, device=output.device).expand(batch, -1)
