@@ -66,7 +66,7 @@ def fixed_buckets(monkeypatch):
 @pytest.fixture
 def text_folder(tmp_path, monkeypatch):
     """A folder of text for experiments, whose checkpoints go elsewhere than into the repository."""
-    monkeypatch.setattr("experiments.resumable.CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr("scripts.experiments.resumable.CHECKPOINTS", tmp_path / "checkpoints")
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(8):
