@@ -338,6 +338,7 @@ GOOGLE_CRIME_AND_PUNISHMENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("published", "length"),
     [(GOOGLE_ENWIK8, 300), (GOOGLE_CRIME_AND_PUNISHMENT, 1000)],

@@ -246,8 +246,10 @@ def test_inductor_inverts_bit_by_bit(streams):
 
 # Whether it is reversible, and its settings.
 WHOLE = {
-    "reversible": (True, MIXED | DROPOUT | {"chunk_size_feed_forward": 8}),
-    "ordinary": (False, MIXED | DROPOUT),
+    "reversible": (True, MIXED | {"chunk_size_feed_forward": 8}),
+    # What draws is not computed again.
+    "reversible, dropout": (True, MIXED | DROPOUT),
+    "ordinary, dropout": (False, MIXED | DROPOUT),
     "successors": (True, {"attn_layers": ["local", "lsh"], "lsh_value_shift": 1} | POSITIONS["LSH rotary"]),
     "mean of the streams, loss in pieces": (
         True,

@@ -238,6 +238,7 @@ def test_stock_chunks_depend_on_later_tokens_and_windows_do_not():
         assert torch.allclose(whole, part, rtol=1e-9, atol=1e-9) is expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_hashes", [1, 2, 4])
 @pytest.mark.parametrize("stack", WINDOW_STACKS)
 def test_float32_and_bfloat16(stack, num_hashes):

@@ -141,7 +141,8 @@ def train_rank_after_rank(case):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     # Processes of its own, so that no other test runs where DeepSpeed was.
-    ranks = TwoRanks(tmp_path_factory.mktemp("deepspeed"))
+    # It asks for gigabytes that it never touches: filled, they would not fit into memory.
+    ranks = TwoRanks(tmp_path_factory.mktemp("deepspeed"), fill_memory=False)
     yield ranks.run(train_on_ranks, CASES)
     ranks.close()
 

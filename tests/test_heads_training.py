@@ -138,6 +138,7 @@ def assert_accumulated_steps_equal_one_big_batch(model_class, settings, examples
         assert (parts[name] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_accumulated_steps_equal_one_big_batch(task, tmp_path):
     model_class, settings, make_labels = TASKS[task]

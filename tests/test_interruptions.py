@@ -109,6 +109,7 @@ def send_signals(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_step_and_the_run_goes_on(send_signals, text_folder, whole, tmp_path, capfd):
     send_signals(signal.SIGTERM)
     # A run that wants no checkpoints gets one, too.

@@ -152,6 +152,7 @@ def chunks_at_once(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_pieces_make_no_difference(case, chunks_at_once, monkeypatch):
     monkeypatch.setattr(lsh_sdpa, "_heads_at_once", lambda *_: 1 if chunks_at_once == 1 else 2)
@@ -159,6 +160,7 @@ def test_pieces_make_no_difference(case, chunks_at_once, monkeypatch):
     check_against_the_oracle(case, "right", "sdpa")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "mask"), [(case, ("none", "scattered")[i % 2]) for i, case in enumerate(CASES)])
 def test_matrix_products_do_what_the_fused_kernel_does(case, mask, monkeypatch):
     monkeypatch.setattr(softmax_kernels, "_HAS_CPU_KERNEL", False)

@@ -133,6 +133,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "stack"), on_stacks(WAYS, "greedy", "sampled beams"))
 def test_the_cache_changes_nothing(way, stack):
     model = make_generator(stack)
@@ -152,6 +153,7 @@ OTHER_WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "stack"), on_stacks(OTHER_WAYS, "prefill in pieces", "assisted by itself"))
 def test_other_ways_to_decode_give_the_greedy_text(way, stack):
     model = make_generator(stack)

@@ -20,6 +20,7 @@ LENGTH = 40
 REACHING = {"lsh_attn_chunk_length": 8, "lsh_num_chunks_before": 8, "num_buckets": 4}
 
 
+@pytest.mark.slow
 def test_switches_are_measured_once_and_tabulated(text_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(text_models.CONTENDERS, "lsh, successors", small(**text_models.SHIFTED))
     results = tmp_path / "switches"
@@ -252,6 +253,7 @@ def test_masks_hide_what_the_labels_say():
     assert (labels[~is_masked] == masked.IGNORED).all()
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_for_runs_within_its_time(text_folder, tmp_path, monkeypatch, capsys):
     # Each look at this clock takes a tenth of a second.
     ticks = count()

@@ -11,6 +11,9 @@ from scripts import run_experiment
 from scripts.experiments import context, docstrings, resumable, text_models, twins
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def small_contenders(monkeypatch):
     """LSH layers with values of successors, and full ones."""

@@ -211,6 +211,7 @@ except ImportError as error:
 """
 
 
+@pytest.mark.slow
 def test_only_training_arguments_need_accelerate(tmp_path):
     probe = subprocess.run([sys.executable, "-c", WITHOUT_ACCELERATE], capture_output=True, text=True, cwd=tmp_path)
     assert probe.returncode == 0, probe.stderr

@@ -31,10 +31,11 @@ class TwoRanks:
 
     Args:
         folder: An empty folder, in which the ranks find each other.
+        fill_memory: Whether unwritten memory holds what shows there, too.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, fill_memory: bool = True):
+        self._folder, self._fill_memory = folder, fill_memory
         self._jobs = 0
         self._processes, self._connections = [], []
 
@@ -68,7 +69,7 @@ class TwoRanks:
         context = multiprocessing.get_context("spawn")
         for _ in range(WORLD_SIZE):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process = context.Process(target=_serve, args=(theirs, self._fill_memory), daemon=True)
             process.start()
             self._processes.append(process)
             self._connections.append(ours)
@@ -86,9 +87,10 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def _serve(connection: Connection):
+def _serve(connection: Connection, fill_memory: bool):
     torch.set_num_threads(1)
-    fill_unwritten_memory()
+    if fill_memory:
+        fill_unwritten_memory()
     while True:
         rendezvous, job, rank, args = connection.recv()
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=WORLD_SIZE)
