@@ -14,6 +14,7 @@ import torch
 from ..ops.operators import operator
 from .growing import room_for, with_any_size
 
+
 # The code of what is not attended to: padding. It sorts behind every token.
 NO_TOKEN = torch.iinfo(torch.int64).max
 _POSITION_BITS = 32

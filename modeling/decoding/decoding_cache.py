@@ -17,15 +17,13 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..ops.chunking import circle_length_of, key_scale
 from ..ops.lsh_hashing import bucket_factors, num_buckets_of
-from .cache_step import CacheStep, RowBuffer
 from .bucket_order import NO_TOKEN, BucketOrder, encode
+from .cache_step import CacheStep, RowBuffer
 
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.
 CROP_REACH = 256
-MASKED_IN_COMPILED_STEP = (
-    "`attention_mask` hides a new token. A compiled model with a cache takes real tokens only: call the uncompiled one."
-)
+MASKED_IN_COMPILED_STEP = "`attention_mask` hides a new token. Compiled steps cannot: call the uncompiled model."
 
 
 class ReformerCacheLayer(CacheLayerMixin):

@@ -266,7 +266,9 @@ class ReformerEncoder(nn.Module):
         """The last layer's streams and all attention maps, as one program."""
         stack = TracedStack(self.layers, on_grid, num_hashes, kwargs, cached)
         # A cache must see each token once.
-        reversible = cached is None and self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
+        reversible = (
+            cached is None and self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
+        )
         # An exported program has no backward pass of ours, and `torch.func` wants derivatives of its own.
         if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
             reversible = False
