@@ -66,8 +66,8 @@ def test_a_compiled_step_equals_an_uncompiled_one(case):
     model, counter = make(**settings), CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     assert_same_steps(model, compiled, padding, 1e-10)
-    # For the first token, for all others, for those that need more room.
-    assert counter.frame_count <= 3
+    # For the first token, for all others, for those that need more room; while a row is below the threshold.
+    assert counter.frame_count <= (4 if padding == 95 else 3)
 
 
 def test_inductor_continues_a_text():
