@@ -147,10 +147,11 @@ class RowBuffer:
 
     def _reserve(self, longest: int, like: tuple[torch.Tensor, ...]):
         old, capacity = self.tensors, self.capacity
-        needed = longest if self.ring is None else self.ring
+        # One more than are held: where a buffer is full, its rows are contiguous, and a compiled step another program.
+        needed = longest + 1 if self.ring is None else self.ring
         if needed > capacity:
             if self.ring is None:
-                needed = room_for(needed, capacity, self.most)
+                needed = room_for(needed, capacity, None if self.most is None else self.most + 1)
             self.tensors = [with_any_size(rows.new_zeros(len(rows), needed, *rows.shape[2:]), dim=1) for rows in like]
             for tensor, rows in zip(self.tensors, old, strict=False):
                 tensor[:, :capacity] = rows

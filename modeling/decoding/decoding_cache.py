@@ -23,7 +23,7 @@ from .cache_step import CacheStep, RowBuffer
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.
 CROP_REACH = 256
-MASKED_IN_COMPILED_STEP = "`attention_mask` hides a new token. A compiled model with a cache takes real tokens only: call the uncompiled one."
+MASKED_IN_COMPILED_STEP = "`attention_mask` hides a new token. Compiled steps cannot: call the uncompiled model."
 
 
 class ReformerCacheLayer(CacheLayerMixin):
@@ -170,9 +170,9 @@ class LSHCacheLayer(ReformerCacheLayer):
             self.order.crop(count, lengths)
 
 
-def _are_all_real(is_real: torch.Tensor | None) -> bool:
+def _are_all_real(is_real: torch.Tensor) -> bool:
     """Whether none of the new tokens `[B, M]` is masked. A compiled step takes no others, because it cannot ask."""
-    if is_real is None or is_real.is_meta:
+    if is_real.is_meta:
         return True
     if torch.compiler.is_compiling():
         torch._assert_async(is_real.all(), MASKED_IN_COMPILED_STEP)
@@ -259,7 +259,7 @@ class ReformerCache(Cache):
         if len(lengths) != batch:
             raise ValueError(f"The cache holds {len(lengths)} rows, the input has {batch}. They must be the same.")
         steps = torch.arange(count, device=device).expand(batch, -1)
-        if _are_all_real(is_real):
+        if is_real is None or _are_all_real(is_real):
             positions, after, longest = lengths[:, None] + steps, lengths + count, self._longest + count
             bounds = self._length if self._mask is None else None, self._shortest
             mask = self._mask

@@ -131,8 +131,7 @@ class LSHSelfAttention(nn.Module):
         if self.threshold.covers(length, circle_length):
             buckets, (output, weights) = None, attend_to_everything(query_key, value, **how)
         else:
-            known = None if cached is None else cached.layer.num_buckets
-            num_buckets = known or num_buckets_of(self.config, length, circle_length)
+            num_buckets = (cached and cached.layer.num_buckets) or num_buckets_of(self.config, length, circle_length)
             if buckets is None:
                 buckets = self._hash(query_key.detach(), rotations, num_buckets)
                 if cached is not None:
