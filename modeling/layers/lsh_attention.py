@@ -112,7 +112,7 @@ class LSHSelfAttention(nn.Module):
             rotation: Of queries, which are also keys, with `config.lsh_rotary`.
 
         Returns:
-            Output `[B, L, H * D]`; the map `[B, H, L, L]`, with a cache `[B, H, L, longest]`, or None; buckets or None.
+            Output `[B, L, H * D]`; map `[B, H, L, L]`, with a cache `[B, H, L, longest]`, or None; buckets or None.
         """
         query_key, value = self._project(hidden_states, rotation)
         if cached is not None:
