@@ -27,8 +27,8 @@ from hf_reformer.training.provenance import machine, versions
 
 
 RESULTS = Path(__file__).parents[2] / "docs" / "packing.json"
-CONTEXT, NUM_DOCUMENTS, ROWS_PADDED, SEED = 4096, 64, 8, 0
-ROW, DOCUMENTS_IN_ROW = 16384, (1, 4, 16, 64)
+CONTEXT, NUM_DOCUMENTS, ROWS_PADDED, SEED = 4096, 16, 4, 0
+ROW, DOCUMENTS_IN_ROW = 16384, (1, 16)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
