@@ -198,6 +198,24 @@ def test_dropout_in_a_reversible_stack():
         assert_close(gradient, found[1][name], 1e-6)
 
 
+@pytest.mark.compile
+def test_a_compiled_model_computes_the_same():
+    model, rows = make("causal", attn_layers=STACKS["mixed"], hash_seed=0, **WINDOWS).train(), documents()
+    batch = {"input_ids": torch.cat(rows, dim=1)}
+    batch |= {"seq_idx": positions_of(rows).eq(0).cumsum(1), "labels": batch["input_ids"]}
+    torch.compiler.reset()
+    found = []
+    for call in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        outputs = call(**batch)
+        outputs.loss.backward()
+        found.append((outputs.logits.detach(), gradients(model)))
+    assert_close(found[1][0], found[0][0])
+    for name, gradient in found[0][1].items():
+        # The loss is computed in float32.
+        assert_close(found[1][1][name], gradient, 1e-6)
+
+
 @pytest.mark.parametrize("chunk_size", [0, 13])
 @pytest.mark.parametrize("options", [{}, {"return_seq_idx": True, "return_position_ids": False}], ids=str)
 def test_no_document_predicts_the_next_one(options, chunk_size):

@@ -20,6 +20,7 @@ class Documents:
         position: `[B, P]`, places since the document began.
         row, start, length: `[N]`: where each document is, and how many tokens it has.
         spans: The same three numbers of each document.
+        longest: Tokens of the longest.
     """
 
     number: torch.Tensor
@@ -28,6 +29,7 @@ class Documents:
     start: torch.Tensor
     length: torch.Tensor
     spans: tuple[tuple[int, int, int], ...]
+    longest: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Documents":
         """The same on another device, for layers that are there."""
@@ -36,11 +38,6 @@ class Documents:
             name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
         }
         return replace(self, **moved)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest."""
-        return max((length for *_, length in self.spans), default=0)
 
     def first_places(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` places of each document, `[N, count]`, and which of them have a token of it, bool."""
@@ -81,4 +78,4 @@ def lay_out(numbers: torch.Tensor, alignment: int) -> tuple[RowLayout, torch.Ten
     in_documents = torch.nn.functional.pad(lengths, (1, 1)).gather(1, number.long().clamp(max=most + 1))
     found = row, starts[row, index], lengths[row, index]
     spans = tuple(zip(*(numbers.tolist() for numbers in found), strict=True))
-    return layout, position < in_documents, Documents(number, position, *found, spans)
+    return layout, position < in_documents, Documents(number, position, *found, spans, int(lengths.max()))

@@ -17,10 +17,10 @@ REASONS = {
     "makes of a model is claimed to work.",
     "A cache cannot be exported": "A cache has shapes that follow from padding and buckets; exporting one is refused, "
     "exporting the model without it is tested.",
-    "static cache|without graph breaks|4D attention masks": "`_can_compile_fullgraph` is False: a layer is a break in "
-    "the graph, what it calls is compiled. A cache grows, so a static one is refused; masks have two dimensions.",
+    "static cache|without graph breaks|4D attention masks": "`_can_compile_fullgraph` is False: it means a static "
+    "cache, which is refused, because ours grows; our own compiles as one program. Masks have two dimensions.",
     "new attention mask API": "`_supports_attention_backend` is False: sparse layers have implementations of their "
-    "own, and packed rows, which `position_ids` that restart mean, are refused.",
+    "own. Packed rows are tested in tests/test_modeling_documents.py.",
     "RoPE|partial rope": "Rotary positions have no module of their own to be looked for, and turn whole heads.",
     "sliding window mask": "There is no `sliding_window` in the config.",
     "does not have position embeddings": "Tables of positions change their size at loading, by the config's "

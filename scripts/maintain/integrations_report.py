@@ -31,7 +31,7 @@ Each is refused with the reason, before anything is computed; the rows above mar
   `attn_implementation` takes "eager", "sdpa" and "triton"; the last are kernels of this package.
 - **Adapters that are keys and values** (PEFT's prefix tuning, cartridges). Keys are the queries here, and there is no
   place for a key without one. Prompt tuning and P-tuning put vectors before the text instead, and work.
-- **Several documents in one row**, as packing and padding-free collators send them: a row is one text.
+- **Generating from packed rows**: a cache holds one text for each row. Training on them works.
 
 With tied embeddings (`combine_streams="mean"`) PEFT's `trainable_token_indices` leave out the head's bias, in every
 model whose tied head has one, and adapters on the words alone cannot be merged: the head is the same matrix.
