@@ -527,6 +527,8 @@ class ReformerForMultipleChoice(ReformerPreTrainedModel):
         dimensions = ("batch", "choices", "length")
         check_inputs(self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, dimensions)
         batch, num_choices = given_input(input_ids, inputs_embeds).shape[:2]
+        if position_ids is not None:
+            position_ids = position_ids.expand(batch, -1, -1)
         input_ids, attention_mask, position_ids, inputs_embeds = (
             None if tensor is None else tensor.flatten(0, 1)
             for tensor in (input_ids, attention_mask, position_ids, inputs_embeds)

@@ -80,7 +80,7 @@ def number_documents(
     shape = given.shape[0], given.shape[1]
     check_mask(attention_mask, may_number=True)
     is_real = None if attention_mask is None else attention_mask.bool()
-    numbers, found = _what_begins(shape, is_real, attention_mask, position_ids, others)
+    numbers, found = _what_begins(shape, given.device, is_real, attention_mask, position_ids, others)
     first = _first_tokens(shape, is_real, given.device)
     found = {name: begins | first for name, begins in found.items()}
     # Asked together, so that a GPU waits once.
@@ -99,7 +99,8 @@ def number_documents(
             )
     for name in packed.keys() & numbers.keys():
         _check_that_none_comes_again(name, numbers[name], begins)
-    if position_ids is not None and bool((position_ids.expand(shape)[begins] != 0).any()):
+    is_packed_row = (begins & ~first).any(1, keepdim=True)
+    if position_ids is not None and bool((position_ids.expand(shape) * (begins & is_packed_row)).any()):
         raise ValueError(
             "`position_ids` start again in the middle of a row, but not from 0. Each document of a packed row has "
             "positions from 0 on."
@@ -108,22 +109,25 @@ def number_documents(
     return counted if is_real is None else counted.masked_fill(~is_real, 0)
 
 
-def _what_begins(shape, is_real, attention_mask, position_ids, others):
+def _what_begins(shape, device, is_real, attention_mask, position_ids, others):
     """The numbers of documents by the argument that gives them; by each argument, at which tokens documents begin."""
     numbers = {}
     if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
         numbers["attention_mask"] = attention_mask
     for name in (name for name in NUMBERS if others.get(name) is not None):
-        if tuple(others[name].shape) not in (shape, (1, shape[1])):
-            raise ValueError(f"`{name}` must have shape {list(shape)}, but has {list(others[name].shape)}.")
-        numbers[name] = others[name].expand(shape)
+        of_tokens = torch.as_tensor(others[name], device=device)
+        if tuple(of_tokens.shape) not in (shape, (1, shape[1])):
+            raise ValueError(f"`{name}` must have shape {list(shape)}, but has {list(of_tokens.shape)}.")
+        numbers[name] = of_tokens.expand(shape)
     found = {name: _changes(of_tokens, is_real) for name, of_tokens in numbers.items()}
     if position_ids is not None:
         found["position_ids"] = _changes(position_ids.expand(shape), is_real, grows=True)
     for name in (name for name in BORDERS if others.get(name) is not None):
-        found[name] = _begins_at(others[name], name, shape)
+        begins = _begins_at(torch.as_tensor(others[name], device=device), name, shape)
+        # Where a border is on padding, the next real token begins.
+        found[name] = begins if is_real is None else _changes(begins.long().cumsum(1), is_real)
     lengths = [f"`{name}`" for name in LENGTHS if others.get(name) is not None]
-    if lengths and not found:
+    if lengths and not found.keys() - {"attention_mask"}:
         raise ValueError(
             f"{', '.join(lengths)}: which tokens are whose is not said. Give `position_ids` that start again with "
             "each document, or `seq_idx`."
@@ -258,6 +262,7 @@ def labels_within_documents(
     if numbers is None:
         return {}
     check_labels(labels, given.shape[:2])
+    labels = labels.to(numbers.device)
     return {"shift_labels": shift_labels_in_documents(labels, numbers, others.get("ignore_index", -100))}
 
 

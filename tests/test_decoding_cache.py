@@ -23,6 +23,7 @@ from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM,
 from hf_reformer.modeling.decoding import decoding_attention
 from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME, CACHE_NAMES
 from hf_reformer.modeling.decoding.decoding_cache import CROP_REACH
+from hf_reformer.modeling.layers.full_attention import full_attention_mask
 from hf_reformer.modeling.layers.reversible import ReversibleTape
 from hf_reformer.modeling.layers.rotary_positions import rotation_of
 from hf_reformer.modeling.memory.allocations import AllocationLedger
@@ -65,7 +66,7 @@ def grown_logits(model, ids, splits):
         pieces, start = [], 0
         for end in ends:
             seen = tuple(stream[:, :end] for stream in streams)
-            full_mask = reformer._full_attention_mask(seen[1], None)
+            full_mask = full_attention_mask(model.config, seen[1], None)
             output = layer(
                 *seen,
                 tape=ReversibleTape(seen),

@@ -177,6 +177,13 @@ def test_maps_and_hidden_states_are_the_callers(stack):
         for actual, expected in zip(outputs.hidden_states, alone.hidden_states, strict=True):
             assert_close(actual[:, where], expected)
         start = where.stop
+    # Padding attends to nothing and is not attended to.
+    rows = documents((20, 9))
+    numbers = torch.tensor([[1] * 20 + [2] * 9 + [0] * 5])
+    ids = torch.nn.functional.pad(torch.cat(rows, dim=1), (0, 5))
+    for weights in model(ids, attention_mask=numbers, output_attentions=True).attentions:
+        assert not weights[..., 29:, :].any() and not weights[..., 29:].any()
+        assert_close(weights[..., :29, :].sum(-1), torch.ones(1, 2, 29, dtype=torch.float64))
     # A map has the gradient of the output that it made.
     of_map, of_output = torch.autograd.grad(
         outputs.logits.sum(), [outputs.attentions[0], outputs.hidden_states[1]], retain_graph=True

@@ -78,6 +78,22 @@ FORMS = {
         {"cu_seq_lens_q": torch.tensor([0, 5, 12, 12, 24]), "cu_seq_lens_k": torch.tensor([0, 5, 12, 24])},
         torch.stack([1 + (COUNTED >= 5), COUNTED * 0 + 1]),
     ),
+    "borders on padding": (
+        {"attention_mask": PADDED.flip(1), "cu_seq_lens_q": torch.tensor([0, 5, 12, 16, 24])},
+        torch.stack([1 + (COUNTED >= 5), PADDED[1].flip(0) * 1]),
+    ),
+    "borders around padding": (
+        {
+            "attention_mask": torch.tensor([1] * 5 + [0] * 3 + [1] * 4).expand(2, 12),
+            "cu_seq_lens_q": torch.tensor([0, 3, 5, 8, 12, 15, 17, 20, 24]),
+        },
+        torch.tensor([1, 1, 1, 2, 2, 0, 0, 0, 3, 3, 3, 3]).expand(2, 12),
+    ),
+    "one row packed, one continued": (
+        {"position_ids": torch.stack([COUNTED % 6, COUNTED + 5])},
+        torch.stack([COUNTED // 6 + 1, COUNTED * 0 + 1]),
+    ),
+    "lists": ({"seq_idx": [[0] * 5 + [1] * 7]}, torch.tensor([1] * 5 + [2] * 7).expand(2, 12)),
     "numbers beside a mask": (
         {"attention_mask": PADDED, "seq_idx": (COUNTED // 6)[None]},
         (COUNTED // 6 + 1) * PADDED,
@@ -144,6 +160,10 @@ CONTRADICTIONS = {
     "borders that go back": ({"cu_seq_lens_q": torch.tensor([0, 9, 5, 24])}, "without going back"),
     "borders of one row": ({"cu_seq_lens_q": torch.tensor([0, 5, 12])}, "must lead from 0 to 24"),
     "numbers of another shape": ({"seq_idx": COUNTED[None, :5]}, r"`seq_idx` must have shape \[2, 12\]"),
+    "lengths and a mask": (
+        {"attention_mask": PADDED.long(), "seq_lengths": [[12], [7]]},
+        "`seq_lengths`: which tokens",
+    ),
     "lengths alone": ({"max_length_q": 5, "max_length_k": 5}, "which tokens are whose is not said"),
     "negative": ({"attention_mask": -PADDED.long()}, "from -1 to 0, but must be 0 for padding"),
 }
@@ -250,6 +270,10 @@ def test_packed_prompts_are_not_continued(use_cache):
 
 def test_a_choice_is_one_document():
     model = make_model(ReformerForMultipleChoice)
+    with torch.no_grad():
+        ids, positions = random_ids(4, 12).view(2, 2, 12), COUNTED.expand(1, 2, 12)
+        given = model(ids, position_ids=positions).logits
+        torch.testing.assert_close(given, model(ids).logits)
     with pytest.raises(ValueError, match="A choice is one row"):
         model(random_ids(2, TOTAL)[None], attention_mask=NUMBERS.expand(1, 2, TOTAL))
 

@@ -44,6 +44,16 @@ def test_batches():
         "attention_mask": [[1, 1, 1, 2, 2], [1, 0, 0, 0, 0]],
     }
     assert DataCollatorForPacking(8, pad_to_context=True)(examples)["input_ids"].shape == (1, 8)
+    masked = DataCollatorForPacking(8)([{"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0]}])
+    assert masked["input_ids"].tolist() == [[5, 6]]
+    for wrong, message in (
+        ([], "There are no examples"),
+        ([{"input_ids": [3, 4], "labels": [3]}], "Example 0 has 2 tokens, but 1 labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DataCollatorForPacking(8)(wrong)
+    with pytest.raises(ValueError, match="alignment is 0"):
+        best_fit([3], 8, 0)
     with pytest.raises(ValueError, match="Example 1 has no tokens"):
         DataCollatorForPacking(8)([{"input_ids": [1]}, {"input_ids": []}])
 

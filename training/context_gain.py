@@ -47,6 +47,10 @@ class Reading:
     token_bytes: torch.Tensor
     causal: bool
 
+    def to(self, device: torch.device) -> "Reading":
+        """The same on another device."""
+        return Reading(self.input_ids.to(device), self.labels.to(device), self.token_bytes.to(device), self.causal)
+
     def in_windows(self, length: int) -> "Reading":
         """The same text in windows of another length, which divides the present one."""
         ids, labels, widths = (part.view(-1, length) for part in (self.input_ids, self.labels, self.token_bytes))
@@ -87,7 +91,8 @@ def bits_by_half(model: nn.Module, reading: Reading) -> dict[str, float]:
         predicted[:, 0] = False
     widths = (reading.token_bytes * predicted).sum(0)
     parts = {"all": slice(None), "first": slice(middle), "second": slice(middle, None)}
-    return {name: (bits[part].sum() / widths[part].sum()).item() for name, part in parts.items()}
+    # A part in which nothing is predicted costs nothing.
+    return {name: (bits[part].sum() / widths[part].sum().clamp(min=1)).item() for name, part in parts.items()}
 
 
 def read_held_out(
@@ -116,7 +121,7 @@ def read_held_out(
 
 def measure(model: PreTrainedModel, reading: Reading, lengths: Sequence[int]) -> dict[str, list[dict[str, float]]]:
     """
-    Bits per byte of the same text in windows of each length that the model takes.
+    Bits per byte of the same text in windows of each length.
 
     Returns:
         Rows of "with LSH layers" and of "LSH attention off", or of "the model" that has none: a row for each length,
@@ -133,10 +138,9 @@ def measure(model: PreTrainedModel, reading: Reading, lengths: Sequence[int]) ->
     contexts: dict[str, Callable] = {"with LSH layers" if has_lsh else "the model": nullcontext}
     if has_lsh:
         contexts["LSH attention off"] = partial(without_attention, model)
-    longest = getattr(model.config, "max_sequence_length", None) or math.inf
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in contexts}
     for name, context in contexts.items():
-        for length in tqdm([length for length in sorted(lengths) if length <= longest], desc=name):
+        for length in tqdm(sorted(lengths), desc=name):
             with context():
                 rows[name].append({"length": length, **bits_by_half(model, reading.in_windows(length))})
     return rows
@@ -202,7 +206,12 @@ def report(
         num_windows: How many windows of the longest length are read.
         mask_share: Share of the tokens that is hidden from a masked model, None for a causal one.
     """
+    longest = getattr(model.config, "max_sequence_length", None) or math.inf
+    lengths = [length for length in lengths if length <= longest]
+    if not lengths:
+        raise ValueError(f"lengths: each is above the {longest} tokens that the model takes.")
     reading = read_held_out(tokenizer, text, max(lengths), num_windows=num_windows, mask_share=mask_share)
+    reading = reading.to(model.device)
     rows, unit = measure(model, reading, lengths), "bits per byte" if reading.causal else "bits per masked byte"
     print(f"\nheld-out {unit}, the same text in windows of several lengths")
     print(table(rows), flush=True)

@@ -26,6 +26,8 @@ def best_fit(lengths: Sequence[int], room: int, alignment: int = 1) -> list[list
     Raises:
         ValueError: A document is longer than a row.
     """
+    if room < 1 or alignment < 1:
+        raise ValueError(f"room is {room} and alignment is {alignment}; both must be at least 1.")
     rows: list[list[int]] = []
     # What is left in each row, with the row, ascending.
     left: list[tuple[int, int]] = []
@@ -81,12 +83,15 @@ class DataCollatorForPacking:
         Raises:
             ValueError: An example has no tokens, or more than a row takes.
         """
-        ids = [torch.as_tensor(example["input_ids"]).flatten() for example in examples]
+        if not examples:
+            raise ValueError("There are no examples to pack.")
+        ids = [_real_tokens(example, example["input_ids"]) for example in examples]
         if not all(map(len, ids)):
             raise ValueError(f"Example {[len(tokens) for tokens in ids].index(0)} has no tokens; leave it out.")
-        labels = [
-            torch.as_tensor(example.get("labels", own)).flatten() for example, own in zip(examples, ids, strict=True)
-        ]
+        labels = [_real_tokens(example, example.get("labels", example["input_ids"])) for example in examples]
+        for number, (tokens, own) in enumerate(zip(ids, labels, strict=True)):
+            if len(tokens) != len(own):
+                raise ValueError(f"Example {number} has {len(tokens)} tokens, but {len(own)} labels.")
         rows = best_fit([len(tokens) for tokens in ids], self.context_length, self.alignment)
         length = max(sum(len(ids[number]) for number in row) for row in rows)
         length = self.context_length if self.pad_to_context else length
@@ -109,3 +114,10 @@ class DataCollatorForPacking:
                 batch["labels"][row, start] = IGNORED
                 start = where[1].stop
         return batch
+
+
+def _real_tokens(example: Mapping[str, Any], values: Any) -> torch.Tensor:
+    """`values` of an example where its mask, if it has one, is not 0."""
+    tokens = torch.as_tensor(values).flatten()
+    mask = example.get("attention_mask")
+    return tokens if mask is None else tokens[torch.as_tensor(mask).flatten().bool()]

@@ -15,8 +15,8 @@ class Documents:
     N documents in B rows of P places. A document's tokens are neighbours; masked places fill it up to a border.
 
     Attributes:
-        number: `[B, P]`, int32: which document of its row, those of one row ascending. Masked places belong to the
-            document before them.
+        number: `[B, P]`, int32: which document of its row, ascending from 1. Masked places that fill a document up
+            belong to it; those behind the last one have a number of their own.
         position: `[B, P]`, places since the document began.
         row, start, length: `[N]`: where each document is, and how many tokens it has.
         spans: The same three numbers of each document.

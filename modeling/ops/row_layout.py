@@ -42,6 +42,11 @@ class RowLayout:
         return _take(tensor, self.place, dim)
 
     @property
+    def has_place(self) -> torch.Tensor:
+        """`[B, L]`, bool: which tokens were put somewhere."""
+        return self.source.gather(1, self.place) == torch.arange(self.place.shape[1], device=self.place.device)
+
+    @property
     def is_taken(self) -> torch.Tensor:
         """`[B, P]`, bool: at which places a token was put."""
         return self.place.gather(1, self.source) == torch.arange(self.source.shape[1], device=self.source.device)
@@ -90,6 +95,7 @@ def attend_by_map(
     """
     shown = weights
     if layout is not None:
-        shown = layout.back(layout.back(weights, dim=2), dim=3)
+        has_place = layout.has_place[:, None]
+        shown = layout.back(layout.back(weights, dim=2), dim=3) * (has_place[..., None] & has_place[:, :, None])
         weights = layout.into(layout.into(shown, dim=2), dim=3) * layout.is_taken[:, None, None]
     return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
