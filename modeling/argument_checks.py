@@ -7,19 +7,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 
-# What collators and trainers add to rows of several documents.
-PACKING_ARGUMENTS = (
-    "cu_seq_lens_k",
-    "cu_seq_lens_q",
-    "cu_seqlens",
-    "document_ids",
-    "max_length_k",
-    "max_length_q",
-    "segment_ids",
-    "seq_idx",
-    "seq_lengths",
-    "sequence_ids",
-)
+# What collators and trainers add to rows of several documents: borders, lengths, and the number of each token's.
+DOCUMENT_BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
+DOCUMENT_LENGTHS = ("max_length_q", "max_length_k", "seq_lengths")
+DOCUMENT_NUMBERS = ("seq_idx", "document_ids", "segment_ids", "sequence_ids")
+PACKING_ARGUMENTS = sorted((*DOCUMENT_BORDERS, *DOCUMENT_LENGTHS, *DOCUMENT_NUMBERS))
 ONE_DOCUMENT_PER_ROW = (
     "The documents of a packed row would read each other here, with a cache or in a compiled program. Give each one a "
     "row of its own and pad: with `packing=False` and `padding_free=False` in TRL, with a collator that pads for "

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .argument_checks import check_labels, check_mask, check_one_document_per_row, differs_from_row_to_row
+from .argument_checks import (
+    DOCUMENT_BORDERS,
+    DOCUMENT_LENGTHS,
+    DOCUMENT_NUMBERS,
+    PACKING_ARGUMENTS,
+    check_labels,
+    check_mask,
+    check_one_document_per_row,
+    differs_from_row_to_row,
+)
 from .ops.documents import Documents, lay_out
 from .ops.padding import first_real_token
 from .ops.row_layout import RowLayout, into_rows
-
-
-# What says where documents begin, beside positions that start again and masks that number documents.
-BORDERS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
-LENGTHS = ("max_length_q", "max_length_k", "seq_lengths")
-NUMBERS = ("seq_idx", "document_ids", "segment_ids", "sequence_ids")
 
 
 def documents_of_call(
@@ -45,7 +48,7 @@ def documents_of_call(
 
 
 def _can_be_looked_at(attention_mask, position_ids, others):
-    named = [others[name] for name in (*NUMBERS, *BORDERS, *LENGTHS) if others.get(name) is not None]
+    named = [others[name] for name in PACKING_ARGUMENTS if others.get(name) is not None]
     if torch.compiler.is_compiling():
         return bool(named) and not torch.compiler.is_exporting()
     tensors = [given for given in (attention_mask, position_ids, *named) if torch.is_tensor(given)]
@@ -114,7 +117,7 @@ def _what_begins(shape, device, is_real, attention_mask, position_ids, others):
     numbers = {}
     if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
         numbers["attention_mask"] = attention_mask
-    for name in (name for name in NUMBERS if others.get(name) is not None):
+    for name in (name for name in DOCUMENT_NUMBERS if others.get(name) is not None):
         of_tokens = torch.as_tensor(others[name], device=device)
         if tuple(of_tokens.shape) not in (shape, (1, shape[1])):
             raise ValueError(f"`{name}` must have shape {list(shape)}, but has {list(of_tokens.shape)}.")
@@ -122,11 +125,11 @@ def _what_begins(shape, device, is_real, attention_mask, position_ids, others):
     found = {name: _changes(of_tokens, is_real) for name, of_tokens in numbers.items()}
     if position_ids is not None:
         found["position_ids"] = _changes(position_ids.expand(shape), is_real, grows=True)
-    for name in (name for name in BORDERS if others.get(name) is not None):
+    for name in (name for name in DOCUMENT_BORDERS if others.get(name) is not None):
         begins = _begins_at(torch.as_tensor(others[name], device=device), name, shape)
         # Where a border is on padding, the next real token begins.
         found[name] = begins if is_real is None else _changes(begins.long().cumsum(1), is_real)
-    lengths = [f"`{name}`" for name in LENGTHS if others.get(name) is not None]
+    lengths = [f"`{name}`" for name in DOCUMENT_LENGTHS if others.get(name) is not None]
     if lengths and not found.keys() - {"attention_mask"}:
         raise ValueError(
             f"{', '.join(lengths)}: which tokens are whose is not said. Give `position_ids` that start again with "

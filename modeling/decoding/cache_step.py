@@ -5,17 +5,17 @@ Shapes: B batch, M new tokens, H heads, D head size.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
+from ..ops.movable import Movable
 from ..ops.padding import shift_rows
 from .growing import room_for, with_any_size
 
 
 # trf-ignore: TRF031 this goes into the layers, it is no output
 @dataclass(frozen=True)
-class CacheStep:
+class CacheStep(Movable):
     """
     Where the tokens of one call go.
 
@@ -56,14 +56,6 @@ class CacheStep:
             is_real=None if self.is_real is None else self.is_real[:, first:last],
             start=None if self.start is None else self.start + first,
         )
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "CacheStep":
-        """The same on another device, for layers that are there."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        moved: dict[str, Any] = {
-            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
-        }
-        return replace(self, **moved)
 
     def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
         """

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from ..ops.movable import Movable
+
 
 # trf-ignore: TRF031 this goes into the layers, it is no output
 @dataclass(frozen=True)
-class Rotation:
+class Rotation(Movable):
     """
     By how much the vectors of each token are turned. One object, so that no wrapper of a layer narrows its numbers.
 
@@ -25,10 +27,6 @@ class Rotation:
         first, second = vectors.chunk(2, dim=-1)
         turned = first * self.cos - second * self.sin, second * self.cos + first * self.sin
         return torch.cat(turned, dim=-1).to(vectors.dtype)
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Rotation":
-        """The same on another device, for layers that are there."""
-        return Rotation(*(table.to(device, non_blocking=non_blocking) for table in (self.cos, self.sin)))
 
 
 def rotation_of(config, position_ids: torch.Tensor | None, hidden_states: torch.Tensor) -> Rotation | None:

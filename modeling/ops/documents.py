@@ -1,16 +1,16 @@
 """The documents of packed rows, as the layers see them: side by side, each from a chunk border on."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
+from .movable import Movable
 from .row_layout import RowLayout
 
 
 # trf-ignore: TRF031 this goes into the layers, it is no output
 @dataclass(frozen=True)
-class Documents:
+class Documents(Movable):
     """
     N documents in B rows of P places. A document's tokens are neighbours; masked places fill it up to a border.
 
@@ -30,14 +30,6 @@ class Documents:
     length: torch.Tensor
     spans: tuple[tuple[int, int, int], ...]
     longest: int
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Documents":
-        """The same on another device, for layers that are there."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        moved: dict[str, Any] = {
-            name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()
-        }
-        return replace(self, **moved)
 
     def first_places(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The first `count` places of each document, `[N, count]`, and which of them have a token of it, bool."""

@@ -4,6 +4,8 @@ from typing import overload
 
 import torch
 
+from .row_layout import RowLayout
+
 
 def first_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     """`[B, L]`, bool, to the index of each row's first True, `[B]`; 0 in a row without any."""
@@ -37,14 +39,7 @@ def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int
     """
     if tensor is None or shift is None:
         return tensor
-    length = tensor.shape[dim]
-    tensor = tensor.expand(shift.shape[0], *tensor.shape[1:])
-    # Not as a remainder, which ONNX has for fixed lengths only.
-    places = torch.arange(length, device=tensor.device).repeat(3)
-    source = places[torch.arange(length, 2 * length, device=tensor.device) + shift[:, None]]
-    view = [1] * tensor.ndim
-    view[0], view[dim] = source.shape
-    return tensor.gather(dim, source.view(view).expand(tensor.shape))
+    return RowLayout.of_shift(shift, tensor.shape[dim]).into(tensor, dim)
 
 
 def pool(

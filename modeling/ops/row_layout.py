@@ -1,18 +1,20 @@
-"""Where tokens stand while the layers work on them: each row's real tokens first, or its documents side by side."""
+"""Where tokens stand while the layers work on them: rows that are rotated, or their documents side by side."""
 
 from dataclasses import dataclass
 
 import torch
 
+from .movable import Movable
+
 
 # trf-ignore: TRF031 this goes into the layers, it is no output
 @dataclass(frozen=True)
-class RowLayout:
+class RowLayout(Movable):
     """
     Places of the caller's tokens, `[B, L]`, in rows of P places.
 
     Attributes:
-        place: `[B, L]`, in `[0, P)`; no two tokens of a row have the same.
+        place: `[B, L]`, in `[0, P)`; that of another token where a token has none.
         source: `[B, P]`, the token that stands at a place. What stands where none was put is any token, masked.
     """
 
@@ -50,10 +52,6 @@ class RowLayout:
     def is_taken(self) -> torch.Tensor:
         """`[B, P]`, bool: at which places a token was put."""
         return self.place.gather(1, self.source) == torch.arange(self.source.shape[1], device=self.source.device)
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> "RowLayout":
-        """The same on another device, for layers that are there."""
-        return RowLayout(*(index.to(device, non_blocking=non_blocking) for index in (self.place, self.source)))
 
 
 def _inverse(place, num_places):
