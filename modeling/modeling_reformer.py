@@ -55,7 +55,7 @@ from .ops.chunking import circle_length_of
 from .ops.implementations import check_requested
 from .ops.padding import pool
 from .ops.row_layout import into_rows
-from .packed_rows import arrange_rows, documents_of_call, labels_within_documents
+from .packed_rows import arrange_rows, documents_of_call, labels_of_call
 from .weights_loading import CheckpointMixin
 
 
@@ -171,7 +171,7 @@ class ReformerModel(ReformerPreTrainedModel):
         input_ids, inputs_embeds = (into_rows(rows.layout, given) for given in (input_ids, inputs_embeds))
         step, cached, position_ids = None, None, rows.position_ids
         if cache is not None:
-            step = cache.begin(given_input(input_ids, inputs_embeds), rows.attention_mask, rows.shift)
+            step = cache.begin(given_input(input_ids, inputs_embeds), rows.attention_mask, rows.layout)
             cached = cache.at(step)
             self.embeddings.check_length(step.longest)
             position_ids = step.positions if position_ids is None and past_length else position_ids
@@ -251,7 +251,7 @@ class ReformerForCausalLM(LMHeadMixin, CachedGenerationMixin, ReformerPreTrained
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if labels is not None and cache is None and kwargs.get("shift_labels") is None:
             given = given_input(input_ids, inputs_embeds)
-            kwargs |= labels_within_documents(labels, given, attention_mask, position_ids, kwargs)
+            kwargs |= labels_of_call(labels, given, attention_mask, position_ids, kwargs)
         logits, loss = self._logits_and_loss(outputs.last_hidden_state, labels, kept, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -18,7 +18,6 @@ from .argument_checks import (
     differs_from_row_to_row,
 )
 from .ops.documents import Documents, lay_out
-from .ops.padding import first_real_token
 from .ops.row_layout import RowLayout, into_rows
 
 
@@ -200,14 +199,12 @@ class Rows(NamedTuple):
 
     Attributes:
         layout: Where the caller's tokens stand, or None if they stay where they are.
-        shift: `[B]`, what has been moved from the front of each row to its end, or None.
         attention_mask: `[B, P]`, bool, or None if every place has a real token.
         position_ids: `[B or 1, P]`, or None to count from 0.
         documents: The documents of each row, or None if a row is one.
     """
 
     layout: RowLayout | None
-    shift: torch.Tensor | None
     attention_mask: torch.Tensor | None
     position_ids: torch.Tensor | None
     documents: Documents | None
@@ -227,7 +224,7 @@ def arrange_rows(
     past_length: int | None,
 ) -> Rows:
     """
-    Documents side by side, or rows that begin with their first real token; what continues a text stays where it is.
+    Documents, or the real tokens of a row, side by side from the front on; what continues a text stays where it is.
 
     Arguments and errors are those of `documents_of_call`; the mask covers what is in the cache, too.
     """
@@ -236,18 +233,17 @@ def arrange_rows(
         layout, is_real, documents = lay_out(numbers, alignment_of(config))
         # What fills up has a position that there is.
         position_ids = documents.position * is_real if position_ids is None else layout.into(position_ids)
-        return Rows(layout, None, is_real, position_ids, documents)
+        return Rows(layout, is_real, position_ids, documents)
     if attention_mask is None:
-        return Rows(None, None, None, position_ids, None)
+        return Rows(None, None, position_ids, None)
     attention_mask = attention_mask[:, past_length or 0 :].bool()
     if past_length:
-        return Rows(None, None, attention_mask, position_ids, None)
-    shift = first_real_token(attention_mask)
-    layout = RowLayout.of_shift(shift, given.shape[1])
-    return Rows(layout, shift, layout.into(attention_mask), into_rows(layout, position_ids), None)
+        return Rows(None, attention_mask, position_ids, None)
+    layout = RowLayout.of_mask(attention_mask)
+    return Rows(layout, layout.into(attention_mask), into_rows(layout, position_ids), None)
 
 
-def labels_within_documents(
+def labels_of_call(
     labels: torch.Tensor,
     given: torch.Tensor,
     attention_mask: torch.Tensor | None,
@@ -255,28 +251,38 @@ def labels_within_documents(
     others: Mapping[str, Any],
 ) -> dict[str, torch.Tensor]:
     """
-    `shift_labels` for the loss, if rows hold several documents, else nothing.
+    `shift_labels` for the loss, where the next column is not always the next token of the text, else nothing.
 
     Args:
         labels: `[B, L]`.
         given, attention_mask, position_ids, others: See `documents_of_call`.
     """
     numbers = documents_of_call(given, attention_mask, position_ids, others)
-    if numbers is None:
+    is_real = attention_mask if numbers is None else numbers
+    if is_real is None:
         return {}
     check_labels(labels, given.shape[:2])
-    labels = labels.to(numbers.device)
-    return {"shift_labels": shift_labels_in_documents(labels, numbers, others.get("ignore_index", -100))}
+    labels, is_real = labels.to(given.device), is_real.bool()
+    return {"shift_labels": labels_of_next_tokens(labels, is_real, numbers, others.get("ignore_index", -100))}
 
 
-def shift_labels_in_documents(labels: torch.Tensor, numbers: torch.Tensor, ignore_index: int = -100) -> torch.Tensor:
+def labels_of_next_tokens(
+    labels: torch.Tensor, is_real: torch.Tensor, numbers: torch.Tensor | None = None, ignore_index: int = -100
+) -> torch.Tensor:
     """
-    At each token the label of the next one of its document, `ignore_index` at its last.
+    At each real token the label of the next one, whatever padding is between them; at its last one that of padding
+    behind it, or with `numbers` nothing.
 
     Args:
-        labels: `[B, L]`.
+        labels: `[B, L]`; those of padding are usually `ignore_index`, which means nothing.
+        is_real: `[B, L]`, bool.
         numbers: See `number_documents`.
     """
-    shifted = torch.nn.functional.pad(labels, (0, 1), value=ignore_index)[:, 1:]
-    following = torch.nn.functional.pad(numbers, (0, 1))[:, 1:]
-    return shifted.masked_fill((numbers != following) | (numbers == 0), ignore_index)
+    layout = RowLayout.of_mask(is_real)
+    labels, token = layout.into(labels), layout.source
+    follows = token[:, 1:] > token[:, :-1]
+    if numbers is not None:
+        numbers = layout.into(numbers)
+        follows = follows & (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
+    following = labels[:, 1:].masked_fill(~follows, ignore_index)
+    return layout.back(torch.nn.functional.pad(following, (0, 1), value=ignore_index))

@@ -1,5 +1,5 @@
 """
-Padding on either side, the batch a row is in, and masked tokens: none of them changes a row's result.
+Padding anywhere, the batch a row is in, and masked tokens: none of them changes a row's result.
 
 In float64, where the order of a sum moves the 16th digit and no hash.
 """
@@ -15,7 +15,7 @@ CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 # Below, at and above a chunk of 16 and the threshold of 40.
 LENGTHS = (61, 40, 41, 17, 16, 9, 1)
 PADDED_LENGTH = 70
-SIDES = ("left", "right", "both")
+SIDES = ("left", "right", "both", "between")
 OPTIONS = {
     "default": {},
     "exact for short rows": {"full_attention_threshold": 40},
@@ -53,9 +53,12 @@ def pad(rows, side):
     mask = torch.zeros(ids.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
         space = PADDED_LENGTH - row.shape[1]
-        start = {"left": space, "right": 0, "both": space // 3}[side]
-        ids[i, start : start + row.shape[1]] = row
-        mask[i, start : start + row.shape[1]] = True
+        start = {"left": space, "right": 0, "both": space // 3, "between": 0}[side]
+        places = torch.arange(start, start + row.shape[1])
+        if side == "between":
+            places = torch.randperm(PADDED_LENGTH)[: row.shape[1]].sort().values
+        ids[i, places] = row
+        mask[i, places] = True
     return ids, mask
 
 

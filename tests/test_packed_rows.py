@@ -11,8 +11,8 @@ from hf_reformer.modeling.argument_checks import check_one_document_per_row
 from hf_reformer.modeling.packed_rows import (
     alignment_of,
     documents_of_call,
+    labels_of_next_tokens,
     number_documents,
-    shift_labels_in_documents,
 )
 
 
@@ -198,10 +198,34 @@ def test_masks_of_another_kind(case):
 
 
 def test_labels_within_documents():
-    labels = torch.arange(10, 19)[None]
-    numbers = torch.tensor([[0, 1, 1, 1, 2, 3, 3, 0, 0]])
-    expected = torch.tensor([[-100, 12, 13, -100, -100, 16, -100, -100, -100]])
-    assert torch.equal(shift_labels_in_documents(labels, numbers), expected)
+    labels = torch.arange(10, 21)[None]
+    numbers = torch.tensor([[0, 1, 1, 1, 2, 0, 2, 3, 3, 0, 0]])
+    expected = torch.tensor([[-100, 12, 13, -100, 16, -100, -100, 18, -100, -100, -100]])
+    assert torch.equal(labels_of_next_tokens(labels, numbers > 0, numbers), expected)
+
+
+def test_labels_beside_padding():
+    """As transformers shifts them, but across what is padding."""
+    labels = torch.arange(10, 16).expand(3, -1)
+    is_real = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]], dtype=torch.bool)
+    expected = [
+        [11, 12, 13, 14, 15, -100],
+        [11, -100, 13, 14, 15, -100],
+        [11, 14, 13, -100, 15, -100],
+    ]
+    assert labels_of_next_tokens(labels, is_real).tolist() == expected
+
+
+def test_a_padded_row_has_the_loss_of_the_row_alone():
+    model = make_model(ReformerForCausalLM, attn_layers=STACKS["mixed"], **WINDOWS).double()
+    row = random_ids(1, 40)
+    expected = model(row, labels=row).loss
+    for places in (torch.arange(40), torch.arange(30, 70), torch.randperm(70)[:40].sort().values):
+        ids, mask = random_ids(1, 70), torch.zeros(1, 70, dtype=torch.long)
+        ids[:, places], mask[:, places] = row, 1
+        loss = model(ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        # transformers computes it in float32.
+        torch.testing.assert_close(loss, expected, rtol=40 * 2**-24, atol=0)
 
 
 def test_documents_begin_at_chunk_borders():

@@ -1,4 +1,4 @@
-"""Rows moved to the front of a padded batch and back, and the token that stands for a row."""
+"""Rows without their padding and back, and the token that stands for a row."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,8 @@ import torch
 from tiny_models import DROPOUT, STACKS, make_model, random_ids
 
 from hf_reformer import ReformerModel
-from hf_reformer.modeling.ops.padding import first_real_token, last_real_token, pool, shift_rows
+from hf_reformer.modeling.ops.padding import first_real_token, last_real_token, pool
+from hf_reformer.modeling.ops.row_layout import RowLayout
 
 
 MASK = torch.tensor(
@@ -34,30 +35,16 @@ def test_first_real_token_of_a_long_row():
     assert last_real_token(mask).tolist() == [99_999]
 
 
-@pytest.mark.parametrize("dim", [1, 2])
-def test_shift_rows_rolls_each_row(dim):
-    tensor, shift = torch.randn(3, 5, 6), torch.tensor([0, 2, 4])
-    shifted = shift_rows(tensor, shift, dim=dim)
-    for row in range(3):
-        assert torch.equal(shifted[row], tensor[row].roll(-int(shift[row]), dims=dim - 1))
-    assert torch.equal(shift_rows(shifted, -shift, dim=dim), tensor)
-
-
-def test_shift_rows_of_one_row_for_all():
-    positions = torch.arange(5)[None]
-    assert shift_rows(positions, torch.tensor([0, 1, 3])).tolist() == [
-        [0, 1, 2, 3, 4],
-        [1, 2, 3, 4, 0],
-        [3, 4, 0, 1, 2],
-    ]
-    assert shift_rows(None, torch.tensor([1])) is None
-
-
-def test_shift_rows_is_differentiable():
-    tensor = torch.randn(3, 5, 2, requires_grad=True)
-    shift, gradient = torch.tensor([0, 2, 4]), torch.randn(3, 5, 2)
-    (actual,) = torch.autograd.grad(shift_rows(tensor, shift), tensor, gradient)
-    assert torch.equal(actual, shift_rows(gradient, -shift))
+def test_rows_without_their_padding():
+    layout = RowLayout.of_mask(MASK)
+    tokens = torch.arange(5)[None]
+    expected = [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [2, 3, 4, 0, 1], [1, 3, 0, 2, 4], [0, 1, 2, 3, 4]]
+    assert layout.into(tokens).tolist() == expected
+    for shape, dim in (((5, 5, 2), 1), ((5, 3, 5), 2), ((5, 2, 3, 5), 3)):
+        tensor = torch.randn(shape)
+        assert torch.equal(layout.back(layout.into(tensor, dim), dim), tensor)
+    assert layout.has_place.all()
+    assert layout.is_taken.all()
 
 
 def test_pool():
@@ -71,6 +58,11 @@ def test_pool():
         assert pool(hidden_states, None, None, config).flatten().tolist() == [4, 9, 14, 19, 24]
 
 
+def roll_rows(tensor, shift, dim=1):
+    """Each row moved by its number of places to the right."""
+    return torch.stack([row.roll(int(places), dims=dim - 1) for row, places in zip(tensor, shift, strict=True)])
+
+
 @pytest.mark.parametrize("circular", [True, False])
 @pytest.mark.parametrize("stack", STACKS)
 def test_left_padding_is_right_padding(stack, circular):
@@ -78,21 +70,21 @@ def test_left_padding_is_right_padding(stack, circular):
     model = make_model(ReformerModel, attn_layers=STACKS[stack], circular_look_around=circular, **DROPOUT).train()
     ids, lengths = random_ids(3, 40), torch.tensor([40, 23, 7])
     right = torch.arange(40) < lengths[:, None]
-    shift = lengths - 40
+    shift = 40 - lengths
     results = []
-    for mask, row_ids in ((right, ids), (shift_rows(right, shift), shift_rows(ids, shift))):
+    for mask, row_ids in ((right, ids), (roll_rows(right, shift), roll_rows(ids, shift))):
         torch.manual_seed(5)
         model.zero_grad()
         output = model(row_ids, attention_mask=mask, output_hidden_states=True)
         back = [output.last_hidden_state, *output.hidden_states]
         if mask is not right:
-            back = [shift_rows(tensor, -shift) for tensor in back]
+            back = [roll_rows(tensor, -shift) for tensor in back]
         (back[0] * right[..., None]).pow(2).sum().backward()
         model.eval()
         maps = model(row_ids, attention_mask=mask, output_attentions=True).attentions
         model.train()
         if mask is not right:
-            maps = [shift_rows(shift_rows(weights, -shift, dim=2), -shift, dim=3) for weights in maps]
+            maps = [roll_rows(roll_rows(weights, -shift, dim=2), -shift, dim=3) for weights in maps]
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
         results.append([*(tensor[right] for tensor in back), *gradients, *maps])
     for expected, actual in zip(*results, strict=True):

@@ -9,7 +9,6 @@ arXiv 2309.14509): a rank hashes, sorts and attends with some heads, over the wh
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import PrepareModuleInput, PrepareModuleOutput, parallelize_module
@@ -17,7 +16,8 @@ from transformers import PreTrainedModel
 
 from ..modeling.layers.full_attention import full_attention_mask
 from ..modeling.ops.chunking import circle_length_of
-from ..modeling.ops.padding import first_real_token, shift_rows
+from ..modeling.ops.row_layout import RowLayout
+from ..modeling.packed_rows import labels_of_next_tokens
 
 
 IGNORED = -100
@@ -87,27 +87,25 @@ def shard_batch(
 ) -> dict:
     """This rank's part of a batch for causal language modelling, as keyword arguments of the model.
 
-    The losses of all ranks add up to the loss of the batch. Left-padded rows are moved to the front.
+    The losses of all ranks add up to the loss of the batch. Padding is moved to the end of its row.
 
     Args:
         mesh: as for `shard_sequences`.
         input_ids, labels, attention_mask: `[B, L]`, the same on every rank; L a multiple of the number of ranks.
 
     Raises:
-        ValueError: if the length cannot be cut evenly, or a row has padding between its tokens.
+        ValueError: if the length cannot be cut evenly.
     """
     length, num_shards = input_ids.shape[1], mesh.size()
     if length % num_shards:
         raise ValueError(f"{length} tokens cannot be cut into {num_shards} shards of one length; pad them.")
     # A shard's last token predicts the first one of the next shard, so labels are shifted before they are cut.
-    targets = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+    is_real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    targets = labels_of_next_tokens(labels, is_real, ignore_index=IGNORED)
     num_items = (targets != IGNORED).sum()
     if attention_mask is not None:
-        attention_mask = attention_mask.bool()
-        shift = first_real_token(attention_mask)
-        input_ids, targets, attention_mask = (shift_rows(rows, shift) for rows in (input_ids, targets, attention_mask))
-        if (attention_mask[:, 1:] > attention_mask[:, :-1]).any():
-            raise ValueError("A row has padding between its tokens; sharded rows may have it at their ends only.")
+        layout = RowLayout.of_mask(is_real)
+        input_ids, targets, attention_mask = (layout.into(rows) for rows in (input_ids, targets, is_real))
 
     def own(rows):
         return None if rows is None else rows.chunk(num_shards, dim=1)[mesh.get_local_rank()].contiguous()

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..ops.movable import Movable
-from ..ops.padding import shift_rows
 from .growing import room_for, with_any_size
 
 
@@ -20,29 +19,25 @@ class CacheStep(Movable):
     Where the tokens of one call go.
 
     Attributes:
-        positions: `[B, M]`, 0 for what is not kept.
-        is_kept: `[B, M]`, bool; None if every token is kept.
-        is_real: `[B, M]`, bool; False for what must not be seen. None if everything is real.
-        start: Position of the first token, if it is the same in every row and nothing is masked, or None.
+        positions: `[B, M]`; of padding, that of the real token before it.
+        is_real: `[B, M]`, bool; False for padding, which is not kept. None if everything is real.
+        start: Position of the first token, if it is the same in every row and everything is real, or None.
         earliest: A position that no token of the call stands before.
-        lengths: `[B]`, tokens of each row, the new ones included.
-        real_lengths: `[B]`, the same without masked tokens at the end.
+        lengths: `[B]`, real tokens of each row, the new ones included.
         longest: The largest of `lengths`.
         num_columns: Columns of the batch, the new ones included.
-        mask: `[B, longest]`, bool, False for masked positions; None if there are none.
+        columns: `[B, C]`, bool, which of the first columns are real; all others are. None if all are.
         is_first: Whether the cache was empty, so that the ordinary forward pass computes this call.
     """
 
     positions: torch.Tensor
-    is_kept: torch.Tensor | None
     is_real: torch.Tensor | None
     start: int | None
     earliest: int
     lengths: torch.Tensor
-    real_lengths: torch.Tensor
     longest: int
     num_columns: int
-    mask: torch.Tensor | None
+    columns: torch.Tensor | None
     is_first: bool
 
     def piece(self, first: int, last: int) -> "CacheStep":
@@ -52,14 +47,13 @@ class CacheStep(Movable):
         return replace(
             self,
             positions=self.positions[:, first:last],
-            is_kept=None if self.is_kept is None else self.is_kept[:, first:last],
             is_real=None if self.is_real is None else self.is_real[:, first:last],
             start=None if self.start is None else self.start + first,
         )
 
     def sees(self, key_positions: torch.Tensor) -> torch.Tensor:
         """
-        Whether keys are no later than the query and not masked.
+        Whether keys are no later than the query.
 
         Args:
             key_positions: `[B or 1, H or 1, M or 1, K]`.
@@ -67,17 +61,17 @@ class CacheStep(Movable):
         Returns:
             `[B, H or 1, M, K]`, bool.
         """
-        visible = (key_positions <= self.positions[:, None, :, None]) & (key_positions >= 0)
-        if self.mask is None:
-            return visible
-        index = key_positions.clamp(0, self.longest - 1).expand(len(self.mask), *visible.shape[1:])
-        return visible & self.mask[:, None, None].expand(*visible.shape[:3], -1).gather(3, index)
+        return (key_positions <= self.positions[:, None, :, None]) & (key_positions >= 0)
 
     def in_columns(self, weights: torch.Tensor) -> torch.Tensor:
         """An attention map over positions, `[B, H, M, longest]`, to one over columns, `[B, H, M, num_columns]`."""
-        weights = torch.nn.functional.pad(weights, (0, self.num_columns - self.longest))
-        # What has no position stands before a row's text, and behind it nothing is attended to.
-        return shift_rows(weights, (self.lengths - self.num_columns).to(weights.device), dim=3)
+        if self.columns is None:
+            return weights
+        columns = self.columns.to(weights.device)
+        columns = torch.nn.functional.pad(columns, (0, self.num_columns - columns.shape[1]), value=True)
+        positions = (columns.cumsum(1) - 1).clamp(min=0)
+        positions, columns = (table[:, None, None].expand(*weights.shape[:3], -1) for table in (positions, columns))
+        return weights.gather(3, positions) * columns
 
 
 class RowBuffer:
@@ -124,12 +118,12 @@ class RowBuffer:
             for tensor, rows in zip(self.tensors, new, strict=True):
                 tensor[:, first : first + count] = rows
             return
-        if step.is_kept is None and (self.ring is None or count <= self.ring):
+        if step.is_real is None and (self.ring is None or count <= self.ring):
             rows_of_batch, slots = torch.arange(len(new[0]), device=new[0].device)[:, None], self.slots(step.positions)
             for tensor, rows in zip(self.tensors, new, strict=True):
                 tensor[rows_of_batch, slots] = rows.to(tensor.dtype)
             return
-        kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_kept is None else step.is_kept
+        kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_real is None else step.is_real
         if self.ring is not None and count > self.ring:
             kept = kept & (step.positions >= step.lengths[:, None] - self.ring)
         row, column = kept.nonzero(as_tuple=True)

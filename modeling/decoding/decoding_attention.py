@@ -11,7 +11,7 @@ from torch import nn
 
 from ..ops.chunking import circular_offset, masked_score, self_score
 from ..ops.lsh_options import LSHOptions
-from ..ops.value_shift import next_real_token, weights_of_values
+from ..ops.value_shift import weights_of_values
 from .bucket_order import bucket_of, position_of
 from .decoding_cache import CachedStep, CacheStep, LSHCacheLayer, RowBuffer
 
@@ -135,8 +135,7 @@ def attend_to_all(
     probabilities = scores.softmax(dim=-1)
     if value_shift:
         # An earlier key's successor is at most the query itself.
-        mask = None if step.mask is None else step.mask[:, :count]
-        probabilities = weights_of_values(probabilities.masked_fill(is_self, 0), mask)
+        probabilities = weights_of_values(probabilities.masked_fill(is_self, 0), None)
     output = (probabilities.to(values.dtype) @ values).transpose(1, 2).to(query.dtype)
     return output, nn.functional.pad(probabilities, (0, step.longest - count)) if return_weights else None
 
@@ -174,9 +173,7 @@ def attend_in_buckets(
 
         if not options.value_shift:
             return attend_to_rows(query, cache.rows, positions, mask, cache.scales, map_length)
-        output, weights = attend_to_rows(
-            query, cache.rows, positions, mask, cache.scales, map_length, _successors(positions, step)
-        )
+        output, weights = attend_to_rows(query, cache.rows, positions, mask, cache.scales, map_length, positions + 1)
         sees_nothing = ~visible.any(dim=-1)
         output = output.masked_fill(sees_nothing.transpose(1, 2)[..., None], 0)
         return output, None if weights is None else weights.masked_fill(sees_nothing[..., None], 0)
@@ -230,14 +227,6 @@ def _window(places: torch.Tensor, options: LSHOptions, padded_length: int) -> tu
         chunks, exists = neighbour_chunks(chunk, chunks_per_round, options.around, circular=False)
     window = chunks[..., None] * length + torch.arange(length, device=device)
     return window.flatten(-2) + first_of_round, exists[..., None].expand(window.shape).flatten(-2)
-
-
-def _successors(positions: torch.Tensor, step: CacheStep) -> torch.Tensor:
-    """The next real position behind each of `[B, H, M, K]`."""
-    if step.mask is None:
-        return positions + 1
-    successor = next_real_token(step.mask)[:, None, None].expand(*positions.shape[:3], -1)
-    return successor.gather(3, positions.clamp(0, step.longest - 1))
 
 
 def _count_equal(numbers: torch.Tensor) -> torch.Tensor:

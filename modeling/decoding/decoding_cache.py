@@ -1,9 +1,8 @@
 """
 What a causal model keeps of a text, so that new tokens cost the same at any length: transformers' `Cache`.
 
-Rows may have different lengths. A row's text begins with its first real token; padding before it is not kept, and
-what is masked later keeps its place, unseen. Positions are places in a row's text, columns are what `generate` counts:
-tokens of the padded batch.
+Rows may have different lengths: padding is not kept, wherever it stands. Positions are places in a row's text, which
+are real tokens; columns are what `generate` counts: tokens of the padded batch.
 
 Shapes: B batch, M new tokens, H heads, D head size.
 """
@@ -17,6 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..ops.chunking import circle_length_of, key_scale
 from ..ops.lsh_hashing import bucket_factors, num_buckets_of
+from ..ops.row_layout import RowLayout, out_of_rows
 from .bucket_order import NO_TOKEN, BucketOrder, encode
 from .cache_step import CacheStep, RowBuffer
 
@@ -150,10 +150,7 @@ class LSHCacheLayer(ReformerCacheLayer):
             self.order.append(codes)
             return codes
         positions = torch.arange(buckets.shape[3], device=buckets.device)[None]
-        is_token = positions < step.lengths[:, None]
-        if step.mask is not None:
-            is_token = is_token & torch.nn.functional.pad(step.mask, (0, buckets.shape[3] - step.longest))
-        codes = encode(buckets, positions, is_token, num_buckets)
+        codes = encode(buckets, positions, positions < step.lengths[:, None], num_buckets)
         # One code for each column; rows that are shorter than the batch have some without a token.
         missing = codes.new_full((*codes.shape[:3], step.num_columns - codes.shape[3]), NO_TOKEN)
         self.order = BucketOrder(torch.cat([codes, missing], dim=3), self.rows.most)
@@ -227,7 +224,7 @@ class ReformerCache(Cache):
         self._forget_rows()
 
     def _forget_rows(self):
-        self.num_columns, self._lengths, self._real_lengths, self._mask = 0, None, None, None
+        self.num_columns, self._lengths, self._columns = 0, None, None
         # The length of all rows, if it is one; and the most columns there have been, which rings have seen.
         self._length, self._most_columns = 0, 0
         # Bounds of the lengths of rows, which a compiled step cannot ask the tensor for.
@@ -243,67 +240,45 @@ class ReformerCache(Cache):
         return -1 if self._lengths is None else len(self._lengths)
 
     def begin(
-        self, new: torch.Tensor, is_real: torch.Tensor | None = None, padding: torch.Tensor | None = None
+        self, new: torch.Tensor, is_real: torch.Tensor | None = None, layout: RowLayout | None = None
     ) -> CacheStep:
         """
         Where new columns will go. The cache has them when `end` is told so.
 
         Args:
             new: `[B, M, ...]`.
-            is_real: `[B, M]`, bool, or None if all are.
-            padding: `[B]`, for the first call: what has been moved from the front of each row to its end.
+            is_real: `[B, M]`, bool, False for padding; None if there is none.
+            layout: Where the caller's columns stand in these rows, or None if the rows are the caller's.
         """
         batch, count, device = *new.shape[:2], new.device
         num_columns, is_first = self.num_columns + count, self.num_columns == 0
         lengths = torch.zeros(batch, dtype=torch.int64, device=device) if is_first else self._lengths
         if len(lengths) != batch:
             raise ValueError(f"The cache holds {len(lengths)} rows, the input has {batch}. They must be the same.")
-        steps = torch.arange(count, device=device).expand(batch, -1)
         if is_real is None or _are_all_real(is_real):
-            positions, after, longest = lengths[:, None] + steps, lengths + count, self._longest + count
-            bounds = self._length if self._mask is None else None, self._shortest
-            mask = self._mask
-            if mask is not None:
-                mask = torch.nn.functional.pad(mask, (0, longest - mask.shape[1]), value=True)
-                mask = mask.scatter(1, positions, True)
-            return CacheStep(positions, None, None, *bounds, after, after, longest, num_columns, mask, is_first)
-        if is_first:
-            last = count if padding is None else count - padding[:, None]
-            is_kept = (steps < last) & is_real.any(dim=1, keepdim=True)
+            positions, after = lengths[:, None] + torch.arange(count, device=device), lengths + count
+            is_real, start, longest, columns = None, self._length, self._longest + count, self._columns
         else:
-            is_kept = (lengths > 0)[:, None] | is_real.cummax(dim=1).values
-        positions = (lengths[:, None] + is_kept.cumsum(dim=1) - 1).clamp(min=0)
-        after = lengths + is_kept.sum(dim=1)
-        real = is_kept & is_real
-        real_lengths = torch.maximum(lengths if is_first else self._real_lengths, ((positions + 1) * real).amax(dim=1))
-        # Of rows that have not begun, one position is there to be looked at.
-        longest = max(1, int(after.max()))
-        mask = self._extended_mask(longest, positions, is_kept, is_real)
-        bounds = None, self._shortest
-        return CacheStep(positions, is_kept, real, *bounds, after, real_lengths, longest, num_columns, mask, is_first)
+            positions, after = (lengths[:, None] + is_real.cumsum(1) - 1).clamp(min=0), lengths + is_real.sum(1)
+            # Of rows that have not begun, one position is there to be looked at.
+            start, longest = None, max(1, int(after.max()))
+            columns = torch.cat([self._all_columns(batch, device), out_of_rows(layout, is_real)], dim=1)
+        return CacheStep(positions, is_real, start, self._shortest, after, longest, num_columns, columns, is_first)
+
+    def _all_columns(self, batch, device):
+        """`[B, num_columns]`, bool: which columns so far are real."""
+        known = torch.ones(batch, 0, dtype=torch.bool, device=device) if self._columns is None else self._columns
+        return torch.nn.functional.pad(known, (0, self.num_columns - known.shape[1]), value=True)
 
     def at(self, step: CacheStep) -> list[CachedStep]:
         """Each layer with `step`, which `begin` has returned."""
         return [CachedStep(layer, step) for layer in self.layers]
 
-    def _extended_mask(self, longest, positions, is_kept, is_real):
-        """`[B, longest]` with the new tokens, or None where nothing is masked."""
-        if self._mask is None and bool((is_real | ~is_kept).all()):
-            return None
-        known = 0 if self._mask is None else self._mask.shape[1]
-        mask = torch.ones(len(positions), longest, dtype=torch.bool, device=positions.device)
-        if known:
-            mask[:, : min(known, longest)] = self._mask[:, :longest]
-        row, column = is_kept.nonzero(as_tuple=True)
-        mask[row, positions[row, column]] = is_real[row, column]
-        return mask
-
     def end(self, step: CacheStep):
         """All layers have taken in what `begin` has announced."""
-        self.num_columns, self._lengths, self._real_lengths = step.num_columns, step.lengths, step.real_lengths
-        self._mask = step.mask
+        self.num_columns, self._lengths, self._columns = step.num_columns, step.lengths, step.columns
         self._most_columns = max(self._most_columns, step.num_columns)
-        if step.is_kept is None:
+        if step.is_real is None:
             self._shortest += step.positions.shape[1]
             self._longest, self._length = step.longest, None if self._length is None else step.longest
         else:
@@ -347,19 +322,18 @@ class ReformerCache(Cache):
                 "at most. Call `reset()` and read the text again."
             )
         if count:
+            newest, self._columns = self._split_columns(count)
+            self._lengths = self._lengths - newest.sum(1)
             self.num_columns -= count
-            self._lengths = (self._lengths - count).clamp(min=0)
-            self._shortest, self._longest = max(0, self._shortest - count), max(0, self._longest - count)
-            self._length = None if self._length is None else self._longest
-            self._real_lengths = self._cropped_real_lengths()
+            self._note_lengths()
             for layer in self.layers:
                 layer.crop(count, self._lengths)
 
-    def _cropped_real_lengths(self):
-        if self._mask is None:
-            return self._lengths
-        places = torch.arange(1, self._mask.shape[1] + 1, device=self._mask.device)
-        return (places * self._mask * (places <= self._lengths[:, None])).amax(dim=1)
+    def _split_columns(self, count):
+        """`[B, count]`, bool, which of the newest columns are real, and `_columns` without them."""
+        columns = self._all_columns(len(self._lengths), self._lengths.device)
+        older, newest = columns[:, :-count], columns[:, -count:]
+        return newest, None if self._columns is None else older
 
     def reorder_cache(self, beam_idx: torch.Tensor):
         """Row `i` goes on with what row `beam_idx[i]` has."""
@@ -372,8 +346,8 @@ class ReformerCache(Cache):
         indices = indices.to(self._lengths.device)
         if torch.equal(indices, torch.arange(len(self._lengths), device=indices.device)):
             return
-        self._lengths, self._real_lengths = self._lengths[indices], self._real_lengths[indices]
-        self._mask = None if self._mask is None else self._mask[indices]
+        self._lengths = self._lengths[indices]
+        self._columns = None if self._columns is None else self._columns[indices]
         if self._length is None:
             self._note_lengths()
         for layer in self.layers:

@@ -6,7 +6,6 @@ import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from ..ops.implementations import check_keeps_weights
-from ..ops.padding import first_real_token
 from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
 
@@ -84,7 +83,7 @@ class CachedGenerationMixin(Model):
 
     def _check_generated_length(self, attention_mask, max_cache_length: int):
         longest = self.config.max_sequence_length
-        padding = 0 if attention_mask is None else int(first_real_token(attention_mask.bool()).min())
+        padding = 0 if attention_mask is None else int((attention_mask == 0).sum(1).min())
         if longest is not None and max_cache_length - padding > longest:
             raise ValueError(
                 f"The text would have up to {max_cache_length + 1 - padding} tokens, the position embeddings reach "

@@ -183,10 +183,10 @@ class LSHSelfAttention(nn.Module):
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
         output, weights = attend_in_buckets(query_key, cached, codes, self.options, padded_length, return_weights)
-        all_beyond = step.start is not None or (step.is_kept is None and step.earliest >= self.threshold.length)
+        all_beyond = step.start is not None or (step.is_real is None and step.earliest >= self.threshold.length)
         if all_beyond and not self.threshold.keeps(step.earliest):
             return output, weights
-        is_dense = self.threshold.queries(step.positions, step.real_lengths)
+        is_dense = self.threshold.queries(step.positions, step.lengths)
         if is_dense is None:
             return output, weights
         dense = self._attend_to_all_of(cached, query_key, self.threshold.length, return_weights)

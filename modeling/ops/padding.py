@@ -1,10 +1,6 @@
-"""Where a row's real tokens are: rows moved so that they start at the front, and the token that stands for a row."""
-
-from typing import overload
+"""Where a row's real tokens are, and the token that stands for a row."""
 
 import torch
-
-from .row_layout import RowLayout
 
 
 def first_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -16,30 +12,6 @@ def last_real_token(attention_mask: torch.Tensor) -> torch.Tensor:
     """`[B, L]`, bool, to the index of each row's last True, `[B]`; 0 in a row without any."""
     positions = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (positions * attention_mask).amax(dim=1)
-
-
-@overload
-def shift_rows(tensor: torch.Tensor, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor: ...
-
-
-@overload
-def shift_rows(tensor: None, shift: torch.Tensor | None, dim: int = 1) -> None: ...
-
-
-def shift_rows(tensor: torch.Tensor | None, shift: torch.Tensor | None, dim: int = 1) -> torch.Tensor | None:
-    """
-    Each row rotated along `dim`, so that what stood at `shift` stands at the front.
-
-    Args:
-        tensor: `[B, ...]` or `[1, ...]` (the same for all rows), or None.
-        shift: `[B]`, integer; negative values undo the rotation by the positive ones. None moves nothing.
-
-    Returns:
-        `[B, ...]`, or None for None.
-    """
-    if tensor is None or shift is None:
-        return tensor
-    return RowLayout.of_shift(shift, tensor.shape[dim]).into(tensor, dim)
 
 
 def pool(

@@ -1,4 +1,4 @@
-"""Where tokens stand while the layers work on them: rows that are rotated, or their documents side by side."""
+"""Where tokens stand while the layers work on them: rows without their padding, or their documents side by side."""
 
 from dataclasses import dataclass
 
@@ -28,12 +28,11 @@ class RowLayout(Movable):
         return cls(torch.where(place < num_places, place, 0), source)
 
     @classmethod
-    def of_shift(cls, shift: torch.Tensor, length: int) -> "RowLayout":
-        """Rows of `length` tokens, rotated so that what stood at `shift`, `[B]`, stands at the front."""
-        # Not as a remainder, which ONNX has for fixed lengths only.
-        tokens = torch.arange(length, device=shift.device).repeat(3)
-        here = torch.arange(length, 2 * length, device=shift.device)
-        return cls(tokens[here - shift[:, None]], tokens[here + shift[:, None]])
+    def of_mask(cls, is_real: torch.Tensor) -> "RowLayout":
+        """Real tokens, `[B, L]`, bool, side by side from the front on; padding behind them, in order, too."""
+        num_real, num_padding = is_real.long().cumsum(1), (~is_real).long().cumsum(1)
+        place = torch.where(is_real, num_real, num_real[:, -1:] + num_padding) - 1
+        return cls(place, _inverse(place, place.shape[1]))
 
     def into(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """`[B or 1, ..., L, ...]` to `[B, ..., P, ...]`."""
@@ -56,7 +55,7 @@ class RowLayout(Movable):
 
 def _inverse(place, num_places):
     tokens = torch.arange(place.shape[1], device=place.device).expand_as(place)
-    return tokens.new_zeros(len(place), num_places).scatter(1, place, tokens)
+    return tokens.new_zeros(place.shape[0], num_places).scatter(1, place, tokens)
 
 
 def _take(tensor, index, dim):

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from hf_reformer import ReformerConfig, ReformerForCausalLM
-from hf_reformer.modeling.ops.padding import first_real_token, shift_rows
+from hf_reformer.modeling.ops.row_layout import RowLayout
 from hf_reformer.training.sequence_sharding import SEQUENCE, shard_batch, shard_sequences
 
 
@@ -34,7 +34,7 @@ def differences(model: nn.Module, mesh: DeviceMesh, batch: dict) -> dict[str, fl
     shard_sequences(sharded, mesh)
     expected = _logits_loss_and_gradients(model, batch)
     if "attention_mask" in batch:
-        expected["logits"] = shift_rows(expected["logits"], first_real_token(batch["attention_mask"].bool()))
+        expected["logits"] = RowLayout.of_mask(batch["attention_mask"].bool()).into(expected["logits"])
     wrapped = nn.parallel.DistributedDataParallel(sharded, process_group=mesh.get_group())
     # It takes the mean of the ranks' gradients, and their sum is wanted.
     actual = _logits_loss_and_gradients(wrapped, shard_batch(mesh, **batch), scale=mesh.size())
