@@ -21,17 +21,20 @@ from pathlib import Path
 from accelerate import DistributedType, PartialState
 from datasets import disable_progress_bars
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
     DataCollatorForLanguageModeling,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     set_seed,
 )
 
-from ..modeling.modeling_reformer import ReformerForCausalLM, ReformerForMaskedLM
+from ..configuration.configuration_reformer import ReformerConfig
+from ..modeling.packed_rows import alignment_of
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.bfloat16 import multiplies_in_bfloat16
 from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, check_finite, collate_causal
@@ -121,20 +124,45 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(
+def load_config(
     arguments: ModelArguments, recipe: ModelRecipe, context_length: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedConfig, dict]:
+    """The config of the existing model, or of a new one; and settings that are none of a config."""
+    settings = parse_settings(arguments.set)
+    if arguments.model_name_or_path is not None:
+        return AutoConfig.from_pretrained(arguments.model_name_or_path, return_unused_kwargs=True, **settings)
+    settings = vars(recipe) | settings
+    return recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings), {}
+
+
+def load_model(
+    arguments: ModelArguments, config: PreTrainedConfig, settings: dict, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
-    settings = parse_settings(arguments.set)
-    if arguments.model_name_or_path is None:
-        settings = vars(recipe) | settings
-        config = recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings)
-        return ReformerForCausalLM(config) if arguments.causal else ReformerForMaskedLM(config)
     auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
-    model = auto_class.from_pretrained(arguments.model_name_or_path, **settings)
+    if arguments.model_name_or_path is None:
+        return auto_class.from_config(config)
+    model = auto_class.from_pretrained(arguments.model_name_or_path, config=config, **settings)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     return model
+
+
+def alignment_in_windows(config: PreTrainedConfig, packing: bool) -> int:
+    """
+    Where documents begin that a model with this config keeps apart.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not packing:
+        return 1
+    if not isinstance(config, ReformerConfig):
+        raise ValueError(
+            f"packing is True, but {type(config).__name__} is of no Reformer, and who keeps the documents of a window "
+            "apart is not known of others. Leave packing out."
+        )
+    return alignment_of(config)
 
 
 def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
@@ -179,10 +207,12 @@ def train(
     tokenizer = load_tokenizer(model_arguments)
     if training_arguments.disable_tqdm or training_arguments.process_index > 0:
         disable_progress_bars()
+    config, settings = load_config(model_arguments, recipe, data_arguments.context_length, tokenizer)
+    alignment = alignment_in_windows(config, data_arguments.packing)
     with training_arguments.main_process_first(desc="reading the text"):
-        corpus = build_corpus(data_arguments, tokenizer)
+        corpus = build_corpus(data_arguments, tokenizer, alignment)
     set_seed(training_arguments.seed)
-    model = load_model(model_arguments, recipe, data_arguments.context_length, tokenizer)
+    model = load_model(model_arguments, config, settings, tokenizer)
     # What precedes a byte is all that these figures know, so they say nothing about a masked model.
     references = reference_figures(corpus.held_out.text) if model_arguments.causal else {}
     trainer = BitsPerByteTrainer(
@@ -196,6 +226,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[SayTimeLeft(len(corpus.held_out.dataset)), CompareOnEvaluate(references)],
         tokens_per_byte=tokens_per_byte(corpus.held_out, model_arguments),
+        predicted_per_row=corpus.held_out.predicted_per_window if model_arguments.causal else None,
     )
     if trainer.is_world_process_zero():
         describe(trainer, data_arguments, corpus)

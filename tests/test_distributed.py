@@ -31,6 +31,7 @@ pytestmark = pytest.mark.distributed
 
 MODEL = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_feed_forward": 8}
 LAYERS = len(MODEL["attn_layers"])
+TWO_DOCUMENTS = torch.cat([torch.arange(12), torch.arange(25)])[None]
 
 
 def rows_of(rank=None):
@@ -48,6 +49,7 @@ class Case:
     autocast: bool = False
     lora: bool = False
     micro_batches: int = 1
+    packed: bool = False
 
     def build(self, **changes):
         model = make_model(ReformerForCausalLM, **(MODEL | self.changes | changes)).to(self.dtype)
@@ -58,7 +60,7 @@ class Case:
 
     def loss(self, model, ids):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
-            return model(ids, labels=ids).loss
+            return model(ids, labels=ids, position_ids=TWO_DOCUMENTS if self.packed else None).loss
 
     def train(self, model, ids):
         """Two steps without an optimizer, the second in micro-batches; its gradients remain."""
@@ -93,6 +95,7 @@ CASES = {
     "accumulation and autocast": Case(dtype=torch.float32, autocast=True, micro_batches=2),
     "chunked loss": Case(changes={"chunk_size_lm_head": 16}),
     "tied embeddings": Case(changes=TIED),
+    "packed": Case(packed=True),
 }
 
 

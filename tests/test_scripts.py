@@ -124,9 +124,9 @@ def test_figure_equals_a_count_from_the_logits(trained, text_folder):
 # The corpus
 
 
-def build(text_folder, tokenizer=None, **changed):
+def build(text_folder, tokenizer=None, alignment=1, **changed):
     arguments = {"text_path": str(text_folder), "context_length": CONTEXT, "held_out_fraction": 0.3} | changed
-    return corpus.build_corpus(corpus.DataArguments(**arguments), tokenizer or ReformerByteTokenizer())
+    return corpus.build_corpus(corpus.DataArguments(**arguments), tokenizer or ReformerByteTokenizer(), alignment)
 
 
 def test_split_is_disjoint_and_does_not_move_when_documents_are_added(text_folder):

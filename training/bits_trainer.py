@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import rotate_checkpoints
 
 from .compression import bits_per_byte
+from .packing import IGNORED
 from .run_checkpoints import RUN_FILE, RunArguments, mark_whole, saving
 
 
@@ -19,6 +20,10 @@ class BitsPerByteTrainer(Trainer):
 
     It stops when the loss is no number, and its checkpoints say which run they are of once they are whole.
 
+    Args:
+        tokens_per_byte: Predicted tokens per byte of the held-out text.
+        predicted_per_row: Predicted tokens per row of it, on average; None if each batch has as many per row.
+
     Attributes:
         run: What identifies the run.
     """
@@ -27,9 +32,17 @@ class BitsPerByteTrainer(Trainer):
     args: RunArguments
     processing_class: PreTrainedTokenizerBase
 
-    def __init__(self, model: PreTrainedModel, args: RunArguments, *, tokens_per_byte: float, **kwargs):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: RunArguments,
+        *,
+        tokens_per_byte: float,
+        predicted_per_row: float | None = None,
+        **kwargs,
+    ):
         super().__init__(model, args, optimizer_cls_and_kwargs=args.optimizer_cls_and_kwargs(model), **kwargs)
-        self.tokens_per_byte = tokens_per_byte
+        self.tokens_per_byte, self.predicted_per_row = tokens_per_byte, predicted_per_row
         self.run: dict[str, Any] = {}
 
     def _run_epoch(self, *args, **kwargs) -> None:
@@ -38,6 +51,13 @@ class BitsPerByteTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
         else:
             self.control.should_training_stop = True
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        if self.predicted_per_row is not None and not model.training:
+            # The mean over rows is taken later, and some have more to predict than others.
+            items = len(inputs["input_ids"]) * self.predicted_per_row
+            inputs, num_items_in_batch = {**inputs, "num_items_in_batch": items}, None
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -101,6 +121,16 @@ class CompareOnEvaluate(TrainerCallback):
 
 
 def collate_causal(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """A batch of full windows: every token is a label, end of text included."""
-    tokens = torch.stack([row["input_ids"] for row in rows])
-    return {"input_ids": tokens, "labels": tokens.clone()}
+    """
+    A batch of windows: every token is a label, end of text included.
+
+    Where an `attention_mask` numbers documents, what fills a window up is none, nor is the first token of a document,
+    because nothing in it predicts that.
+    """
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    labels = batch["input_ids"].clone()
+    if "attention_mask" in batch:
+        numbers = batch["attention_mask"]
+        before = torch.nn.functional.pad(numbers, (1, 0))[:, :-1]
+        labels = labels.masked_fill((numbers == 0) | (numbers != before), IGNORED)
+    return batch | {"labels": labels}

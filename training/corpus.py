@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, get_dataset_split_names, load_dataset
 from transformers import PreTrainedTokenizerBase
+
+from .packing import best_fit
 
 
 # Other people's packages and tests are not the library. What a program wrote is not prose or code: the codec tables of
@@ -61,6 +64,12 @@ class DataArguments(TextArguments):
     """The text, and the windows that it is cut into."""
 
     context_length: int = field(default=4096, metadata={"help": "Tokens in a training window."})
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the documents of a window apart: none sees another. Windows are filled up by best fit."
+        },
+    )
     max_held_out_windows: int | None = field(
         default=None, metadata={"help": "Evaluate on this many held-out windows, evenly spaced, instead of all."}
     )
@@ -78,8 +87,10 @@ class Windows:
     """One side of the corpus, packed.
 
     Attributes:
-        dataset: rows of `input_ids`, each `context_length` tokens.
+        dataset: rows of `input_ids`, each `context_length` tokens; where documents are kept apart, with an
+            `attention_mask` that numbers them, 0 for what fills a window up.
         token_bytes: bytes of text each token stands for, `[windows, context_length]`; none for end of text.
+        is_predicted: which tokens a causal model predicts, bool, of the same shape.
         text: the bytes of the windows, in their order.
         num_documents, num_bytes, num_packed: what was packed, and into how many windows.
         tail_tokens, tail_bytes: what was left over after the last full window.
@@ -87,6 +98,7 @@ class Windows:
 
     dataset: Dataset
     token_bytes: np.ndarray
+    is_predicted: np.ndarray
     text: bytes
     num_documents: int
     num_bytes: int
@@ -98,11 +110,15 @@ class Windows:
     def causal_tokens_per_byte(self) -> float:
         """Predicted tokens per byte of text for a causal model.
 
-        The first token of a window is predicted by nothing, so neither it nor its bytes count. An end-of-text token
-        is predicted and costs bits, but stands for no byte.
+        The first token of a window, or of a document that is kept apart, is predicted by nothing, so neither it nor
+        its bytes count. An end-of-text token is predicted and costs bits, but stands for no byte.
         """
-        predicted = self.token_bytes[:, 1:]
-        return predicted.size / max(int(predicted.sum()), 1)
+        return np.count_nonzero(self.is_predicted) / max(int(self.token_bytes[self.is_predicted].sum()), 1)
+
+    @property
+    def predicted_per_window(self) -> float:
+        """Tokens that a causal model predicts in a window, on average."""
+        return float(self.is_predicted.sum(axis=1).mean())
 
     @property
     def masked_tokens_per_byte(self) -> float:
@@ -114,7 +130,8 @@ class Windows:
         """A short name for these windows in this order."""
         digest = hashlib.sha256(str(self.token_bytes.shape).encode())
         for rows in self.dataset.with_format("arrow").iter(1024):
-            digest.update(np.ascontiguousarray(rows["input_ids"].combine_chunks().flatten()).data)
+            for column in rows.columns:
+                digest.update(np.ascontiguousarray(column.combine_chunks().flatten()).data)
         return digest.hexdigest()[:16]
 
     def evenly_spaced(self, count: int | None) -> "Windows":
@@ -127,6 +144,7 @@ class Windows:
             self,
             dataset=self.dataset.select(rows),
             token_bytes=self.token_bytes[rows],
+            is_predicted=self.is_predicted[rows],
             text=b"".join(self.text[edges[row] : edges[row + 1]] for row in rows),
         )
 
@@ -134,9 +152,12 @@ class Windows:
         """One line for a person: what was packed, into what, what was left over, and what of it is used."""
         line = (
             f"{self.num_documents:,} documents, {self.num_bytes:,} bytes: {self.num_packed:,} windows of "
-            f"{self.token_bytes.shape[1]:,} tokens, left over {self.tail_tokens:,} tokens "
-            f"with {self.tail_bytes:,} bytes"
+            f"{self.token_bytes.shape[1]:,} tokens, "
         )
+        if "attention_mask" in self.dataset.column_names:
+            line += "documents kept apart"
+        else:
+            line += f"left over {self.tail_tokens:,} tokens with {self.tail_bytes:,} bytes"
         if len(self.dataset) == self.num_packed:
             return line
         return f"{line}; {len(self.dataset):,} windows, evenly spaced, with {len(self.text):,} bytes are used"
@@ -150,8 +171,11 @@ class Corpus:
     held_out: Windows
 
 
-def build_corpus(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Corpus:
+def build_corpus(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase, alignment: int = 1) -> Corpus:
     """Read, split and pack what `arguments` name.
+
+    Args:
+        alignment: Where documents are kept apart, they begin at multiples of this.
 
     Raises:
         ValueError: for a source that is missing, unreadable, empty, or too short for one window on either side.
@@ -166,11 +190,13 @@ def build_corpus(arguments: DataArguments, tokenizer: PreTrainedTokenizerBase) -
         train, held_out = documents, read_dataset(arguments, arguments.held_out_split)
     else:
         train, held_out = split_documents(documents, arguments.held_out_fraction)
+
+    def windows(documents: Dataset, side: str) -> Windows:
+        return pack(documents, tokenizer, arguments.context_length, side, apart=arguments.packing, alignment=alignment)
+
     return Corpus(
-        train=pack(train, tokenizer, arguments.context_length, side="training"),
-        held_out=pack(held_out, tokenizer, arguments.context_length, side="held-out").evenly_spaced(
-            arguments.max_held_out_windows
-        ),
+        train=windows(train, "training"),
+        held_out=windows(held_out, "held-out").evenly_spaced(arguments.max_held_out_windows),
     )
 
 
@@ -268,8 +294,21 @@ def _uniform(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:6], "big") / 2**48
 
 
-def pack(documents: Dataset, tokenizer: PreTrainedTokenizerBase, context_length: int, side: str = "given") -> Windows:
-    """Documents, each followed by the end-of-text token, cut into windows of `context_length` tokens.
+def pack(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    context_length: int,
+    side: str = "given",
+    apart: bool = False,
+    alignment: int = 1,
+) -> Windows:
+    """Documents, each followed by the end-of-text token, in windows of `context_length` tokens.
+
+    Args:
+        side: What the text is for, to say what is done.
+        apart: Keep documents apart: a window holds whole ones, or pieces of those that are longer, and is filled up.
+            Otherwise one text of all of them is cut.
+        alignment: With `apart`, documents begin at multiples of this where the model works on them.
 
     Raises:
         ValueError: if there is not one full window, or the tokenizer has no end-of-text token.
@@ -286,8 +325,13 @@ def pack(documents: Dataset, tokenizer: PreTrainedTokenizerBase, context_length:
         tokenize, input_columns="text", remove_columns=documents.column_names, desc=f"Tokenizing the {side} text"
     )
     tokens, widths = _flat(tokenized, "token"), _flat(tokenized, "width")
-    num_windows = len(tokens) // context_length
     stream = "".join(documents["text"]).encode("utf-8")
+    about = {"num_documents": len(documents), "num_bytes": len(stream)}
+    if apart:
+        filled_up_with = end_of_text if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        lengths = np.concatenate([pc.list_value_length(part) for part in tokenized.data.column("token").chunks])
+        return _apart(tokens, widths, lengths, stream, context_length, alignment, filled_up_with, about)
+    num_windows = len(tokens) // context_length
     if num_windows == 0:
         raise ValueError(
             f"The {side} text ({len(documents)} documents, {len(stream)} bytes, {len(tokens)} tokens) is too short "
@@ -296,17 +340,62 @@ def pack(documents: Dataset, tokenizer: PreTrainedTokenizerBase, context_length:
         )
     packed = num_windows * context_length
     text = stream[: widths[:packed].sum()]
-    rows = pa.FixedSizeListArray.from_arrays(pa.array(tokens[:packed]), context_length)
     return Windows(
-        dataset=Dataset(pa.table({"input_ids": rows})).with_format("torch"),
+        dataset=_rows(input_ids=tokens[:packed].reshape(num_windows, context_length)),
         token_bytes=widths[:packed].reshape(num_windows, context_length),
+        is_predicted=np.broadcast_to(np.arange(context_length) > 0, (num_windows, context_length)),
         text=text,
-        num_documents=len(documents),
-        num_bytes=len(stream),
         num_packed=num_windows,
         tail_tokens=len(tokens) - packed,
         tail_bytes=len(stream) - len(text),
+        **about,
     )
+
+
+def _apart(tokens, widths, lengths, stream, context_length, alignment, filled_up_with, about) -> Windows:
+    """Windows of the documents that have `lengths` of the `tokens`."""
+    starts = [
+        start + offset
+        for start, length in zip(lengths.cumsum() - lengths, lengths, strict=True)
+        for offset in range(0, length, context_length)
+    ]
+    ends = np.append(starts[1:], len(tokens))
+    windows = best_fit((ends - starts).tolist(), context_length, alignment)
+    shape, edges = (len(windows), context_length), np.append(0, widths.cumsum())
+    ids, token_bytes, numbers = (
+        np.full(shape, filled_up_with, np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, int),
+    )
+    text = []
+    for window, pieces in enumerate(windows):
+        place = 0
+        for number, piece in enumerate(pieces, start=1):
+            of_text = slice(starts[piece], ends[piece])
+            here = window, slice(place, place := place + ends[piece] - starts[piece])
+            ids[here], token_bytes[here], numbers[here] = tokens[of_text], widths[of_text], number
+            text.append(stream[edges[of_text.start] : edges[of_text.stop]])
+    is_predicted = np.zeros(shape, bool)
+    is_predicted[:, 1:] = (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
+    return Windows(
+        dataset=_rows(input_ids=ids, attention_mask=numbers),
+        token_bytes=token_bytes,
+        is_predicted=is_predicted,
+        text=b"".join(text),
+        num_packed=len(windows),
+        tail_tokens=0,
+        tail_bytes=0,
+        **about,
+    )
+
+
+def _rows(**columns: np.ndarray) -> Dataset:
+    """A dataset of rows of one length."""
+    table = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        for name, values in columns.items()
+    }
+    return Dataset(pa.table(table)).with_format("torch")
 
 
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:

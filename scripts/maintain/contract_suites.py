@@ -225,6 +225,14 @@ class CausalSuites(CommonSuites, GenerationTesterMixin):
             self.skipTest("A cache cannot be exported.")
         return super()._should_skip(model_class, generate=generate, **kwargs)
 
+    def attention_mask_padding_matches_padding_free_with_position_ids(self, attn_implementation, fa_kwargs=False):
+        """With windows, as chunks on a circle depend on the length of a row; the borders of documents by name, too."""
+        self.model_tester.windows = True
+        # The suite takes the flag for a sign that a model knows packed rows.
+        with patch.object(GenerativeModel, "_supports_attention_backend", True):
+            for borders in (fa_kwargs, True):
+                super().attention_mask_padding_matches_padding_free_with_position_ids(attn_implementation, borders)
+
     def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
         # Layers of the cache hold different things; what they hold is tested in tests/test_decoding_cache.py.
         self.assertIsInstance(past_key_values, ReformerCache)
