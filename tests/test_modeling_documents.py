@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from allocations import Allocations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import (
@@ -28,6 +29,7 @@ from hf_reformer import (
 
 
 LENGTHS = (37, 5, 1, 60, 16)
+LONG = {"axial_pos_shape": [32, 64], "max_position_embeddings": 2048}
 CHUNKS = {"circular_look_around": False, "local_attn_chunk_length": 8, "lsh_attn_chunk_length": 8}
 OPTIONS = {
     "windows": WINDOWS,
@@ -189,6 +191,17 @@ def test_maps_and_hidden_states_are_the_callers(stack):
         outputs.logits.sum(), [outputs.attentions[0], outputs.hidden_states[1]], retain_graph=True
     )
     assert of_map.any() and of_output.any()
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_nothing_has_the_size_of_the_documents_times_the_row(stack):
+    """Nor of the row squared: 512 documents of 4 tokens, in a row of 2,048."""
+    chunks = {"local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 64}
+    model = make_model(ReformerForCausalLM, attn_layers=STACKS[stack], **WINDOWS | LONG | chunks).train()
+    ids = random_ids(1, 2048)
+    with Allocations() as allocations:
+        model(ids, position_ids=(torch.arange(2048) % 4)[None], labels=ids).loss.backward()
+    assert allocations.largest < 512 * 2048 / 2
 
 
 def test_dropout_in_a_reversible_stack():
