@@ -126,23 +126,31 @@ def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
 
 def load_config(
     arguments: ModelArguments, recipe: ModelRecipe, context_length: int, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedConfig, dict]:
-    """The config of the existing model, or of a new one; and settings that are none of a config."""
+) -> PreTrainedConfig:
+    """
+    The config of the existing model, or of a new one.
+
+    Raises:
+        ValueError: `set` names what the existing model does not have.
+    """
     settings = parse_settings(arguments.set)
-    if arguments.model_name_or_path is not None:
-        return AutoConfig.from_pretrained(arguments.model_name_or_path, return_unused_kwargs=True, **settings)
-    settings = vars(recipe) | settings
-    return recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings), {}
+    if arguments.model_name_or_path is None:
+        settings = vars(recipe) | settings
+        return recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings)
+    config, unknown = AutoConfig.from_pretrained(arguments.model_name_or_path, return_unused_kwargs=True, **settings)
+    if unknown:
+        raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")
+    return config
 
 
 def load_model(
-    arguments: ModelArguments, config: PreTrainedConfig, settings: dict, tokenizer: PreTrainedTokenizerBase
+    arguments: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
     auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
     if arguments.model_name_or_path is None:
         return auto_class.from_config(config)
-    model = auto_class.from_pretrained(arguments.model_name_or_path, config=config, **settings)
+    model = auto_class.from_pretrained(arguments.model_name_or_path, config=config)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     return model
@@ -157,7 +165,7 @@ def alignment_in_windows(config: PreTrainedConfig, packing: bool) -> int:
     """
     if not packing:
         return 1
-    if not isinstance(config, ReformerConfig):
+    if config.model_type != ReformerConfig.model_type:
         raise ValueError(
             f"packing is True, but {type(config).__name__} is of no Reformer, and who keeps the documents of a window "
             "apart is not known of others. Leave packing out."
@@ -207,12 +215,12 @@ def train(
     tokenizer = load_tokenizer(model_arguments)
     if training_arguments.disable_tqdm or training_arguments.process_index > 0:
         disable_progress_bars()
-    config, settings = load_config(model_arguments, recipe, data_arguments.context_length, tokenizer)
+    config = load_config(model_arguments, recipe, data_arguments.context_length, tokenizer)
     alignment = alignment_in_windows(config, data_arguments.packing)
     with training_arguments.main_process_first(desc="reading the text"):
         corpus = build_corpus(data_arguments, tokenizer, alignment)
     set_seed(training_arguments.seed)
-    model = load_model(model_arguments, config, settings, tokenizer)
+    model = load_model(model_arguments, config, tokenizer)
     # What precedes a byte is all that these figures know, so they say nothing about a masked model.
     references = reference_figures(corpus.held_out.text) if model_arguments.causal else {}
     trainer = BitsPerByteTrainer(
@@ -226,7 +234,7 @@ def train(
         processing_class=tokenizer,
         callbacks=[SayTimeLeft(len(corpus.held_out.dataset)), CompareOnEvaluate(references)],
         tokens_per_byte=tokens_per_byte(corpus.held_out, model_arguments),
-        predicted_per_row=corpus.held_out.predicted_per_window if model_arguments.causal else None,
+        predicts_next=model_arguments.causal,
     )
     if trainer.is_world_process_zero():
         describe(trainer, data_arguments, corpus)
@@ -311,7 +319,7 @@ def save_report(
     """Write the model card, the loss curve and the log into the output folder."""
     folder, args = Path(trainer.args.output_dir), trainer.args
     tokens_per_step = (
-        args.train_batch_size * args.gradient_accumulation_steps * args.world_size * data_arguments.context_length
+        args.train_batch_size * args.gradient_accumulation_steps * args.world_size * corpus.train.tokens_per_window
     )
     unit = "bits per byte" if model_arguments.causal else "bits per masked byte"
     write_curve(
@@ -339,8 +347,8 @@ def save_report(
         "train": corpus.train.describe(),
         "held_out": corpus.held_out.describe(),
         "steps": f"{trainer.state.global_step:,}",
-        "tokens_per_step": f"{tokens_per_step:,}",
-        "tokens_seen": f"{trainer.state.global_step * tokens_per_step:,}",
+        "tokens_per_step": f"{tokens_per_step:,.0f}",
+        "tokens_seen": f"{trainer.state.global_step * tokens_per_step:,.0f}",
     }
     write_model_card(folder / "README.md", facts, figures)
 

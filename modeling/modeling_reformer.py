@@ -41,6 +41,7 @@ from .argument_checks import (
     check_inputs,
     check_labels,
     check_num_hashes,
+    check_one_document_per_row,
     given_input,
 )
 from .decoding.cache_naming import CACHE_NAME, CACHE_NAMES, takes_cache_by_either_name
@@ -212,6 +213,10 @@ class ReformerForCausalLM(LMHeadMixin, CachedGenerationMixin, ReformerPreTrained
     def _get_name(self) -> str:
         # The Trainer looks this name up to know that labels are to be shifted when it smooths them.
         return "ReformerModelWithLMHead"
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        check_one_document_per_row(model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"), model_kwargs)
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
     @takes_cache_by_either_name
     @can_return_tuple

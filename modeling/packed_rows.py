@@ -270,19 +270,22 @@ def labels_of_next_tokens(
     labels: torch.Tensor, is_real: torch.Tensor, numbers: torch.Tensor | None = None, ignore_index: int = -100
 ) -> torch.Tensor:
     """
-    At each real token the label of the next one, whatever padding is between them; at its last one that of padding
-    behind it, or with `numbers` nothing.
+    At each token the label of the next one, passing over padding between real tokens.
 
     Args:
-        labels: `[B, L]`; those of padding are usually `ignore_index`, which means nothing.
+        labels: `[B, L]`.
         is_real: `[B, L]`, bool.
-        numbers: See `number_documents`.
+        numbers: See `number_documents`; what is of no document, or the last of its own, then has no label.
     """
-    layout = RowLayout.of_mask(is_real)
+    # Padding in front and behind is left as transformers shifts it, and as the Trainer counts it.
+    num_real = is_real.cumsum(1)
+    is_gap = ~is_real & (num_real > 0) & (num_real < num_real[:, -1:])
+    layout = RowLayout.of_mask(~is_gap)
     labels, token = layout.into(labels), layout.source
     follows = token[:, 1:] > token[:, :-1]
     if numbers is not None:
         numbers = layout.into(numbers)
         follows = follows & (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
     following = labels[:, 1:].masked_fill(~follows, ignore_index)
-    return layout.back(torch.nn.functional.pad(following, (0, 1), value=ignore_index))
+    following = torch.nn.functional.pad(following, (0, 1), value=ignore_index)
+    return layout.back(following).masked_fill(~layout.has_place, ignore_index)

@@ -21,7 +21,7 @@ from transformers import DynamicCache
 
 from hf_reformer import ReformerCache, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
 from hf_reformer.modeling.decoding import decoding_attention
-from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME, CACHE_NAMES
+from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
 from hf_reformer.modeling.decoding.decoding_cache import CROP_REACH
 from hf_reformer.modeling.layers.full_attention import full_attention_mask
 from hf_reformer.modeling.layers.reversible import ReversibleTape
@@ -86,8 +86,7 @@ def rows_with_padding(length, paddings, scattered=False):
     rows = [random_ids(1, length)[0][min(padding, length - 1) :] for padding in paddings]
     ids, mask = left_padded(rows, length)
     if scattered:
-        order = torch.stack([torch.randperm(length) for _ in rows])
-        mask = mask.gather(1, order)
+        mask = mask.gather(1, torch.stack([torch.randperm(length) for _ in rows]))
         ids = torch.zeros_like(ids).masked_scatter(mask.bool(), torch.cat(rows))
     return rows, ids, mask
 
@@ -587,16 +586,6 @@ def test_a_cache_is_made_where_it_is_asked_for():
     cache = model(ids[:, :30], use_cache=True).get(CACHE_NAME)
     assert cache.get_seq_length() == 30
     close(model(ids[:, 30:], cache=cache).logits, model(ids).logits[:, 30:])
-
-
-def test_a_cache_has_two_names():
-    model = make(**WINDOWS)
-    ids = random_ids(1, 50)
-    caches = [model(ids[:, :30], use_cache=True).get(CACHE_NAME) for _ in range(2)]
-    logits = [model(ids[:, 30:], **{name: cache}).logits for name, cache in zip(CACHE_NAMES, caches, strict=True)]
-    assert torch.equal(*logits)
-    with pytest.raises(ValueError, match="both are given"):
-        model(ids[:, 30:], cache=caches[0], past_key_values=caches[1])
 
 
 def test_the_example_in_the_docstring():

@@ -178,6 +178,16 @@ def test_each_step_reads_the_new_token_only():
     assert counts == [20] + [1] * 29
 
 
+def test_a_cache_has_two_names():
+    model = make_model(ReformerForCausalLM, **WINDOWS)
+    ids = random_ids(1, 50)
+    caches = [model(ids[:, :30], use_cache=True).get(CACHE_NAME) for _ in range(2)]
+    logits = [model(ids[:, 30:], **{name: cache}).logits for name, cache in zip(CACHE_NAMES, caches, strict=True)]
+    assert torch.equal(*logits)
+    with pytest.raises(ValueError, match="both are given"):
+        model(ids[:, 30:], cache=caches[0], past_key_values=caches[1])
+
+
 @pytest.mark.parametrize("name", CACHE_NAMES)
 def test_a_cache_goes_on_where_a_text_ended(name):
     model = make_generator()

@@ -6,7 +6,7 @@ In float64, where the order of a sum moves the 16th digit and no hash.
 
 import pytest
 import torch
-from tiny_models import POSITIONS, STACKS, make_model, random_ids
+from tiny_models import POSITIONS, STACKS, WINDOWS, make_model, random_ids
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
 
@@ -183,3 +183,16 @@ def test_a_row_of_nothing_but_padding_harms_nobody(stack):
         actual = model(ids, attention_mask=mask).logits
     assert actual.isfinite().all()
     torch.testing.assert_close(actual[mask], expected[mask], **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:A decoder-only architecture is being used")
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("side", SIDES)
+def test_prompts_are_continued_as_alone(side, use_cache):
+    model = make_float64(ReformerForCausalLM, "mixed", **WINDOWS)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "use_cache": use_cache}
+    rows = make_rows()
+    ids, mask = pad(rows, side)
+    written = model.generate(ids, attention_mask=mask.long(), **options)[:, PADDED_LENGTH:]
+    for row, continuation in zip(rows, written, strict=True):
+        assert torch.equal(model.generate(row, **options)[0, row.shape[1] :], continuation)

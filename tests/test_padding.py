@@ -40,11 +40,16 @@ def test_rows_without_their_padding():
     tokens = torch.arange(5)[None]
     expected = [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [2, 3, 4, 0, 1], [1, 3, 0, 2, 4], [0, 1, 2, 3, 4]]
     assert layout.into(tokens).tolist() == expected
+    # Padding behind a token shows that token.
+    shown = [[0, 1, 2, 3, 4], [0, 1, 1, 1, 1], [0, 1, 2, 3, 4], [0, 1, 1, 3, 3], [0, 1, 2, 3, 4]]
+    assert layout.back(layout.into(tokens)).tolist() == shown
     for shape, dim in (((5, 5, 2), 1), ((5, 3, 5), 2), ((5, 2, 3, 5), 3)):
         tensor = torch.randn(shape)
-        assert torch.equal(layout.back(layout.into(tensor, dim), dim), tensor)
-    assert layout.has_place.all()
-    assert layout.is_taken.all()
+        back = layout.back(layout.into(tensor, dim), dim)
+        for row, columns in enumerate(shown):
+            assert torch.equal(back[row], tensor[row].index_select(dim - 1, torch.tensor(columns)))
+    assert layout.has_place.tolist() == [[place == here for here, place in enumerate(row)] for row in shown]
+    assert layout.is_taken.sum(1).tolist() == layout.has_place.sum(1).tolist()
 
 
 def test_pool():
@@ -86,6 +91,7 @@ def test_left_padding_is_right_padding(stack, circular):
         if mask is not right:
             maps = [roll_rows(roll_rows(weights, -shift, dim=2), -shift, dim=3) for weights in maps]
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
-        results.append([*(tensor[right] for tensor in back), *gradients, *maps])
+        of_real = right[:, None, :, None] & right[:, None, None]
+        results.append([*(tensor[right] for tensor in back), *gradients, *(weights * of_real for weights in maps)])
     for expected, actual in zip(*results, strict=True):
         assert torch.equal(actual, expected)

@@ -137,12 +137,12 @@ def test_twice_the_ranks_take_twice_the_length_in_the_same_memory(two_ranks):
     assert all(peak <= alone[0] for peak in two_ranks.run(peak_bytes, 256 * WORLD_SIZE, True))
 
 
-def refuses(rank, message, num_heads=2, length=8):
+def refuses(rank, message, num_heads=2, length=8, numbers=None):
     model = make_model(ReformerForCausalLM, num_attention_heads=num_heads)
     mesh, input_ids = make_mesh(), random_ids(1, length)
     with pytest.raises(ValueError, match=message):
         sequence_sharding.shard_sequences(model, mesh)
-        sequence_sharding.shard_batch(mesh, input_ids, input_ids)
+        sequence_sharding.shard_batch(mesh, input_ids, input_ids, numbers)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,9 @@ def refuses(rank, message, num_heads=2, length=8):
     [
         ("3 heads cannot be shared out evenly to 2 ranks", 3),
         ("7 tokens cannot be cut into 2 shards", 2, 7),
+        ("would read each other", 2, 4, torch.tensor([[1, 1, 2, 2]])),
     ],
-    ids=["heads", "length"],
+    ids=["heads", "length", "documents"],
 )
 def test_what_cannot_be_sharded_is_refused(two_ranks, case):
     two_ranks.run(refuses, *case)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
@@ -20,9 +21,11 @@ class BitsPerByteTrainer(Trainer):
 
     It stops when the loss is no number, and its checkpoints say which run they are of once they are whole.
 
+    An evaluation counts every row once, whatever batch and process it is in, and every predicted token as much.
+
     Args:
         tokens_per_byte: Predicted tokens per byte of the held-out text.
-        predicted_per_row: Predicted tokens per row of it, on average; None if each batch has as many per row.
+        predicts_next: Whether the model predicts the next token, or else each token that has a label.
 
     Attributes:
         run: What identifies the run.
@@ -38,11 +41,11 @@ class BitsPerByteTrainer(Trainer):
         args: RunArguments,
         *,
         tokens_per_byte: float,
-        predicted_per_row: float | None = None,
+        predicts_next: bool = True,
         **kwargs,
     ):
         super().__init__(model, args, optimizer_cls_and_kwargs=args.optimizer_cls_and_kwargs(model), **kwargs)
-        self.tokens_per_byte, self.predicted_per_row = tokens_per_byte, predicted_per_row
+        self.tokens_per_byte, self.predicts_next = tokens_per_byte, predicts_next
         self.run: dict[str, Any] = {}
 
     def _run_epoch(self, *args, **kwargs) -> None:
@@ -51,13 +54,6 @@ class BitsPerByteTrainer(Trainer):
             super()._run_epoch(*args, **kwargs)
         else:
             self.control.should_training_stop = True
-
-    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
-        if self.predicted_per_row is not None and not model.training:
-            # The mean over rows is taken later, and some have more to predict than others.
-            items = len(inputs["input_ids"]) * self.predicted_per_row
-            inputs, num_items_in_batch = {**inputs, "num_items_in_batch": items}, None
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -82,15 +78,31 @@ class BitsPerByteTrainer(Trainer):
                 mark_whole(folder, self.run)
                 rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
-    def evaluation_loop(self, dataloader, description: str, *, metric_key_prefix: str = "eval", **kwargs):
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        """In the place of logits the nats of each row and of how many tokens they are, `[rows, 2]`."""
+        inputs, rows = self._prepare_inputs(inputs), []
+        for row in range(len(inputs["labels"])):
+            of_row = {name: values[row : row + 1] for name, values in inputs.items()}
+            predicted = of_row["labels"][:, 1:] if self.predicts_next else of_row["labels"]
+            count = (predicted != IGNORED).sum()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self.compute_loss(model, of_row).float()
+            rows.append(torch.stack([torch.where(count > 0, loss * count, 0), count]))
+        return None, torch.stack(rows), None
+
+    def evaluation_loop(
+        self, dataloader, description: str, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         smoother, self.label_smoother = self.label_smoother, None
         try:
-            output = super().evaluation_loop(dataloader, description, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(dataloader, description, False, ignore_keys, metric_key_prefix)
         finally:
             self.label_smoother = smoother
-        metrics = output.metrics or {}
-        bits = bits_per_byte(metrics[f"{metric_key_prefix}_loss"], self.tokens_per_byte)
-        return output._replace(metrics=metrics | {f"{metric_key_prefix}_bits_per_byte": bits})
+        nats, count = np.asarray(output.predictions, np.float64).sum(axis=0)
+        loss = nats / count if count else math.nan
+        bits = bits_per_byte(loss, self.tokens_per_byte)
+        names = (f"{metric_key_prefix}_loss", f"{metric_key_prefix}_bits_per_byte")
+        return output._replace(metrics=(output.metrics or {}) | dict(zip(names, (loss, bits), strict=True)))
 
     def create_model_card(self, **kwargs):
         """Nothing: `save_report` writes the card, and the Trainer's draft would take its place."""

@@ -3,6 +3,7 @@
 import hashlib
 import sysconfig
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +117,11 @@ class Windows:
         return np.count_nonzero(self.is_predicted) / max(int(self.token_bytes[self.is_predicted].sum()), 1)
 
     @property
-    def predicted_per_window(self) -> float:
-        """Tokens that a causal model predicts in a window, on average."""
-        return float(self.is_predicted.sum(axis=1).mean())
+    def tokens_per_window(self) -> float:
+        """Tokens of documents in a window, on average."""
+        if "attention_mask" not in self.dataset.column_names:
+            return self.token_bytes.shape[1]
+        return np.count_nonzero(self.dataset.with_format("numpy")["attention_mask"][:]) / len(self.dataset)
 
     @property
     def masked_tokens_per_byte(self) -> float:
@@ -311,7 +314,8 @@ def pack(
         alignment: With `apart`, documents begin at multiples of this where the model works on them.
 
     Raises:
-        ValueError: if there is not one full window, or the tokenizer has no end-of-text token.
+        ValueError: if there is not one full window, with `apart` no text at all, or the tokenizer has no end-of-text
+            token.
     """
     end_of_text = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if end_of_text is None:
@@ -359,22 +363,21 @@ def _apart(tokens, widths, lengths, stream, context_length, alignment, filled_up
         for start, length in zip(lengths.cumsum() - lengths, lengths, strict=True)
         for offset in range(0, length, context_length)
     ]
-    ends = np.append(starts[1:], len(tokens))
-    windows = best_fit((ends - starts).tolist(), context_length, alignment)
+    # A single token, an end of text, predicts nothing and is predicted by nothing.
+    pieces = [(start, end) for start, end in pairwise([*starts, len(tokens)]) if end - start > 1]
+    if not pieces:
+        raise ValueError(f"The {about['num_documents']} documents are empty; give some text.")
+    windows = best_fit([int(end - start) for start, end in pieces], context_length, alignment)
     shape, edges = (len(windows), context_length), np.append(0, widths.cumsum())
-    ids, token_bytes, numbers = (
-        np.full(shape, filled_up_with, np.int32),
-        np.zeros(shape, np.int32),
-        np.zeros(shape, int),
-    )
+    ids, token_bytes, numbers = (np.full(shape, value, np.int32) for value in (filled_up_with, 0, 0))
     text = []
-    for window, pieces in enumerate(windows):
+    for window, found in enumerate(windows):
         place = 0
-        for number, piece in enumerate(pieces, start=1):
-            of_text = slice(starts[piece], ends[piece])
-            here = window, slice(place, place := place + ends[piece] - starts[piece])
-            ids[here], token_bytes[here], numbers[here] = tokens[of_text], widths[of_text], number
-            text.append(stream[edges[of_text.start] : edges[of_text.stop]])
+        for number, piece in enumerate(found, start=1):
+            start, end = pieces[piece]
+            here = window, slice(place, place := place + end - start)
+            ids[here], token_bytes[here], numbers[here] = tokens[start:end], widths[start:end], number
+            text.append(stream[edges[start] : edges[end]])
     is_predicted = np.zeros(shape, bool)
     is_predicted[:, 1:] = (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
     return Windows(

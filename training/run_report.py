@@ -28,7 +28,7 @@ def write_curve(
     path: Path,
     log_history: list[dict[str, float]],
     *,
-    tokens_per_step: int,
+    tokens_per_step: float,
     train_tokens_per_byte: float,
     references: dict[str, float],
     unit: str,
@@ -64,7 +64,7 @@ def write_curve(
     figure.savefig(path, dpi=150)
 
 
-def _against_tokens(points: list[tuple[float, float]], tokens_per_step: int) -> tuple[list[float], list[float]]:
+def _against_tokens(points: list[tuple[float, float]], tokens_per_step: float) -> tuple[list[float], list[float]]:
     steps, values = zip(*points, strict=True)
     return [step * tokens_per_step for step in steps], list(values)
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.parallel import PrepareModuleInput, PrepareModuleOutput, parallelize_module
 from transformers import PreTrainedModel
 
+from ..modeling.argument_checks import check_one_document_per_row
 from ..modeling.layers.full_attention import full_attention_mask
 from ..modeling.ops.chunking import circle_length_of
 from ..modeling.ops.row_layout import RowLayout
@@ -94,12 +95,13 @@ def shard_batch(
         input_ids, labels, attention_mask: `[B, L]`, the same on every rank; L a multiple of the number of ranks.
 
     Raises:
-        ValueError: if the length cannot be cut evenly.
+        ValueError: if the length cannot be cut evenly, or a row holds several documents.
     """
     length, num_shards = input_ids.shape[1], mesh.size()
     if length % num_shards:
         raise ValueError(f"{length} tokens cannot be cut into {num_shards} shards of one length; pad them.")
     # A shard's last token predicts the first one of the next shard, so labels are shifted before they are cut.
+    check_one_document_per_row(attention_mask, None, {})
     is_real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     targets = labels_of_next_tokens(labels, is_real, ignore_index=IGNORED)
     num_items = (targets != IGNORED).sum()

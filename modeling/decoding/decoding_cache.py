@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ..ops.chunking import circle_length_of, key_scale
 from ..ops.lsh_hashing import bucket_factors, num_buckets_of
-from ..ops.row_layout import RowLayout, out_of_rows
+from ..ops.row_layout import RowLayout
 from .bucket_order import NO_TOKEN, BucketOrder, encode
 from .cache_step import CacheStep, RowBuffer
 
@@ -262,7 +262,8 @@ class ReformerCache(Cache):
             positions, after = (lengths[:, None] + is_real.cumsum(1) - 1).clamp(min=0), lengths + is_real.sum(1)
             # Of rows that have not begun, one position is there to be looked at.
             start, longest = None, max(1, int(after.max()))
-            columns = torch.cat([self._all_columns(batch, device), out_of_rows(layout, is_real)], dim=1)
+            new_columns = is_real if layout is None else layout.back(is_real) & layout.has_place
+            columns = torch.cat([self._all_columns(batch, device), new_columns], dim=1)
         return CacheStep(positions, is_real, start, self._shortest, after, longest, num_columns, columns, is_first)
 
     def _all_columns(self, batch, device):

@@ -29,10 +29,16 @@ class RowLayout(Movable):
 
     @classmethod
     def of_mask(cls, is_real: torch.Tensor) -> "RowLayout":
-        """Real tokens, `[B, L]`, bool, side by side from the front on; padding behind them, in order, too."""
+        """
+        Real tokens, `[B, L]`, bool, side by side from the front on; padding behind them, in order, too.
+
+        What comes back for padding behind a real token is that token's, so that the last column is that of the last
+        real token: `generate` continues there.
+        """
         num_real, num_padding = is_real.long().cumsum(1), (~is_real).long().cumsum(1)
         place = torch.where(is_real, num_real, num_real[:, -1:] + num_padding) - 1
-        return cls(place, _inverse(place, place.shape[1]))
+        source = _inverse(place, place.shape[1])
+        return cls(torch.where(num_real > 0, num_real - 1, place), source)
 
     def into(self, tensor: torch.Tensor, dim: int = 1) -> torch.Tensor:
         """`[B or 1, ..., L, ...]` to `[B, ..., P, ...]`."""

@@ -4,8 +4,9 @@ What packing is worth: training steps on documents of many lengths, packed into 
     python -m scripts.bench.benchmark_packing              # some minutes on two cores
     python -m scripts.bench.benchmark_packing --table      # of docs/packing.json
 
-The documents are files of Python's standard library that are no longer than the context; the model is the recipe's. Forward and backward, without the optimizer; the ways take turns. Also what it costs to keep documents apart:
-a row of 16,384 tokens beside the same row as one document. Writes docs/packing.json.
+The documents are files of Python's standard library that are no longer than the context; the model is the recipe's.
+Forward and backward, without the optimizer; the ways take turns. Also what it costs to keep documents apart: a row of
+16,384 tokens beside the same row as one document. Writes docs/packing.json.
 """
 
 import argparse

@@ -33,12 +33,14 @@ def differences(model: nn.Module, mesh: DeviceMesh, batch: dict) -> dict[str, fl
     sharded = deepcopy(model)
     shard_sequences(sharded, mesh)
     expected = _logits_loss_and_gradients(model, batch)
-    if "attention_mask" in batch:
-        expected["logits"] = RowLayout.of_mask(batch["attention_mask"].bool()).into(expected["logits"])
+    is_real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+    layout = RowLayout.of_mask(is_real)
+    is_real = layout.into(is_real)[..., None]
+    expected["logits"] = layout.into(expected["logits"]) * is_real
     wrapped = nn.parallel.DistributedDataParallel(sharded, process_group=mesh.get_group())
     # It takes the mean of the ranks' gradients, and their sum is wanted.
     actual = _logits_loss_and_gradients(wrapped, shard_batch(mesh, **batch), scale=mesh.size())
-    actual["logits"] = DTensor.from_local(actual["logits"], mesh, [SEQUENCE]).full_tensor()
+    actual["logits"] = DTensor.from_local(actual["logits"], mesh, [SEQUENCE]).full_tensor() * is_real
     dist.all_reduce(actual["loss"], group=mesh.get_group())
     return {name: float((actual[name] - value).norm() / value.norm()) for name, value in expected.items()}
 
