@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("train:run_process", "train a model, causal or masked, on your own text"),
     "evaluate": ("evaluate:main", "measure a model in bits per byte on held-out text, at several lengths"),
     "generate": ("generate:main", "continue a text"),
+    "export": ("export:main", "save a model with its code, for people without the package"),
     "memory": ("memory:main", "predict the memory of a training step, and say what would help"),
 }
 # What `pip install hf_reformer` leaves out.

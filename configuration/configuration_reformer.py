@@ -558,15 +558,26 @@ class ReformerConfig(PreTrainedConfig):
         """
         Same as the base class's, with the depth, but with "hf_reformer." before each kind of layer when a switch is
         set that stock transformers does not have. That class would ignore the switch and compute something else; so
-        it raises an error that shows where the checkpoint comes from.
+        it raises an error that shows where the checkpoint comes from. So does it where a folder brings its own code.
         """
         output = super().to_dict() | {"num_hidden_layers": self.num_hidden_layers}
-        if not self.auto_map:
+        # Saved from here, a checkpoint has no code beside it.
+        has_code = bool(self.auto_map) and is_remote_code()
+        if not has_code:
             output.pop("auto_map", None)
         is_beyond_stock = self.position_kind not in POSITION_TABLES
-        if is_beyond_stock or any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items()):
+        if (
+            has_code
+            or is_beyond_stock
+            or any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items())
+        ):
             output["attn_layers"] = [OWN_KIND + kind for kind in output["attn_layers"]]
         return output
+
+
+def is_remote_code() -> bool:
+    """Whether this file was loaded from a checkpoint, by `trust_remote_code=True`."""
+    return __name__.partition(".")[0] == "transformers_modules"
 
 
 def axial_pos_shape(length: int) -> list[int]:

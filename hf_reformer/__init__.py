@@ -8,19 +8,8 @@ checkpoint names. `python -m hf_reformer` runs a program that does not import it
 
 import sys
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForPreTraining,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTextEncoding,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-)
+import transformers
+from transformers import AutoConfig, AutoTokenizer
 
 from .configuration.configuration_reformer import ReformerConfig
 from .modeling.decoding.decoding_cache import ReformerCache
@@ -38,6 +27,7 @@ from .modeling.modeling_reformer import (
 from .modeling.ops.local_operator import local_attention
 from .modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 from .modeling.ops.lsh_operator import lsh_attention
+from .modeling.remote_code import AUTO_CLASSES, export
 from .modeling.self_check import check_installed_releases
 from .tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 
@@ -48,18 +38,8 @@ check_installed_releases()
 
 AutoConfig.register("reformer", ReformerConfig, exist_ok=True)
 AutoTokenizer.register(ReformerConfig, tokenizer_class=ReformerByteTokenizer, exist_ok=True)
-for auto_class, model_class in (
-    (AutoModel, ReformerModel),
-    (AutoModelForCausalLM, ReformerForCausalLM),
-    (AutoModelForMaskedLM, ReformerForMaskedLM),
-    (AutoModelForMultipleChoice, ReformerForMultipleChoice),
-    (AutoModelForPreTraining, ReformerForCausalLM),
-    (AutoModelForQuestionAnswering, ReformerForQuestionAnswering),
-    (AutoModelForSequenceClassification, ReformerForSequenceClassification),
-    (AutoModelForTextEncoding, ReformerModel),
-    (AutoModelForTokenClassification, ReformerForTokenClassification),
-):
-    auto_class.register(ReformerConfig, model_class, exist_ok=True)
+for auto_class, model_class in AUTO_CLASSES.items():
+    getattr(transformers, auto_class).register(ReformerConfig, globals()[model_class], exist_ok=True)
 del auto_class, model_class
 
 __all__ = [
@@ -77,6 +57,7 @@ __all__ = [
     "ReformerPreTrainedModel",
     "draw_rotations",
     "estimate_memory",
+    "export",
     "hash_vectors",
     "local_attention",
     "lsh_attention",

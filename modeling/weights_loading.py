@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .decoding.generation import Model
 from .layers.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
+from .remote_code import add_code, write_card
 
 
 logger = logging.get_logger(__name__)
@@ -41,7 +42,10 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 
 
 class CheckpointMixin(Model):
-    """`from_pretrained` that resizes the position table on request and refuses damaged weights."""
+    """`from_pretrained` that resizes the position table on request and refuses damaged weights, and cards."""
+
+    # Whether `push_to_hub` sends code, too, and where that is otherwise.
+    _pushes_code: "tuple[bool, str | None]" = (False, None)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -116,8 +120,27 @@ class CheckpointMixin(Model):
             f"from its start, so fine-tune before relying on added positions.{moved}"
         )
 
+    def push_to_hub(self, repo_id: str, *, remote_code: bool = False, code_repository: str | None = None, **kwargs):
+        """
+        Same as `PreTrainedModel.push_to_hub`, with the code that computes the model if `remote_code=True`.
+
+        Args:
+            remote_code: Push that, too, so that the model loads with `trust_remote_code=True` without the package.
+            code_repository: See `hf_reformer.export`.
+        """
+        self._pushes_code = remote_code, code_repository
+        try:
+            return cast(Any, super()).push_to_hub(repo_id, **kwargs)
+        finally:
+            self._pushes_code = False, None
+
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # Where `push_to_hub` and `save_pretrained(push_to_hub=True)` have written the card, and before it is sent.
+        with_code, code_repository = self._pushes_code
+        if with_code:
+            add_code(working_dir, code_repository)
+            write_card(working_dir, type(self).__name__, repo_id, code_repository)
+            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
         path = Path(working_dir) / "README.md"
         card = ModelCard.load(path)
         if "hf_reformer" not in card.text:

@@ -2,7 +2,9 @@
 
 import codecs
 import json
+import sys
 from collections.abc import Iterable
+from importlib import import_module
 from numbers import Integral
 from types import MappingProxyType
 from typing import Any
@@ -104,6 +106,11 @@ class _Pieces(dict):
         raise KeyError(token_id)
 
 
+def _came_with_a_checkpoint() -> bool:
+    """Whether this file was loaded by `trust_remote_code=True`."""
+    return __name__.startswith("transformers_modules.")
+
+
 class ReformerByteTokenizer(TokenizersBackend):
     r"""
     Construct a byte tokenizer: no vocabulary file, no unknown text, 258 ids.
@@ -184,6 +191,8 @@ class ReformerByteTokenizer(TokenizersBackend):
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
+    # Whether `push_to_hub` sends code, too, and where that is otherwise.
+    _pushes_code: "tuple[bool, str | None]" = (False, None)
     _tokenizer: Tokenizer  # type: ignore[assignment]
 
     def __init__(
@@ -241,6 +250,10 @@ class ReformerByteTokenizer(TokenizersBackend):
         tokenizer file and gets this class. google/reformer-crime-and-punishment has a sentencepiece vocabulary, and
         gets the tokenizer of transformers.
         """
+        package = sys.modules.get("hf_reformer")
+        if package is not None and _came_with_a_checkpoint():
+            # Beside code that came with a checkpoint. Its models are then the imported package's, too.
+            return package.ReformerByteTokenizer.from_pretrained(pretrained_model_name_or_path, *init_inputs, **kwargs)
         if kwargs.get("_from_auto") and _is_sentencepiece_checkpoint(pretrained_model_name_or_path, **kwargs):
             return AutoTokenizer.from_pretrained(
                 pretrained_model_name_or_path, *init_inputs, **{**kwargs, "tokenizer_type": "reformer"}
@@ -250,6 +263,21 @@ class ReformerByteTokenizer(TokenizersBackend):
             longest = _longest_input(pretrained_model_name_or_path, **kwargs)
             tokenizer.model_max_length = longest or tokenizer.model_max_length
         return tokenizer
+
+    def push_to_hub(self, repo_id: str, *, remote_code: bool = False, code_repository: str | None = None, **kwargs):
+        """Same as `PreTrainedTokenizerBase.push_to_hub`; `remote_code` and `code_repository` as of the models."""
+        self._pushes_code = remote_code, code_repository
+        try:
+            return super().push_to_hub(repo_id, **kwargs)
+        finally:
+            self._pushes_code = False, None
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        with_code, code_repository = self._pushes_code
+        # By name, so that this file needs no other where it came with a checkpoint. There, saving writes it.
+        if with_code and not _came_with_a_checkpoint():
+            import_module("hf_reformer.modeling.remote_code").add_code(working_dir, code_repository)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def add_head_tokens(self) -> int:
         """

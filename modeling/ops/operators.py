@@ -5,12 +5,18 @@ A compiler sees an operator as one step: of what happens inside it knows the sha
 same kernels as an uncompiled one.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 import torch
 
+
+# Code that came with a checkpoint may be loaded beside the package, and several times.
+NAMESPACE = __name__.partition(".")[0]
+if NAMESPACE != "hf_reformer":
+    NAMESPACE = "hf_reformer_" + re.sub(r"\W", "_", __name__.rpartition(".")[0])
 
 # What an operator runs: `AllocationLedger` counts what that allocates.
 IMPLEMENTATIONS: dict[Any, Callable] = {}
@@ -27,10 +33,10 @@ def operator(schema: str, shapes: Callable, changes: tuple[str, ...] = ()) -> Ca
     """
 
     def register(function):
-        name = f"hf_reformer::{function.__name__.lstrip('_')}"
+        name = f"{NAMESPACE}::{function.__name__.lstrip('_')}"
         registered = torch.library.custom_op(name, function, mutates_args=changes, schema=schema)
         registered.register_fake(shapes)
-        overload = getattr(torch.ops.hf_reformer, function.__name__.lstrip("_")).default
+        overload = getattr(getattr(torch.ops, NAMESPACE), function.__name__.lstrip("_")).default
         IMPLEMENTATIONS[overload] = function
         return overload
 

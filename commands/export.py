@@ -1,0 +1,72 @@
+"""
+Save a model with the code that computes it, for people who do not have the package.
+
+    hf-reformer export --model runs/mine --output_dir exported
+    hf-reformer export --model runs/mine --output_dir weights --code_repository user/code
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import transformers
+from transformers import AutoConfig, AutoTokenizer
+
+from ..modeling.remote_code import AUTO_CLASSES, export
+
+
+# What published checkpoints name.
+OTHER_NAMES = {"ReformerModelWithLMHead": "ReformerForCausalLM"}
+# What `hf-reformer train` leaves beside a model for people.
+REPORT = ("README.md", "loss_curve.png", "training_log.json")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("--model", required=True, help="folder of a saved model, or a name on the Hub")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--code_repository", help="repository on the Hub that has the code, such as user/code, instead of the folder"
+    )
+    return parser.parse_args(argv)
+
+
+def export_saved(arguments: argparse.Namespace) -> None:
+    """
+    Load what was saved, and save it with its code and the report beside it.
+
+    Raises:
+        ValueError: it is no Reformer with a class of the package, or the folder holds something.
+    """
+    if arguments.output_dir.exists() and any(arguments.output_dir.iterdir()):
+        raise ValueError(f"{arguments.output_dir} holds something already; give a new folder.")
+    architectures = AutoConfig.from_pretrained(arguments.model).architectures or ["None"]
+    name = OTHER_NAMES.get(architectures[0], architectures[0])
+    auto_class = next((auto_class for auto_class, ours in AUTO_CLASSES.items() if ours == name), None)
+    if auto_class is None:
+        raise ValueError(
+            f"{arguments.model} is a {name} by its config.json; the package has {', '.join(AUTO_CLASSES.values())}."
+        )
+    model = getattr(transformers, auto_class).from_pretrained(arguments.model, dtype="auto")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    except (ValueError, OSError) as error:
+        print(f"without a tokenizer: {error}", file=sys.stderr)
+        tokenizer = None
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    for file in (Path(arguments.model) / file for file in REPORT):
+        if file.is_file():
+            shutil.copy(file, arguments.output_dir)
+    export(model, tokenizer, arguments.output_dir, arguments.code_repository)
+    print(f"{arguments.output_dir} loads with trust_remote_code=True; its README.md says how.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export; a mistake in the arguments ends the program with its message."""
+    arguments = parse_arguments(argv)
+    try:
+        export_saved(arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"hf-reformer export: {error}")

@@ -1,0 +1,243 @@
+"""
+A checkpoint with the code that computes it, for `trust_remote_code=True` where the package is not installed.
+
+transformers loads such code from one folder of files that import each other by `from .name import`. Here files import
+each other relatively, too, and no two have one name; so of each file only the lines of those imports are rewritten.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_imports
+
+from ..configuration.configuration_reformer import OWN_KIND, is_remote_code
+
+
+# The class that each of transformers' Auto classes makes for a Reformer.
+AUTO_CLASSES = {
+    "AutoModel": "ReformerModel",
+    "AutoModelForCausalLM": "ReformerForCausalLM",
+    "AutoModelForMaskedLM": "ReformerForMaskedLM",
+    "AutoModelForMultipleChoice": "ReformerForMultipleChoice",
+    "AutoModelForPreTraining": "ReformerForCausalLM",
+    "AutoModelForQuestionAnswering": "ReformerForQuestionAnswering",
+    "AutoModelForSequenceClassification": "ReformerForSequenceClassification",
+    "AutoModelForTextEncoding": "ReformerModel",
+    "AutoModelForTokenClassification": "ReformerForTokenClassification",
+}
+MODELS, CONFIGURATION = "hf_reformer.modeling.modeling_reformer", "hf_reformer.configuration.configuration_reformer"
+TOKENIZATION, CHECKS = "hf_reformer.tokenization.tokenization_reformer_byte", "hf_reformer.modeling.self_check"
+BYTE_TOKENIZER = "ReformerByteTokenizer"
+PIPELINES = {
+    "ReformerForCausalLM": "text-generation",
+    "ReformerForMaskedLM": "fill-mask",
+    "ReformerForQuestionAnswering": "question-answering",
+    "ReformerForSequenceClassification": "text-classification",
+    "ReformerForTokenClassification": "token-classification",
+    "ReformerModel": "feature-extraction",
+}
+TAGS = ["reformer", "lsh-attention", "reversible", "long-context", "custom_code"]
+HOW_TO_LOAD = """## How to load it
+
+With the package `hf_reformer`, which then computes it:
+
+```python
+from hf_reformer import {model_class}
+
+model = {model_class}.from_pretrained("{name}")
+```
+
+Without it, by the code that lies beside the weights, once you have read and trust that:
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained(
+    "{name}",
+    trust_remote_code=True,
+    revision="main",  # better a commit that you have looked at{pinned}
+)
+```
+
+Without `trust_remote_code=True` and without the package, loading ends in an error: transformers' own Reformer does not
+take it, because it would compute something else.
+"""
+LIMITS = """
+## Limits
+
+It knows what it was trained on. Who exported it has not said here on what that was, with what it was measured, or
+under which license it may be used.
+"""
+# What the models' file does at its end, as importing the package does: calls of functions, with their modules.
+ON_IMPORT = {"self_check": "check_installed_releases()", "remote_code": "register_classes(globals())"}
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    code_repository: str | None = None,
+) -> None:
+    """
+    Save a model, its tokenizer and the code that computes it, for `trust_remote_code=True` without the package.
+
+    Args:
+        model: Any model of the package.
+        tokenizer: Any tokenizer, or None.
+        folder: Where the files go.
+        code_repository: The repository on the Hub, such as `user/code`, that has the code already: another export,
+            whose `.py` files then serve this one, too. A first download is then of a few files.
+
+    Example:
+
+    >>> import hf_reformer
+    >>> config = hf_reformer.ReformerConfig(attn_layers=["local", "lsh"], num_buckets=8)
+    >>> model, tokenizer = hf_reformer.ReformerForMaskedLM(config), hf_reformer.ReformerByteTokenizer()
+    >>> hf_reformer.export(model, tokenizer, folder)  # doctest: +SKIP
+    """
+    _check_is_of_the_package(type(model))
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    add_code(folder, code_repository)
+    write_card(folder, type(model).__name__, Path(folder).resolve().name, code_repository)
+
+
+def _check_is_of_the_package(model_class: type) -> None:
+    if model_class.__module__ != MODELS:
+        raise ValueError(
+            f"{model_class.__name__} is of {model_class.__module__}, and what is exported is the code of {MODELS}. "
+            "Save a subclass or an adapter by `save_pretrained`, or merge it into a model of the package first."
+        )
+
+
+def add_code(folder: str | Path, code_repository: str | None = None) -> None:
+    """
+    Make the checkpoint in a folder load with `trust_remote_code=True`.
+
+    `config.json` and, if it is of the byte tokenizer, `tokenizer_config.json` then name the classes, and the kinds of
+    layers in `config.json` begin with "hf_reformer.", so that transformers' own Reformer, which loads without trust,
+    raises an error.
+
+    Args:
+        folder: As `save_pretrained` leaves it.
+        code_repository: Where the code is, such as `user/code`, instead of in the folder.
+    """
+    if is_remote_code():
+        # Saving has written it.
+        return
+    folder = Path(folder)
+    prefix = "" if code_repository is None else f"{code_repository}--"
+    configuration, models, tokenization = (name.rpartition(".")[2] for name in (CONFIGURATION, MODELS, TOKENIZATION))
+    if (folder / "config.json").is_file():
+        auto_map = {"AutoConfig": f"{prefix}{configuration}.ReformerConfig"}
+        auto_map |= {auto_class: f"{prefix}{models}.{ours}" for auto_class, ours in AUTO_CLASSES.items()}
+        config = _read(folder / "config.json")
+        kinds = [OWN_KIND + kind.removeprefix(OWN_KIND) for kind in config["attn_layers"]]
+        _write(folder / "config.json", config | {"auto_map": auto_map, "attn_layers": kinds})
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file() and (tokenizer := _read(settings)).get("tokenizer_class") == BYTE_TOKENIZER:
+        classes = [f"{prefix}{tokenization}.{BYTE_TOKENIZER}", None]
+        _write(settings, tokenizer | {"auto_map": {"AutoTokenizer": classes}})
+    if code_repository is None:
+        for name, text in code().items():
+            (folder / name).write_text(text, encoding="utf-8")
+
+
+def code() -> dict[str, str]:
+    """
+    The files of the config, the models and the byte tokenizer, with all that they import from the package, by name.
+
+    Raises:
+        RuntimeError: Files cannot lie in one folder, or transformers would not find what they import.
+    """
+    files: dict[str, str] = {}
+    found, waiting = set(), [CONFIGURATION, MODELS, TOKENIZATION, CHECKS, __name__]
+    while waiting:
+        module = waiting.pop()
+        if module in found:
+            continue
+        found.add(module)
+        name = f"{module.rpartition('.')[2]}.py"
+        if name in files:
+            raise RuntimeError(f"Two files of the package are called {name}, and one folder cannot hold both.")
+        files[name], imported = _flat(module)
+        waiting += imported
+    imports = [f"from .{module} import {call.partition('(')[0]}" for module, call in ON_IMPORT.items()]
+    files[f"{MODELS.rpartition('.')[2]}.py"] += "\n".join(["", "", *imports, "", "", *ON_IMPORT.values(), ""])
+    return files
+
+
+def register_classes(classes: Mapping[str, Any]) -> None:
+    """
+    Tell transformers which classes go with this code's config: pipelines know them then, and saving writes the code.
+
+    Other configs of a Reformer, stock's or those of a package that is imported, too, keep their classes.
+    """
+    for auto_class, name in reversed(AUTO_CLASSES.items()):
+        getattr(transformers, auto_class).register(classes[name].config_class, classes[name], exist_ok=True)
+        classes[name].register_for_auto_class(auto_class)
+
+
+def _flat(module: str) -> tuple[str, list[str]]:
+    """The source of a module with imports from beside it, and the modules that it imports from the package."""
+    path = Path(_origin(module))
+    text = path.read_text(encoding="utf-8")
+    lines, imported = text.splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            imported.append(resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0]))
+            old = f"from {'.' * node.level}{node.module} import"
+            flat = f"from .{imported[-1].rpartition('.')[2]} import"
+            lines[node.lineno - 1] = lines[node.lineno - 1].replace(old, flat, 1)
+    seen = {name.rpartition(".")[2] for name in get_relative_imports(str(path))}
+    if seen != {name.rpartition(".")[2] for name in imported}:
+        raise RuntimeError(f"transformers reads other imports in {path.name} than Python: {sorted(seen)}.")
+    return "".join(lines), imported
+
+
+def _origin(module: str) -> str:
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise RuntimeError(f"{module} has no file.")
+    return spec.origin
+
+
+def write_card(folder: str | Path, model_class: str, name: str, code_repository: str | None = None) -> None:
+    """
+    Put how to load the checkpoint, with the package and without, into the card in a folder, or make one.
+
+    Args:
+        model_class: A key of `PIPELINES`.
+        name: What the checkpoint is called, in a repository or a folder.
+    """
+    path = Path(folder) / "README.md"
+    auto_class = next(auto for auto, ours in AUTO_CLASSES.items() if ours == model_class)
+    pinned = "" if code_repository is None else f'\n    # code_revision="...",  # a commit of {code_repository}'
+    how = HOW_TO_LOAD.format(name=name, model_class=model_class, auto_class=auto_class, pinned=pinned)
+    if path.is_file():
+        card = ModelCard.load(path)
+        if "trust_remote_code" not in card.text:
+            card.text = card.text.rstrip() + "\n\n" + how
+    else:
+        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n\n{how}{LIMITS}")
+    known = card.data.to_dict()
+    known["tags"] = [*dict.fromkeys([*known.get("tags", []), *TAGS])]
+    said = {"library_name": "transformers", "pipeline_tag": PIPELINES.get(model_class)} | known
+    card.data = ModelCardData(**{name: value for name, value in said.items() if value})
+    card.save(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write(path: Path, settings: dict[str, Any]) -> None:
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
