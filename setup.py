@@ -92,6 +92,7 @@ setup(
             *TRAIN,
             "bitsandbytes",
             "evaluate",
+            "kernels",
             "lightning",
             "lm_eval",
             "peft",

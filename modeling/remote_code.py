@@ -7,7 +7,7 @@ each other relatively, too, and no two have one name; so of each file only the l
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
@@ -152,14 +152,22 @@ def add_code(folder: str | Path, code_repository: str | None = None) -> None:
 
 
 def code() -> dict[str, str]:
+    """The files of the config, the models and the byte tokenizer, with all that they import from the package."""
+    files = flat_files([CONFIGURATION, MODELS, TOKENIZATION, CHECKS, __name__])
+    imports = [f"from .{module} import {call.partition('(')[0]}" for module, call in ON_IMPORT.items()]
+    files[f"{MODELS.rpartition('.')[2]}.py"] += "\n".join(["", "", *imports, "", "", *ON_IMPORT.values(), ""])
+    return files
+
+
+def flat_files(modules: Sequence[str]) -> dict[str, str]:
     """
-    The files of the config, the models and the byte tokenizer, with all that they import from the package, by name.
+    Modules of the package, with all that they import from it, as files of one folder, by name.
 
     Raises:
         RuntimeError: Files cannot lie in one folder, or transformers would not find what they import.
     """
     files: dict[str, str] = {}
-    found, waiting = set(), [CONFIGURATION, MODELS, TOKENIZATION, CHECKS, __name__]
+    found, waiting = set(), [*modules]
     while waiting:
         module = waiting.pop()
         if module in found:
@@ -170,8 +178,6 @@ def code() -> dict[str, str]:
             raise RuntimeError(f"Two files of the package are called {name}, and one folder cannot hold both.")
         files[name], imported = _flat(module)
         waiting += imported
-    imports = [f"from .{module} import {call.partition('(')[0]}" for module, call in ON_IMPORT.items()]
-    files[f"{MODELS.rpartition('.')[2]}.py"] += "\n".join(["", "", *imports, "", "", *ON_IMPORT.values(), ""])
     return files
 
 

@@ -16,6 +16,7 @@ import hf_reformer
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
 from hf_reformer.commands import export as export_command
 from hf_reformer.modeling.remote_code import AUTO_CLASSES, code
+from scripts.maintain import kernel_folder
 
 
 # Runs where importing the package fails, as if it were not there.
@@ -75,6 +76,25 @@ for name in ("me/mine", "me/weights"):
     assert torch.equal(model(given["ids"])[0], given["models"]["AutoModelForCausalLM"][1]["output"])
 tokenizer = transformers.AutoTokenizer.from_pretrained("me/mine", trust_remote_code=True)
 assert tokenizer("ab").input_ids == [99, 100]
+"""
+
+
+LOAD_KERNEL = """
+import importlib.util, json, sys
+sys.modules.update(hf_reformer=None, transformers=None)
+folder = sys.argv[1]
+name = json.load(open(folder + "/metadata.json"))["id"]
+spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py")
+kernel = sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(kernel)
+import torch
+query, key, value = torch.randn(3, 1, 50, 2, 8)
+output, _ = kernel.local_attention(
+    query, key, value, chunk_length=50, num_chunks_before=0, causal=True, circular_look_around=False
+)
+query, key, value = (vectors.transpose(1, 2) for vectors in (query, key, value))
+expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+torch.testing.assert_close(output, expected.transpose(1, 2))
 """
 
 
@@ -174,6 +194,16 @@ def test_pushed_and_loaded_by_name(exported, tmp_path):
     assert 'code_revision="..."' in card.text and "me/mine" in card.text
     assert card.data.pipeline_tag == "text-generation"
     assert "custom_code" in card.data.tags
+
+
+def test_operators_alone_need_torch_only(tmp_path):
+    """The folder for the `kernels` library, imported as that does."""
+    kernel_folder.write_kernel(tmp_path / "kernel")
+    done = run_python("-c", LOAD_KERNEL, str(tmp_path / "kernel" / "build" / "torch-cuda"))
+    assert done.returncode == 0, done.stderr
+    sources = {path.name for path in (tmp_path / "kernel" / "torch-ext" / "hf_reformer").iterdir()}
+    assert {"__init__.py", "lsh_operator.py", "triton_kernels.py"} <= sources
+    assert not any(name.startswith("modeling") for name in sources)
 
 
 def test_the_command_keeps_the_report(exported, tmp_path):

@@ -57,6 +57,7 @@ TOOLS = {
     "quantization": "quantization",
     "accelerate": "accelerate_launches",
     "serve": "serving",
+    "kernels": "kernel_library",
     "impossible": "impossible",
 }
 SHARED = ("setting", "texts", "launching")
