@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser
 
 from ..configuration.configuration_reformer import ReformerConfig
+from ..training.recipe import ModelRecipe
 
 
 def make_parser(*groups: type, description: str | None) -> Any:
@@ -21,6 +23,34 @@ def make_parser(*groups: type, description: str | None) -> Any:
     # Their types are an alias of Any, which no type is.
     parser: Any = HfArgumentParser
     return parser(groups, description=(description or "").strip().splitlines()[0])
+
+
+def usable_device(name: str) -> torch.device:
+    """
+    The device of this name.
+
+    Raises:
+        ValueError: There is none, or PyTorch cannot use it here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"device is {name!r}, which cannot be used here: {reason} Try cpu.") from error
+
+
+def refuse_recipe(recipe: ModelRecipe) -> None:
+    """
+    Raises:
+        ValueError: Something of the recipe was chosen, though an existing model is named.
+    """
+    usual = vars(ModelRecipe())
+    chosen = [f"--{name}" for name, value in vars(recipe).items() if value != usual[name]]
+    if chosen:
+        raise ValueError(
+            f"{', '.join(chosen)}: this is for new models, and --model_name_or_path names one that exists. Leave it "
+            "out, or change a setting that may change by --set name=value."
+        )
 
 
 def parse_settings(texts: Iterable[str]) -> dict[str, object]:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from ..training.context_gain import LENGTHS, NUM_WINDOWS, report
 from ..training.corpus import TextArguments
-from .command_line import make_parser
+from .command_line import make_parser, usable_device
 
 
 @dataclass
@@ -49,10 +49,11 @@ class EvaluationArguments:
 
 def evaluate(arguments: EvaluationArguments, text: TextArguments) -> None:
     """Print the table and leave the figures."""
+    device = usable_device(arguments.device)
     # A model says by its class whether it predicts the next token or hidden ones.
     masked = any("MaskedLM" in name for name in AutoConfig.from_pretrained(arguments.model).architectures or ())
     model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(arguments.model).eval()
-    model.to(torch.device(arguments.device))
+    model.to(device)
     report(
         model,
         AutoTokenizer.from_pretrained(arguments.model),

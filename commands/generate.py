@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
+from .command_line import usable_device
+
 
 SAMPLING = ("temperature", "top_k", "top_p")
 
@@ -65,10 +67,10 @@ def generate(arguments: argparse.Namespace) -> None:
     Raises:
         ValueError: if the prompt is empty, or does not fit the model together with the new tokens.
     """
-    prompt = read_prompt(arguments)
+    prompt, device = read_prompt(arguments), usable_device(arguments.device)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model).to(arguments.device).eval()
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(arguments.device)
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).to(device).eval()
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
     length = inputs["input_ids"].shape[1]
     longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
     if longest is not None and length + arguments.max_new_tokens > longest:

@@ -25,7 +25,7 @@ from ..modeling.memory.memory_estimate import MemoryEstimate, TensorGroup, Train
 from ..modeling.memory.memory_measurement import Measurement, measure
 from ..training.muon import MuonWithAdamW
 from ..training.recipe import ModelRecipe, recipe_config
-from .command_line import make_parser, parse_settings
+from .command_line import make_parser, parse_settings, refuse_recipe
 
 
 MUON = partial(MuonWithAdamW, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
@@ -81,7 +81,14 @@ def make_config(arguments: MemoryArguments, recipe: ModelRecipe) -> ReformerConf
     if arguments.vocab_size is not None:
         changes["vocab_size"] = arguments.vocab_size
     if arguments.model_name_or_path is not None:
-        return changed(AutoConfig.from_pretrained(arguments.model_name_or_path), **changes)
+        refuse_recipe(recipe)
+        config = AutoConfig.from_pretrained(arguments.model_name_or_path)
+        if config.model_type != ReformerConfig.model_type:
+            raise ValueError(
+                f"{arguments.model_name_or_path} is a {config.model_type} by its config, and this predicts the memory "
+                "of Reformers. Name one, or leave it out for a new model."
+            )
+        return changed(config, **changes)
     config = recipe_config(arguments.length, is_decoder=not arguments.masked, **vars(recipe))
     return changed(config, **changes)
 

@@ -47,7 +47,7 @@ from ..training.run_checkpoints import RunArguments, checkpoints_in_the_way, fin
 from ..training.run_identity import check_same_run, identify_run
 from ..training.run_report import write_curve, write_log, write_model_card
 from ..training.time_left import SayTimeLeft
-from .command_line import make_parser, parse_settings
+from .command_line import make_parser, parse_settings, refuse_recipe
 
 
 OBJECTIVE_SENTENCE = {
@@ -131,12 +131,13 @@ def load_config(
     The config of the existing model, or of a new one.
 
     Raises:
-        ValueError: `set` names what the existing model does not have.
+        ValueError: `set` names what the existing model does not have, or the recipe was changed beside it.
     """
     settings = parse_settings(arguments.set)
     if arguments.model_name_or_path is None:
         settings = vars(recipe) | settings
         return recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings)
+    refuse_recipe(recipe)
     config, unknown = AutoConfig.from_pretrained(arguments.model_name_or_path, return_unused_kwargs=True, **settings)
     if unknown:
         raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")

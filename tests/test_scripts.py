@@ -31,7 +31,7 @@ from transformers import (
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
-from hf_reformer.commands import evaluate, generate, train
+from hf_reformer.commands import evaluate, generate, memory, train
 from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
 from hf_reformer.training import ModelRecipe, conditional_entropy, context_gain, corpus, run_checkpoints
 from scripts import demo
@@ -72,7 +72,7 @@ def trained(text_folder, tmp_path_factory):
 
 
 def causal_arguments(text_folder, folder, **changed):
-    given = TINY | {
+    given = ({} if "model_name_or_path" in changed else TINY) | {
         "text_path": text_folder,
         "output_dir": folder,
         "context_length": CONTEXT,
@@ -127,6 +127,22 @@ def test_figure_equals_a_count_from_the_logits(trained, text_folder):
 def build(text_folder, tokenizer=None, alignment=1, **changed):
     arguments = {"text_path": str(text_folder), "context_length": CONTEXT, "held_out_fraction": 0.3} | changed
     return corpus.build_corpus(corpus.DataArguments(**arguments), tokenizer or ReformerByteTokenizer(), alignment)
+
+
+def test_what_a_named_model_or_machine_does_not_have_is_said(trained, text_folder, tmp_path, capsys):
+    folder, arguments = trained[0], causal_arguments(text_folder, tmp_path / "new")
+    with pytest.raises(ValueError, match=r"--attn_layers, --hidden_size, .*: this is for new models"):
+        train.train(*train.parse_arguments([*arguments, "--model_name_or_path", str(folder)]))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    for command, given, message in (
+        (memory, ["--model_name_or_path", str(tmp_path)], "is a gpt2 by its config"),
+        (memory, ["--model_name_or_path", str(folder), "--hidden_size", "8"], "--hidden_size: this is for new models"),
+        (evaluate, ["--model", str(folder), "--device", "toaster"], "device is 'toaster', which cannot be used here"),
+        (generate, ["--model", str(folder), "--prompt", "a", "--device", "toaster"], "device is 'toaster'"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            command.main(given)
+        assert message in f"{ended.value} {capsys.readouterr().err}"
 
 
 def test_split_is_disjoint_and_does_not_move_when_documents_are_added(text_folder):
