@@ -69,7 +69,8 @@ def generate(arguments: argparse.Namespace) -> None:
     """
     prompt, device = read_prompt(arguments), usable_device(arguments.device)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model).to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+    model.to(device)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
     length = inputs["input_ids"].shape[1]
     longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)

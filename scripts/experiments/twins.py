@@ -84,13 +84,23 @@ def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:
     return min(records, key=lambda rate: records[rate]["evaluations"][-1]["bits_per_byte"])
 
 
-def read_records(folder: Path, num_steps: int) -> dict[str, list[dict]]:
-    """All records of whole runs, by contender, in the order of their seeds."""
-    records = defaultdict(list)
-    for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["run"]["num_steps"] == num_steps:
-            records[record["run"]["contender"]].append(record)
+def read_records(folder: Path, num_steps: int, grid_steps: int = GRID_STEPS) -> dict[str, list[dict]]:
+    """
+    The records of whole runs, by contender, in the order of their seeds.
+
+    Runs at a rate that the grid does not choose, because it has grown since, are left out.
+    """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    grids, records = defaultdict(dict), defaultdict(list)
+    for record in found:
+        run = record["run"]
+        if run["num_steps"] == grid_steps and run["seed"] == 0:
+            grids[run["contender"]][run["learning_rate"]] = record["evaluations"][-1]["bits_per_byte"]
+    for record in found:
+        name, rate = (record["run"][key] for key in ("contender", "learning_rate"))
+        grid = grids[RATE_OF.get(name, name)]
+        if record["run"]["num_steps"] == num_steps and (not grid or rate == min(grid, key=grid.get)):
+            records[name].append(record)
     return {name: records[name] for name in CONTENDERS if name in records}
 
 
@@ -155,7 +165,7 @@ def main(argv: list[str]) -> None:
         for seed in arguments.seeds:
             for contender in arguments.only or TWINS:
                 train(arguments, contender, seed, best_learning_rate(arguments, contender), arguments.steps)
-    records = read_records(arguments.results, arguments.steps)
+    records = read_records(arguments.results, arguments.steps, arguments.grid_steps)
     if records:
         print(table(records))
         draw(arguments.results.with_suffix(".png"), records)
