@@ -17,6 +17,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from accelerate import DistributedType, PartialState
 from datasets import disable_progress_bars
@@ -34,6 +35,7 @@ from transformers import (
 )
 
 from ..configuration.configuration_reformer import ReformerConfig
+from ..modeling.modeling_reformer import ReformerForCausalLM, ReformerForMaskedLM
 from ..modeling.packed_rows import alignment_of
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.bfloat16 import multiplies_in_bfloat16
@@ -148,9 +150,10 @@ def load_model(
     arguments: ModelArguments, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
     """The existing model, its vocabulary grown to the tokenizer's if need be, or a new one."""
-    auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
     if arguments.model_name_or_path is None:
-        return auto_class.from_config(config)
+        # Not by `from_config`, which begins with other weights under ZeRO-3.
+        return (ReformerForCausalLM if arguments.causal else ReformerForMaskedLM)(cast(ReformerConfig, config))
+    auto_class = AutoModelForCausalLM if arguments.causal else AutoModelForMaskedLM
     model = auto_class.from_pretrained(arguments.model_name_or_path, config=config)
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))

@@ -565,6 +565,9 @@ class ReformerConfig(PreTrainedConfig):
         has_code = bool(self.auto_map) and is_remote_code()
         if not has_code:
             output.pop("auto_map", None)
+        elif not all("--" in name for name in output["auto_map"].values()):
+            # Saving has written code that was in another repository.
+            output["auto_map"] = {auto: name.rpartition("--")[2] for auto, name in output["auto_map"].items()}
         is_beyond_stock = self.position_kind not in POSITION_TABLES
         if (
             has_code

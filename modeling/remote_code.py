@@ -12,12 +12,12 @@ from importlib.util import find_spec, resolve_name
 from pathlib import Path
 from typing import Any
 
-import transformers
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..configuration.configuration_reformer import OWN_KIND, is_remote_code
+from ..configuration.configuration_reformer import OWN_KIND
+from .model_card import write_card
 
 
 # The class that each of transformers' Auto classes makes for a Reformer.
@@ -35,45 +35,12 @@ AUTO_CLASSES = {
 MODELS, CONFIGURATION = "hf_reformer.modeling.modeling_reformer", "hf_reformer.configuration.configuration_reformer"
 TOKENIZATION, CHECKS = "hf_reformer.tokenization.tokenization_reformer_byte", "hf_reformer.modeling.self_check"
 BYTE_TOKENIZER = "ReformerByteTokenizer"
-PIPELINES = {
-    "ReformerForCausalLM": "text-generation",
-    "ReformerForMaskedLM": "fill-mask",
-    "ReformerForQuestionAnswering": "question-answering",
-    "ReformerForSequenceClassification": "text-classification",
-    "ReformerForTokenClassification": "token-classification",
-    "ReformerModel": "feature-extraction",
-}
-TAGS = ["reformer", "lsh-attention", "reversible", "long-context", "custom_code"]
-HOW_TO_LOAD = """## How to load it
+# At the end of the config's file. transformers looks up what to make of a config by the name of its class, and would
+# make its own Reformer of one that was loaded with trust and is given without.
+OWN_NAME = """
 
-With the package `hf_reformer`, which then computes it:
-
-```python
-from hf_reformer import {model_class}
-
-model = {model_class}.from_pretrained("{name}")
-```
-
-Without it, by the code that lies beside the weights, once you have read and trust that:
-
-```python
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained(
-    "{name}",
-    trust_remote_code=True,
-    revision="main",  # better a commit that you have looked at{pinned}
-)
-```
-
-Without `trust_remote_code=True` and without the package, loading ends in an error: transformers' own Reformer does not
-take it, because it would compute something else.
-"""
-LIMITS = """
-## Limits
-
-It knows what it was trained on. Who exported it has not said here on what that was, with what it was measured, or
-under which license it may be used.
+ReformerConfigWithCode = ReformerConfig
+ReformerConfig.__name__ = ReformerConfig.__qualname__ = "ReformerConfigWithCode"
 """
 # What the models' file does at its end, as importing the package does: calls of functions, with their modules.
 ON_IMPORT = {"self_check": "check_installed_releases()", "remote_code": "register_classes(globals())"}
@@ -102,20 +69,33 @@ def export(
     >>> model, tokenizer = hf_reformer.ReformerForMaskedLM(config), hf_reformer.ReformerByteTokenizer()
     >>> hf_reformer.export(model, tokenizer, folder)  # doctest: +SKIP
     """
-    _check_is_of_the_package(type(model))
+    check_has_code(type(model), code_repository)
     model.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     add_code(folder, code_repository)
-    write_card(folder, type(model).__name__, Path(folder).resolve().name, code_repository)
+    model_class = type(model).__name__
+    write_card(folder, model_class, Path(folder).resolve().name, auto_class_of(model_class), code_repository)
 
 
-def _check_is_of_the_package(model_class: type) -> None:
+def check_has_code(model_class: type, code_repository: str | None) -> None:
+    """
+    Raises:
+        ValueError: The package has no code for the model, or code can be in no such repository.
+    """
     if model_class.__module__ != MODELS:
         raise ValueError(
             f"{model_class.__name__} is of {model_class.__module__}, and what is exported is the code of {MODELS}. "
-            "Save a subclass or an adapter by `save_pretrained`, or merge it into a model of the package first."
+            "Load what came with code of its own by the package; save a subclass or an adapter by `save_pretrained`, "
+            "or merge it into a model of the package first."
         )
+    if code_repository is not None:
+        validate_repo_id(code_repository)
+
+
+def auto_class_of(model_class: str) -> str:
+    """The Auto class that makes this class."""
+    return next(auto_class for auto_class, ours in AUTO_CLASSES.items() if ours == model_class)
 
 
 def add_code(folder: str | Path, code_repository: str | None = None) -> None:
@@ -130,9 +110,6 @@ def add_code(folder: str | Path, code_repository: str | None = None) -> None:
         folder: As `save_pretrained` leaves it.
         code_repository: Where the code is, such as `user/code`, instead of in the folder.
     """
-    if is_remote_code():
-        # Saving has written it.
-        return
     folder = Path(folder)
     prefix = "" if code_repository is None else f"{code_repository}--"
     configuration, models, tokenization = (name.rpartition(".")[2] for name in (CONFIGURATION, MODELS, TOKENIZATION))
@@ -154,6 +131,7 @@ def add_code(folder: str | Path, code_repository: str | None = None) -> None:
 def code() -> dict[str, str]:
     """The files of the config, the models and the byte tokenizer, with all that they import from the package."""
     files = flat_files([CONFIGURATION, MODELS, TOKENIZATION, CHECKS, __name__])
+    files[f"{CONFIGURATION.rpartition('.')[2]}.py"] += OWN_NAME
     imports = [f"from .{module} import {call.partition('(')[0]}" for module, call in ON_IMPORT.items()]
     files[f"{MODELS.rpartition('.')[2]}.py"] += "\n".join(["", "", *imports, "", "", *ON_IMPORT.values(), ""])
     return files
@@ -182,13 +160,8 @@ def flat_files(modules: Sequence[str]) -> dict[str, str]:
 
 
 def register_classes(classes: Mapping[str, Any]) -> None:
-    """
-    Tell transformers which classes go with this code's config: pipelines know them then, and saving writes the code.
-
-    Other configs of a Reformer, stock's or those of a package that is imported, too, keep their classes.
-    """
+    """Let saving write the code beside a model, whichever Auto class has made it."""
     for auto_class, name in reversed(AUTO_CLASSES.items()):
-        getattr(transformers, auto_class).register(classes[name].config_class, classes[name], exist_ok=True)
         classes[name].register_for_auto_class(auto_class)
 
 
@@ -214,31 +187,6 @@ def _origin(module: str) -> str:
     if spec is None or spec.origin is None:
         raise RuntimeError(f"{module} has no file.")
     return spec.origin
-
-
-def write_card(folder: str | Path, model_class: str, name: str, code_repository: str | None = None) -> None:
-    """
-    Put how to load the checkpoint, with the package and without, into the card in a folder, or make one.
-
-    Args:
-        model_class: A key of `PIPELINES`.
-        name: What the checkpoint is called, in a repository or a folder.
-    """
-    path = Path(folder) / "README.md"
-    auto_class = next(auto for auto, ours in AUTO_CLASSES.items() if ours == model_class)
-    pinned = "" if code_repository is None else f'\n    # code_revision="...",  # a commit of {code_repository}'
-    how = HOW_TO_LOAD.format(name=name, model_class=model_class, auto_class=auto_class, pinned=pinned)
-    if path.is_file():
-        card = ModelCard.load(path)
-        if "trust_remote_code" not in card.text:
-            card.text = card.text.rstrip() + "\n\n" + how
-    else:
-        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n\n{how}{LIMITS}")
-    known = card.data.to_dict()
-    known["tags"] = [*dict.fromkeys([*known.get("tags", []), *TAGS])]
-    said = {"library_name": "transformers", "pipeline_tag": PIPELINES.get(model_class)} | known
-    card.data = ModelCardData(**{name: value for name, value in said.items() if value})
-    card.save(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 import copy
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import ModelCard
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..configuration.configuration_reformer import is_remote_code
 from .decoding.generation import Model
 from .layers.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
-from .remote_code import add_code, write_card
+from .model_card import write_card
+from .remote_code import add_code, auto_class_of, check_has_code
 
 
 logger = logging.get_logger(__name__)
@@ -22,22 +22,6 @@ logger = logging.get_logger(__name__)
 # Settings of the position table that can change when loading, and those that its weights settle.
 POSITION_TABLE = ("axial_pos_shape", "max_position_embeddings")
 POSITION_KIND = ("axial_pos_embds", "axial_pos_embds_dim", "position_embedding_type")
-# What the card of a pushed model begins with.
-HOW_TO_LOAD = """
-# {repo_id}
-
-A Reformer of the package `hf_reformer`, which has to be imported to load it:
-
-```python
-from hf_reformer import {model_class}
-
-model = {model_class}.from_pretrained("{repo_id}")
-```
-
-`import hf_reformer` is enough for `AutoModel` classes and pipelines; `python -m hf_reformer` runs a program that does
-not import it.
-
-"""
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -128,6 +112,11 @@ class CheckpointMixin(Model):
             remote_code: Push that, too, so that the model loads with `trust_remote_code=True` without the package.
             code_repository: See `hf_reformer.export`.
         """
+        # Code that came with a checkpoint is written by saving.
+        if remote_code and not is_remote_code():
+            check_has_code(type(self), code_repository)
+        elif code_repository is not None:
+            raise ValueError("`code_repository` is for `remote_code=True` and models of the package.")
         self._pushes_code = remote_code, code_repository
         try:
             return cast(Any, super()).push_to_hub(repo_id, **kwargs)
@@ -136,16 +125,11 @@ class CheckpointMixin(Model):
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # Where `push_to_hub` and `save_pretrained(push_to_hub=True)` have written the card, and before it is sent.
-        with_code, code_repository = self._pushes_code
-        if with_code:
+        (with_code, code_repository), model_class = self._pushes_code, type(self).__name__
+        if with_code and not is_remote_code():
             add_code(working_dir, code_repository)
-            write_card(working_dir, type(self).__name__, repo_id, code_repository)
-            return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-        path = Path(working_dir) / "README.md"
-        card = ModelCard.load(path)
-        if "hf_reformer" not in card.text:
-            card.text = HOW_TO_LOAD.format(repo_id=repo_id, model_class=type(self).__name__) + card.text.lstrip()
-            card.save(path)
+        auto_class = auto_class_of(model_class) if with_code or is_remote_code() else None
+        write_card(working_dir, model_class, repo_id, auto_class, code_repository)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_position_embeddings(self) -> AxialPositionEmbeddings | PositionEmbeddings | None:

@@ -10,9 +10,6 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
 class Hub(ThreadingHTTPServer):
     """
     Attributes:
@@ -24,6 +21,12 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.files = defaultdict(dict)
         self.requests = []
+        self.num_commits = 0
+
+    @property
+    def commit(self):
+        """The newest one."""
+        return f"{self.num_commits:040x}"
 
     @property
     def endpoint(self):
@@ -60,16 +63,16 @@ class Answers(BaseHTTPRequestHandler):
                 self.answer_json([])
             else:
                 siblings = [{"rfilename": name} for name in self.server.files[repository]]
-                self.answer_json({"id": repository, "sha": COMMIT, "siblings": siblings, "tags": []})
+                self.answer_json({"id": repository, "sha": self.server.commit, "siblings": siblings, "tags": []})
             return
         files, name = self.server.files.get("/".join(parts[:2])), "/".join(parts[4:])
         if files is None:
             self.answer(404, X_Error_Code="RepoNotFound")
         elif name not in files:
-            self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=COMMIT)
+            self.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=self.server.commit)
         else:
             etag = hashlib.sha1(files[name]).hexdigest()
-            self.answer(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+            self.answer(200, files[name], ETag=f'"{etag}"', X_Repo_Commit=self.server.commit)
 
     do_HEAD = do_GET
 
@@ -92,8 +95,9 @@ class Answers(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[repository][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            url = f"{self.server.endpoint}/{repository}/commit/{COMMIT}"
-            self.answer_json({"success": True, "commitOid": COMMIT, "commitUrl": url})
+            self.server.num_commits += 1
+            url = f"{self.server.endpoint}/{repository}/commit/{self.server.commit}"
+            self.answer_json({"success": True, "commitOid": self.server.commit, "commitUrl": url})
         else:
             self.answer(404)
 

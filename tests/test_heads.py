@@ -41,6 +41,9 @@ def pooled_positions(model, ids, **kwargs):
         handle.remove()
         hidden = model.reformer(ids, **kwargs).last_hidden_state
     same = (hidden == captured[0][:, None]).all(-1)
+    # Padding behind a token shows that token's.
+    is_real = kwargs.get("attention_mask", torch.ones_like(same)).bool()
+    same = same & is_real
     assert (same.sum(1) == 1).all()
     return same.int().argmax(1).tolist()
 

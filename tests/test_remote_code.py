@@ -8,6 +8,7 @@ import torch
 import transformers
 from hub_server import running_hub
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
 from launching import run_python
 from tiny_models import POSITIONS, STACKS, WINDOWS, make_model, random_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -54,28 +55,44 @@ again = transformers.AutoModelForCausalLM.from_pretrained({again!r}, trust_remot
 assert torch.equal(again(given["ids"])[0], expected["output"])
 transformers.AutoModelForSequenceClassification.from_pretrained({again!r}, trust_remote_code=True)
 transformers.AutoTokenizer.from_pretrained({again!r}, trust_remote_code=True)
-for trust in (None, False):
+config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+attempts = [lambda: transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)]
+for given_config in (config, again.config, pipe.model.config):
+    attempts += [
+        lambda: transformers.AutoModelForMaskedLM.from_pretrained(folder, config=given_config),
+        lambda: transformers.AutoModelForMaskedLM.from_config(given_config),
+        lambda: transformers.AutoModelForCausalLM.from_config(given_config),
+    ]
+for attempt in attempts:
     try:
-        transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust)
-    except NotImplementedError as error:
-        assert "hf_reformer.lsh" in str(error)
+        model = attempt()
+    except (NotImplementedError, ValueError) as error:
+        assert "hf_reformer.lsh" in str(error) or "trust_remote_code=True" in str(error), error
     else:
-        raise SystemExit("Stock computed it.")
+        assert type(model).__module__.startswith("transformers_modules."), type(model)
+folder = given["models"]["AutoModelForMaskedLM"][0]
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+assert len(tokenizer("a" * 600, truncation=True).input_ids) == tokenizer.model_max_length == 128
 """
 PUSH = """
 import hf_reformer
 model = hf_reformer.ReformerForCausalLM.from_pretrained({folder!r})
 tokenizer = hf_reformer.ReformerByteTokenizer()
+model.push_to_hub("me/mine")
 model.push_to_hub("me/mine", remote_code=True)
 tokenizer.push_to_hub("me/mine", remote_code=True)
 model.push_to_hub("me/weights", remote_code=True, code_repository="me/mine")
 """
+# What came by another repository's code is saved with its own, under no other's name.
 PULL = """
 for name in ("me/mine", "me/weights"):
     model = transformers.AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
     assert torch.equal(model(given["ids"])[0], given["models"]["AutoModelForCausalLM"][1]["output"])
 tokenizer = transformers.AutoTokenizer.from_pretrained("me/mine", trust_remote_code=True)
 assert tokenizer("ab").input_ids == [99, 100]
+model.save_pretrained({saved!r})
+names = json.load(open({saved!r} + "/config.json"))["auto_map"].values()
+assert not any("--" in name for name in names), names
 """
 
 
@@ -169,8 +186,9 @@ def test_where_the_package_is_imported_everything_is_its_own(exported, tmp_path)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
         assert type(model) is ReformerForCausalLM
         assert type(tokenizer) is ReformerByteTokenizer
-    model.save_pretrained(tmp_path)
-    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text())
+    for saved, file in ((model, "config.json"), (tokenizer, "tokenizer_config.json")):
+        saved.save_pretrained(tmp_path)
+        assert "auto_map" not in json.loads((tmp_path / file).read_text())
     plain = make_model(ReformerForCausalLM, attn_layers=["local", "lsh"], is_decoder=True)
     hf_reformer.export(plain, None, tmp_path / "plain")
     with pytest.raises(NotImplementedError, match=r"hf_reformer\.local"):
@@ -189,9 +207,12 @@ def test_pushed_and_loaded_by_name(exported, tmp_path):
         done = run_python(script, **online)
         assert done.returncode == 0, done.stderr
         assert not any(name.endswith(".py") for name in hub.files["me/weights"])
-        without_package(tmp_path, exported / "given.pt", PULL, **online)
+        without_package(tmp_path, exported / "given.pt", PULL.format(saved=str(tmp_path / "saved")), **online)
+        assert sum(name.endswith(".py") for _, name in hub.requests) > len(hub.files["me/mine"])
+        both = ModelCard(hub.files["me/mine"]["README.md"].decode()).text
         card = ModelCard(hub.files["me/weights"]["README.md"].decode())
-    assert 'code_revision="..."' in card.text and "me/mine" in card.text
+    assert 'code_revision="main",  # the same, of me/mine' in card.text
+    assert both.count("## How to load it") == 1 and "trust_remote_code=True" in both
     assert card.data.pipeline_tag == "text-generation"
     assert "custom_code" in card.data.tags
 
@@ -223,9 +244,24 @@ def test_what_is_no_model_of_the_package_is_refused(tmp_path):
     class Mine(ReformerForMaskedLM):
         pass
 
-    with pytest.raises(ValueError, match=r"Mine is of test_remote_code, and what is exported is"):
-        hf_reformer.export(make_model(Mine), None, tmp_path)
+    for attempt in (
+        lambda: hf_reformer.export(make_model(Mine), None, tmp_path),
+        lambda: make_model(Mine).push_to_hub("me/mine", remote_code=True),
+    ):
+        with pytest.raises(ValueError, match=r"Mine is of test_remote_code, and what is exported is"):
+            attempt()
+    with pytest.raises(HFValidationError):
+        hf_reformer.export(make_model(ReformerForMaskedLM), None, tmp_path, code_repository="not a repository")
     assert not any(tmp_path.iterdir())
+
+
+def test_another_export_into_the_folder_says_what_is_there_now(tmp_path):
+    models = [make_model(model_class) for model_class in (ReformerForCausalLM, ReformerForMaskedLM)]
+    for model in models:
+        hf_reformer.export(model, None, tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.pipeline_tag == "fill-mask"
+    assert "ReformerForCausalLM" not in card.text
 
 
 def test_releases_are_checked_on_import_as_by_the_package():

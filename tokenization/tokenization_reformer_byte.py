@@ -60,7 +60,10 @@ def _longest_input(path: str, **kwargs: Any) -> int | None:
     """Return how many tokens the model in the folder or repository `path` takes, if there is a config that says so."""
     local_files_only = kwargs.get("local_files_only", False)
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only, **_hub_arguments(kwargs))
+        # Whether code is trusted that came with the config, as with this tokenizer.
+        trust = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
+        where = _hub_arguments(kwargs)
+        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only, **trust, **where)
     except (OSError, ValueError, StrictDataclassError):
         return None
     return getattr(config, "max_sequence_length", None)
@@ -209,6 +212,9 @@ class ReformerByteTokenizer(TokenizersBackend):
                 "added token. Add tokens with mask_token= or extra_special_tokens=; an embedding table may have more "
                 "rows than the tokenizer has ids."
             )
+        if not _came_with_a_checkpoint():
+            # Saved from here, a tokenizer has no code beside it.
+            kwargs.pop("auto_map", None)
         try:
             codecs.lookup_error(errors)
         except (LookupError, TypeError) as error:
@@ -274,7 +280,7 @@ class ReformerByteTokenizer(TokenizersBackend):
 
     def _upload_modified_files(self, working_dir, *args, **kwargs):
         with_code, code_repository = self._pushes_code
-        # By name, so that this file needs no other where it came with a checkpoint. There, saving writes it.
+        # By name, so that this file needs no other where it came with a checkpoint. There, saving has written it.
         if with_code and not _came_with_a_checkpoint():
             import_module("hf_reformer.modeling.remote_code").add_code(working_dir, code_repository)
         return super()._upload_modified_files(working_dir, *args, **kwargs)

@@ -5,7 +5,7 @@ A compiler sees an operator as one step: of what happens inside it knows the sha
 same kernels as an uncompiled one.
 """
 
-import re
+import hashlib
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 # Code that came with a checkpoint may be loaded beside the package, and several times.
 NAMESPACE = __name__.partition(".")[0]
 if NAMESPACE != "hf_reformer":
-    NAMESPACE = "hf_reformer_" + re.sub(r"\W", "_", __name__.rpartition(".")[0])
+    NAMESPACE = "hf_reformer_" + hashlib.sha256(__name__.encode()).hexdigest()[:16]
 
 # What an operator runs: `AllocationLedger` counts what that allocates.
 IMPLEMENTATIONS: dict[Any, Callable] = {}

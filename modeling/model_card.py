@@ -1,0 +1,88 @@
+"""The card of a checkpoint, README.md: how to load it, and metadata that follow from its class."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+
+PIPELINES = {
+    "ReformerForCausalLM": "text-generation",
+    "ReformerForMaskedLM": "fill-mask",
+    "ReformerForQuestionAnswering": "question-answering",
+    "ReformerForSequenceClassification": "text-classification",
+    "ReformerForTokenClassification": "token-classification",
+    "ReformerModel": "feature-extraction",
+}
+TAGS = ("reformer", "lsh-attention", "reversible", "long-context")
+WITH_CODE = "custom_code"
+SECTION = re.compile(r"^## How to load it\n.*?(?=^#{1,2} |\Z)", re.DOTALL | re.MULTILINE)
+WITH_PACKAGE = """## How to load it
+
+With the package `hf_reformer`, which has to be imported:
+
+```python
+from hf_reformer import {model_class}
+
+model = {model_class}.from_pretrained("{name}")
+```
+
+`import hf_reformer` is enough for `AutoModel` classes and pipelines; `python -m hf_reformer` runs a program that does
+not import it.
+"""
+WITHOUT_PACKAGE = """
+Without the package, by the code that comes with the weights, once you have read and trust that:
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained(
+    "{name}",
+    trust_remote_code=True,
+    revision="main",  # better a commit that you have looked at{pinned}
+)
+```
+
+Without `trust_remote_code=True` and without the package, loading ends in an error: transformers' own Reformer does not
+take it, because it would compute something else.
+"""
+LIMITS = """## Limits
+
+It knows what it was trained on. Who saved it has not said here on what that was, with what it was measured, or under
+which license it may be used.
+"""
+
+
+def write_card(
+    folder: str | Path, model_class: str, name: str, auto_class: str | None = None, code_repository: str | None = None
+) -> None:
+    """
+    Put how to load a checkpoint into the card of its folder, in the place of what it said before, or make a card.
+
+    Args:
+        model_class: The class of the model.
+        name: What the checkpoint is called, in a repository or a folder.
+        auto_class: If its code comes with it: the Auto class that loads it.
+        code_repository: Where that code is, if not in the folder.
+    """
+    path = Path(folder) / "README.md"
+    how = WITH_PACKAGE.format(name=name, model_class=model_class)
+    if auto_class is not None:
+        pinned = "" if code_repository is None else f'\n    code_revision="main",  # the same, of {code_repository}'
+        how += WITHOUT_PACKAGE.format(name=name, auto_class=auto_class, pinned=pinned)
+    if path.is_file():
+        card = ModelCard.load(path)
+        said_by_others = "hf_reformer" in card.text and not SECTION.search(card.text)
+        if auto_class is None and said_by_others:
+            return
+        card.text = f"\n{how}\n{SECTION.sub('', card.text).strip()}\n"
+    else:
+        card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n\n{how}\n{LIMITS}")
+    known = card.data.to_dict()
+    tags = [tag for tag in known.get("tags") or [] if tag != WITH_CODE]
+    known["tags"] = [*dict.fromkeys([*tags, *TAGS, *([] if auto_class is None else [WITH_CODE])])]
+    known.setdefault("library_name", "transformers")
+    if model_class in PIPELINES and known.get("pipeline_tag") in (None, *PIPELINES.values()):
+        known["pipeline_tag"] = PIPELINES[model_class]
+    card.data = ModelCardData(**known)
+    card.save(path)
