@@ -130,8 +130,8 @@ def test_any_lengths_in_any_rows(lengths, data):
 def test_a_document_changes_no_other(kind, stack, circular, rounds):
     """Bit by bit, on the circle too, where a packed document need not be what it is alone."""
     options = {"circular_look_around": circular, "num_hashes": rounds, "full_attention_threshold": 16}
-    model = make(kind, attn_layers=STACKS[stack], **options).float()
-    rows = documents((1, 7, 64, 100, 30))
+    model = make(kind, attn_layers=STACKS[stack], **options, **LONG).float()
+    rows = documents((1, 7, 64, 100, 300))
     changed = [torch.where(row == 5, 6, 5) if i == 2 else row for i, row in enumerate(rows)]
     start, stop = 8, 72
     found = []

@@ -6,6 +6,7 @@ In float64, where the order of a sum moves the 16th digit and no hash.
 
 import pytest
 import torch
+from peft import PromptTuningConfig, get_peft_model
 from tiny_models import POSITIONS, STACKS, WINDOWS, make_model, random_ids
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
@@ -196,3 +197,19 @@ def test_prompts_are_continued_as_alone(side, use_cache):
     written = model.generate(ids, attention_mask=mask.long(), **options)[:, PADDED_LENGTH:]
     for row, continuation in zip(rows, written, strict=True):
         assert torch.equal(model.generate(row, **options)[0, row.shape[1] :], continuation)
+
+
+@pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM])
+def test_virtual_tokens_before_padding(model_class):
+    """Prompt tuning puts them before what is padded on the left."""
+    task = "CAUSAL_LM" if model_class is ReformerForCausalLM else "FEATURE_EXTRACTION"
+    settings = PromptTuningConfig(task_type=task, num_virtual_tokens=5)
+    model = get_peft_model(make_float64(model_class, "mixed", full_attention_threshold=40), settings).double().eval()
+    rows = make_rows()
+    ids, mask = pad(rows, "left")
+    with torch.no_grad():
+        together = model(input_ids=ids, attention_mask=mask).logits
+        for row, is_real, actual in zip(rows, mask, together, strict=True):
+            expected = model(input_ids=row).logits[0]
+            torch.testing.assert_close(actual[5:][is_real], expected[5:], **CLOSE)
+            torch.testing.assert_close(actual[:5], expected[:5], **CLOSE)
