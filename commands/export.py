@@ -18,6 +18,7 @@ from ..modeling.remote_code import AUTO_CLASSES, export
 
 # What published checkpoints name.
 OTHER_NAMES = {"ReformerModelWithLMHead": "ReformerForCausalLM"}
+METADATA = ("license", "language", "datasets")
 # What `hf-reformer train` leaves beside a model for people.
 REPORT = ("README.md", "loss_curve.png", "training_log.json")
 
@@ -30,6 +31,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--code_repository", help="repository on the Hub that has the code, such as user/code, instead of the folder"
     )
+    card = parser.add_argument_group("metadata of the card")
+    card.add_argument("--license", help="such as mit")
+    card.add_argument("--language", nargs="+", help="codes, such as en")
+    card.add_argument("--datasets", nargs="+", help="names on the Hub")
     return parser.parse_args(argv)
 
 
@@ -59,7 +64,8 @@ def export_saved(arguments: argparse.Namespace) -> None:
     for file in (Path(arguments.model) / file for file in REPORT):
         if file.is_file():
             shutil.copy(file, arguments.output_dir)
-    export(model, tokenizer, arguments.output_dir, arguments.code_repository)
+    metadata = {name: getattr(arguments, name) for name in METADATA if getattr(arguments, name) is not None}
+    export(model, tokenizer, arguments.output_dir, arguments.code_repository, **metadata)
     print(f"{arguments.output_dir} loads with trust_remote_code=True; its README.md says how.")
 
 

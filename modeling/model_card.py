@@ -54,7 +54,12 @@ which license it may be used.
 
 
 def write_card(
-    folder: str | Path, model_class: str, name: str, auto_class: str | None = None, code_repository: str | None = None
+    folder: str | Path,
+    model_class: str,
+    name: str,
+    auto_class: str | None = None,
+    code_repository: str | None = None,
+    **metadata,
 ) -> None:
     """
     Put how to load a checkpoint into the card of its folder, in the place of what it said before, or make a card.
@@ -64,6 +69,7 @@ def write_card(
         name: What the checkpoint is called, in a repository or a folder.
         auto_class: If its code comes with it: the Auto class that loads it.
         code_repository: Where that code is, if not in the folder.
+        **metadata: What else the card says, such as `license`, `language` or `datasets`.
     """
     path = Path(folder) / "README.md"
     how = WITH_PACKAGE.format(name=name, model_class=model_class)
@@ -78,7 +84,7 @@ def write_card(
         card.text = f"\n{how}\n{SECTION.sub('', card.text).strip()}\n"
     else:
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n\n{how}\n{LIMITS}")
-    known = card.data.to_dict()
+    known = card.data.to_dict() | metadata
     tags = [tag for tag in known.get("tags") or [] if tag != WITH_CODE]
     known["tags"] = [*dict.fromkeys([*tags, *TAGS, *([] if auto_class is None else [WITH_CODE])])]
     known.setdefault("library_name", "transformers")

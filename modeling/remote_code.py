@@ -51,6 +51,7 @@ def export(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     code_repository: str | None = None,
+    **metadata,
 ) -> None:
     """
     Save a model, its tokenizer and the code that computes it, for `trust_remote_code=True` without the package.
@@ -61,6 +62,7 @@ def export(
         folder: Where the files go.
         code_repository: The repository on the Hub, such as `user/code`, that has the code already: another export,
             whose `.py` files then serve this one, too. A first download is then of a few files.
+        **metadata: What the card says of it on the Hub, such as `license="mit"`, `language="en"`, `datasets=["a/b"]`.
 
     Example:
 
@@ -75,7 +77,8 @@ def export(
         tokenizer.save_pretrained(folder)
     add_code(folder, code_repository)
     model_class = type(model).__name__
-    write_card(folder, model_class, Path(folder).resolve().name, auto_class_of(model_class), code_repository)
+    name = Path(folder).resolve().name
+    write_card(folder, model_class, name, auto_class_of(model_class), code_repository, **metadata)
 
 
 def check_has_code(model_class: type, code_repository: str | None) -> None:

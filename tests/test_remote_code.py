@@ -231,8 +231,9 @@ def test_the_command_keeps_the_report(exported, tmp_path):
     source, target = tmp_path / "trained", tmp_path / "exported"
     shutil.copytree(exported / "AutoModelForMaskedLM", source)
     (source / "README.md").write_text("---\nlicense: mit\ntags:\n- mine\n---\n# Figures\n1.23\n")
-    export_command.main(["--model", str(source), "--output_dir", str(target)])
+    export_command.main(["--model", str(source), "--output_dir", str(target), "--language", "en", "de"])
     card = ModelCard.load(target / "README.md")
+    assert card.data.language == ["en", "de"]
     assert "1.23" in card.text and "trust_remote_code=True" in card.text
     assert card.data.license == "mit" and card.data.pipeline_tag == "fill-mask"
     assert {"mine", "custom_code"} <= set(card.data.tags)
