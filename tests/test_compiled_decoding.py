@@ -14,6 +14,9 @@ from hf_reformer.modeling.decoding.bucket_order import NO_TOKEN, BucketOrder, bu
 from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
 
 
+pytestmark = pytest.mark.compile
+
+
 LONG = {"axial_pos_shape": [32, 32], "max_position_embeddings": 1024}
 SUCCESSORS = WINDOWS | {"lsh_value_shift": 1} | POSITIONS["LSH rotary"]
 # The settings, and how many tokens of the second of two rows are padding; None for a single row without a mask.

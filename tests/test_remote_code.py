@@ -217,6 +217,7 @@ def test_pushed_and_loaded_by_name(exported, tmp_path):
     assert "custom_code" in card.data.tags
 
 
+@pytest.mark.slow
 def test_operators_alone_need_torch_only(tmp_path):
     """The folder for the `kernels` library, imported as that does."""
     kernel_folder.write_kernel(tmp_path / "kernel")
