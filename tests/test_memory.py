@@ -432,6 +432,7 @@ def test_a_step_that_does_not_fit():
         (["--set", "num_buckets=7"], "`num_buckets` must be an even number"),
         (["--model_name_or_path", "no/such/folder"], "no/such/folder"),
         (["--device", "mps"], "`device` is 'mps', which this machine does not have"),
+        (["--device", "toaster"], "`device` is 'toaster', which this machine does not have"),
     ],
 )
 def test_script_explains_a_mistake(arguments, message, capsys):

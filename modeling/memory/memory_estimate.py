@@ -70,8 +70,16 @@ class TrainingSetup:
                 f"`optimizer` must be one of {sorted(OPTIMIZERS)} or a function of the model, but got "
                 f"{self.optimizer!r}."
             )
-        if self.device != "cpu" and not torch.get_device_module(self.device).is_available():
+        if self.device != "cpu" and not _is_available(self.device):
             raise ValueError(f"`device` is {self.device!r}, which this machine does not have. Give 'cpu'.")
+
+
+def _is_available(device: str) -> bool:
+    try:
+        return torch.get_device_module(device).is_available()
+    except RuntimeError:
+        # It is no device of any machine.
+        return False
 
 
 class TrainingStep:
