@@ -13,7 +13,7 @@ from pathlib import Path
 import transformers
 from transformers import AutoConfig, AutoTokenizer
 
-from ..modeling.remote_code import AUTO_CLASSES, export
+from ..modeling.remote_code import AUTO_CLASS_OF, export
 
 
 # What published checkpoints name.
@@ -49,12 +49,11 @@ def export_saved(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.output_dir} holds something already; give a new folder.")
     architectures = AutoConfig.from_pretrained(arguments.model).architectures or ["None"]
     name = OTHER_NAMES.get(architectures[0], architectures[0])
-    auto_class = next((auto_class for auto_class, ours in AUTO_CLASSES.items() if ours == name), None)
-    if auto_class is None:
+    if name not in AUTO_CLASS_OF:
         raise ValueError(
-            f"{arguments.model} is a {name} by its config.json; the package has {', '.join(AUTO_CLASSES.values())}."
+            f"{arguments.model} is a {name} by its config.json; the package has {', '.join(sorted(AUTO_CLASS_OF))}."
         )
-    model = getattr(transformers, auto_class).from_pretrained(arguments.model, dtype="auto")
+    model = getattr(transformers, AUTO_CLASS_OF[name]).from_pretrained(arguments.model, dtype="auto")
     try:
         tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     except (ValueError, OSError) as error:

@@ -32,6 +32,8 @@ AUTO_CLASSES = {
     "AutoModelForTextEncoding": "ReformerModel",
     "AutoModelForTokenClassification": "ReformerForTokenClassification",
 }
+# The Auto class that loads each; of two the first.
+AUTO_CLASS_OF = {ours: auto_class for auto_class, ours in reversed(AUTO_CLASSES.items())}
 MODELS, CONFIGURATION = "hf_reformer.modeling.modeling_reformer", "hf_reformer.configuration.configuration_reformer"
 TOKENIZATION, CHECKS = "hf_reformer.tokenization.tokenization_reformer_byte", "hf_reformer.modeling.self_check"
 BYTE_TOKENIZER = "ReformerByteTokenizer"
@@ -78,7 +80,7 @@ def export(
     add_code(folder, code_repository)
     model_class = type(model).__name__
     name = Path(folder).resolve().name
-    write_card(folder, model_class, name, auto_class_of(model_class), code_repository, **metadata)
+    write_card(folder, model_class, name, AUTO_CLASS_OF[model_class], code_repository, **metadata)
 
 
 def check_has_code(model_class: type, code_repository: str | None) -> None:
@@ -94,11 +96,6 @@ def check_has_code(model_class: type, code_repository: str | None) -> None:
         )
     if code_repository is not None:
         validate_repo_id(code_repository)
-
-
-def auto_class_of(model_class: str) -> str:
-    """The Auto class that makes this class."""
-    return next(auto_class for auto_class, ours in AUTO_CLASSES.items() if ours == model_class)
 
 
 def add_code(folder: str | Path, code_repository: str | None = None) -> None:

@@ -14,7 +14,7 @@ from ..configuration.configuration_reformer import is_remote_code
 from .decoding.generation import Model
 from .layers.position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
 from .model_card import write_card
-from .remote_code import add_code, auto_class_of, check_has_code
+from .remote_code import AUTO_CLASS_OF, add_code, check_has_code
 
 
 logger = logging.get_logger(__name__)
@@ -128,7 +128,7 @@ class CheckpointMixin(Model):
         (with_code, code_repository), model_class = self._pushes_code, type(self).__name__
         if with_code and not is_remote_code():
             add_code(working_dir, code_repository)
-        auto_class = auto_class_of(model_class) if with_code or is_remote_code() else None
+        auto_class = AUTO_CLASS_OF.get(model_class) if with_code or is_remote_code() else None
         write_card(working_dir, model_class, repo_id, auto_class, code_repository)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 

@@ -58,12 +58,10 @@ def _hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _longest_input(path: str, **kwargs: Any) -> int | None:
     """Return how many tokens the model in the folder or repository `path` takes, if there is a config that says so."""
-    local_files_only = kwargs.get("local_files_only", False)
+    # Code that came with the config is trusted where this tokenizer's is.
+    given = {name: kwargs[name] for name in ("local_files_only", "trust_remote_code") if name in kwargs}
     try:
-        # Whether code is trusted that came with the config, as with this tokenizer.
-        trust = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
-        where = _hub_arguments(kwargs)
-        config = AutoConfig.from_pretrained(path, local_files_only=local_files_only, **trust, **where)
+        config = AutoConfig.from_pretrained(path, **given, **_hub_arguments(kwargs))
     except (OSError, ValueError, StrictDataclassError):
         return None
     return getattr(config, "max_sequence_length", None)

@@ -91,7 +91,6 @@ class Windows:
         dataset: rows of `input_ids`, each `context_length` tokens; where documents are kept apart, with an
             `attention_mask` that numbers them, 0 for what fills a window up.
         token_bytes: bytes of text each token stands for, `[windows, context_length]`; none for end of text.
-        is_predicted: which tokens a causal model predicts, bool, of the same shape.
         text: the bytes of the windows, in their order.
         num_documents, num_bytes, num_packed: what was packed, and into how many windows.
         tail_tokens, tail_bytes: what was left over after the last full window.
@@ -99,7 +98,6 @@ class Windows:
 
     dataset: Dataset
     token_bytes: np.ndarray
-    is_predicted: np.ndarray
     text: bytes
     num_documents: int
     num_bytes: int
@@ -114,14 +112,31 @@ class Windows:
         The first token of a window, or of a document that is kept apart, is predicted by nothing, so neither it nor
         its bytes count. An end-of-text token is predicted and costs bits, but stands for no byte.
         """
-        return np.count_nonzero(self.is_predicted) / max(int(self.token_bytes[self.is_predicted].sum()), 1)
+        is_predicted = self.is_predicted
+        return np.count_nonzero(is_predicted) / max(int(self.token_bytes[is_predicted].sum()), 1)
+
+    @property
+    def are_apart(self) -> bool:
+        """Whether the documents of a window are kept apart."""
+        return "attention_mask" in self.dataset.column_names
+
+    @property
+    def documents(self) -> np.ndarray:
+        """The number of each token's document in its window, `[windows, context_length]`, 0 for what fills it up."""
+        if not self.are_apart:
+            return np.ones_like(self.token_bytes)
+        return self.dataset.with_format("numpy")["attention_mask"][:]
+
+    @property
+    def is_predicted(self) -> np.ndarray:
+        """Which tokens a causal model predicts, bool, `[windows, context_length]`."""
+        numbers = self.documents
+        return np.pad((numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0), ((0, 0), (1, 0)))
 
     @property
     def tokens_per_window(self) -> float:
         """Tokens of documents in a window, on average."""
-        if "attention_mask" not in self.dataset.column_names:
-            return self.token_bytes.shape[1]
-        return np.count_nonzero(self.dataset.with_format("numpy")["attention_mask"][:]) / len(self.dataset)
+        return np.count_nonzero(self.documents) / len(self.dataset)
 
     @property
     def masked_tokens_per_byte(self) -> float:
@@ -147,7 +162,6 @@ class Windows:
             self,
             dataset=self.dataset.select(rows),
             token_bytes=self.token_bytes[rows],
-            is_predicted=self.is_predicted[rows],
             text=b"".join(self.text[edges[row] : edges[row + 1]] for row in rows),
         )
 
@@ -157,7 +171,7 @@ class Windows:
             f"{self.num_documents:,} documents, {self.num_bytes:,} bytes: {self.num_packed:,} windows of "
             f"{self.token_bytes.shape[1]:,} tokens, "
         )
-        if "attention_mask" in self.dataset.column_names:
+        if self.are_apart:
             line += "documents kept apart"
         else:
             line += f"left over {self.tail_tokens:,} tokens with {self.tail_bytes:,} bytes"
@@ -347,7 +361,6 @@ def pack(
     return Windows(
         dataset=_rows(input_ids=tokens[:packed].reshape(num_windows, context_length)),
         token_bytes=widths[:packed].reshape(num_windows, context_length),
-        is_predicted=np.broadcast_to(np.arange(context_length) > 0, (num_windows, context_length)),
         text=text,
         num_packed=num_windows,
         tail_tokens=len(tokens) - packed,
@@ -378,12 +391,9 @@ def _apart(tokens, widths, lengths, stream, context_length, alignment, filled_up
             here = window, slice(place, place := place + end - start)
             ids[here], token_bytes[here], numbers[here] = tokens[start:end], widths[start:end], number
             text.append(stream[edges[start] : edges[end]])
-    is_predicted = np.zeros(shape, bool)
-    is_predicted[:, 1:] = (numbers[:, 1:] == numbers[:, :-1]) & (numbers[:, 1:] > 0)
     return Windows(
         dataset=_rows(input_ids=ids, attention_mask=numbers),
         token_bytes=token_bytes,
-        is_predicted=is_predicted,
         text=b"".join(text),
         num_packed=len(windows),
         tail_tokens=0,

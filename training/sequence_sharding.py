@@ -100,9 +100,9 @@ def shard_batch(
     length, num_shards = input_ids.shape[1], mesh.size()
     if length % num_shards:
         raise ValueError(f"{length} tokens cannot be cut into {num_shards} shards of one length; pad them.")
-    # A shard's last token predicts the first one of the next shard, so labels are shifted before they are cut.
     check_one_document_per_row(attention_mask, None, {})
     is_real = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    # A shard's last token predicts the first one of the next shard, so labels are shifted before they are cut.
     targets = labels_of_next_tokens(labels, is_real, ignore_index=IGNORED)
     num_items = (targets != IGNORED).sum()
     if attention_mask is not None:
