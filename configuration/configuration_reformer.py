@@ -83,6 +83,9 @@ SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
 # Padding to so many tokens is cheap, whatever the model.
 SMALL_CIRCLE = 16384
 
+# `lsh_rotary` of layers that hash vectors before they turn them.
+AFTER_HASHING = "after_hashing"
+
 # Before a kind of layer in the files of checkpoints that stock transformers must not load.
 OWN_KIND = "hf_reformer."
 
@@ -151,9 +154,10 @@ class ReformerConfig(PreTrainedConfig):
         Chunks of the sorted order before its own that a chunk of an LSH layer attends to.
     lsh_num_chunks_after (`int`, *optional*, defaults to 0):
         The same after it.
-    lsh_rotary (`bool`, *optional*, defaults to `False`):
-        With rotary positions turn the queries of LSH layers, which are also their keys, before they are hashed. By
-        default these layers look for content wherever it stands.
+    lsh_rotary (`bool` or `str`, *optional*, defaults to `False`):
+        With rotary positions turn the queries of LSH layers, which are also their keys: `True` before they are hashed,
+        `"after_hashing"` for the scores alone, as reformer-pytorch does. By default these layers look for content
+        wherever it stands.
     max_position_embeddings (`int`, *optional*):
         Longest input. `None` means all positions that `axial_pos_shape` holds, or 4,096. Without a table of positions
         it is no bound, only the length that the model is made for.
@@ -273,7 +277,7 @@ class ReformerConfig(PreTrainedConfig):
     combine_streams: str = "concat"
     position_embedding_type: str | None = None
     rope_parameters: dict | None = None
-    lsh_rotary: bool = False
+    lsh_rotary: bool | str = False
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -375,9 +379,12 @@ class ReformerConfig(PreTrainedConfig):
                 f"`position_embedding_type={kind!r}` contradicts `axial_pos_embds={self.axial_pos_embds}`. Leave one "
                 "of the two out; it follows from the other."
             )
+        if self.lsh_rotary not in (False, True, AFTER_HASHING):
+            raise ValueError(f"`lsh_rotary` must be False, True or {AFTER_HASHING!r}, but got {self.lsh_rotary!r}.")
         if self.lsh_rotary and kind != "rotary":
             raise ValueError(
-                f"`lsh_rotary=True` needs `position_embedding_type='rotary'`, but it is {self.position_kind!r}."
+                f"`lsh_rotary={self.lsh_rotary!r}` needs `position_embedding_type='rotary'`, but it is "
+                f"{self.position_kind!r}."
             )
 
     def validate_rope(self):

@@ -395,6 +395,10 @@ INVALID = {
         {"position_embedding_type": "none", "lsh_rotary": True},
         "`lsh_rotary=True` needs `position_embedding_type='rotary'`, but it is 'none'",
     ),
+    "LSH rotary, misspelt": (
+        ROTARY | {"lsh_rotary": "before"},
+        "`lsh_rotary` must be False, True or 'after_hashing', but got 'before'",
+    ),
     "odd heads": (ROTARY | {"attention_head_size": 7}, "`attention_head_size` must be even, but got 7"),
     "rotation that follows the length": (
         ROTARY | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},

@@ -27,6 +27,7 @@ OPTIONS = {
     "chunks of two lengths": {"lsh_attn_chunk_length": 12, "local_attn_chunk_length": 20},
     "successors, exact for short rows": {"lsh_value_shift": 1, "full_attention_threshold": 40},
     "rotary positions": POSITIONS["LSH rotary"],
+    "rotary positions, after hashing": POSITIONS["LSH rotary, after hashing"],
     "no positions": POSITIONS["none"],
 }
 CAUSAL_ONLY = ("successors, exact for short rows",)

@@ -6,11 +6,22 @@ from tiny_models import POSITIONS, STACKS, WINDOWS, make_model, random_ids, tiny
 from torch.utils._pytree import tree_leaves
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from hf_reformer import ReformerCache, ReformerConfig, ReformerForCausalLM, ReformerForMaskedLM, ReformerModel
+from hf_reformer import (
+    ReformerCache,
+    ReformerConfig,
+    ReformerForCausalLM,
+    ReformerForMaskedLM,
+    ReformerModel,
+    hash_vectors,
+)
 from hf_reformer.modeling.layers.encoder import SELF_ATTENTION
+from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
 from hf_reformer.modeling.layers.rotary_positions import rotation_of
+from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
 
+# Positions that turn the vectors of LSH layers.
+TURNED = [name for name, settings in POSITIONS.items() if settings.get("lsh_rotary")]
 BATCH, LENGTH, HIDDEN, HEADS, SIZE, CHUNK = 2, 37, 32, 2, 8, 16
 # The keys that each type of rotation needs; a head of 8 has waves on every side of these bounds.
 ROPE_TYPES = {
@@ -118,8 +129,30 @@ def test_layers_attend_as_written_plainly(kind, implementation):
         assert (results[0][name] - expected).norm() <= 1037 * 2**-23 * expected.norm(), name
 
 
+@pytest.mark.parametrize("positions", TURNED)
+def test_what_is_hashed(positions):
+    """Buckets by content alone, or by content and place; scores know the distance either way."""
+    config = tiny_config(attn_layers=["lsh"], circular_look_around=False, **POSITIONS[positions])
+    module = LSHSelfAttention(config, 0).double().eval()
+    hidden_states = torch.randn(BATCH, LENGTH, HIDDEN, dtype=torch.float64)
+    rotation = rotation_of(config, None, hidden_states)
+    rotations = module.draw_rotations(LENGTH, None, None, hidden_states.device)
+    output, _, buckets = module(hidden_states, rotations=rotations, rotation=rotation)
+    content = module.query_key(hidden_states).unflatten(-1, (HEADS, -1))
+    hashed = content if positions == "LSH rotary, after hashing" else rotation.turn(content)
+    assert torch.equal(buckets, hash_vectors(hashed, rotations, config.num_buckets))
+    expected = lsh_attention_reference(
+        rotation.turn(content),
+        module.value(hidden_states).unflatten(-1, (HEADS, -1)),
+        buckets,
+        chunk_length=config.lsh_attn_chunk_length,
+        circular_look_around=False,
+    )
+    assert (output - expected.flatten(2)).norm() <= 1e-10 * output.norm()
+
+
 @pytest.mark.parametrize("model_class", [ReformerForCausalLM, ReformerForMaskedLM])
-@pytest.mark.parametrize("positions", ["rotary", "LSH rotary"])
+@pytest.mark.parametrize("positions", ["rotary", *TURNED])
 @pytest.mark.parametrize("stack", STACKS)
 def test_only_distances_count(stack, positions, model_class, fixed_buckets):
     model = make_model(model_class, attn_layers=STACKS[stack], **POSITIONS[positions]).double()
@@ -147,7 +180,7 @@ def test_without_positions_tokens_are_a_bag(positions):
             assert torch.equal(model(ids, position_ids=7 * torch.arange(50)[None])[0], model(ids)[0])
 
 
-@pytest.mark.parametrize("positions", ["rotary", "LSH rotary", "none"])
+@pytest.mark.parametrize("positions", ["rotary", *TURNED, "none"])
 def test_no_length_is_the_last(positions):
     """Trained at 32 tokens; then texts of 128 and more, by one pass, by a cache, and generated."""
     model = make_model(
@@ -166,9 +199,10 @@ def test_no_length_is_the_last(positions):
     assert torch.equal(*made)
 
 
-def test_positions_that_are_given_go_on_behind_a_cache():
+@pytest.mark.parametrize("positions", TURNED)
+def test_positions_that_are_given_go_on_behind_a_cache(positions):
     """Each with the distance to the tokens before it, as in one pass."""
-    model = make_model(ReformerForCausalLM, attn_layers=STACKS["mixed"], **WINDOWS, **POSITIONS["LSH rotary"]).double()
+    model = make_model(ReformerForCausalLM, attn_layers=STACKS["mixed"], **WINDOWS, **POSITIONS[positions]).double()
     ids, positions, cache = random_ids(2, 60), torch.arange(60)[None] * 3 + 5, ReformerCache(model.config)
     with torch.no_grad():
         expected = model(ids, position_ids=positions).logits

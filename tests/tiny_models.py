@@ -45,6 +45,7 @@ POSITIONS = {
     "axial": {},
     "rotary": {"position_embedding_type": "rotary"},
     "LSH rotary": {"position_embedding_type": "rotary", "lsh_rotary": True},
+    "LSH rotary, after hashing": {"position_embedding_type": "rotary", "lsh_rotary": "after_hashing"},
     "none": {"position_embedding_type": "none"},
 }
 DROPOUT = {

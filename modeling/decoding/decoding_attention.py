@@ -127,7 +127,7 @@ def attend_to_all(
     cache, step = cached.layer, cached.step
     count = min(step.longest, reach)
     key_positions = torch.arange(count, device=query.device).view(1, 1, 1, -1)
-    keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors)
+    keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors[:3])
     scores = (query.transpose(1, 2).to(keys.dtype) @ keys.transpose(-1, -2)) * scales[:, :, None]
     is_self = key_positions == step.positions[:, None, :, None]
     scores = scores.masked_fill(~step.sees(key_positions), masked_score(scores.dtype))

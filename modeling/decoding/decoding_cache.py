@@ -125,16 +125,25 @@ class LSHCacheLayer(ReformerCacheLayer):
         super().reset()
         self.num_buckets, self.rotations, self.order = self._given_num_buckets, None, None
 
-    def update(self, key_states, value_states, step: CacheStep):
-        """Put in the new tokens' queries, which are also keys, and values, `[B, M, H, D]`, and their scales."""
+    def update(self, key_states, value_states, step: CacheStep, hashed: torch.Tensor | None = None):
+        """
+        Put in the new tokens' queries, which are also keys, and values, `[B, M, H, D]`, their scales, and what is
+        hashed if that is something else.
+        """
         query_key = key_states.detach()
-        self.rows.append(step, query_key, value_states.detach(), key_scale(query_key).squeeze(-1))
+        others = [] if hashed is None or hashed is key_states else [hashed.detach()]
+        self.rows.append(step, query_key, value_states.detach(), key_scale(query_key).squeeze(-1), *others)
         return key_states, value_states
 
     @property
     def scales(self) -> torch.Tensor:
         """What makes keys of queries: `[B, capacity, H]`."""
         return self.rows.tensors[2]
+
+    @property
+    def hashed(self) -> torch.Tensor:
+        """What buckets follow from: `[B, capacity, H, D]`."""
+        return self.rows.tensors[3] if len(self.rows.tensors) > 3 else self.rows.keys
 
     def add_to_order(self, buckets: torch.Tensor, step: CacheStep, all_positions: bool) -> torch.Tensor:
         """
@@ -182,7 +191,8 @@ class ReformerCache(Cache):
     The cache of a causal Reformer, for the argument `cache` (`past_key_values`).
 
     It holds, per token, `2 * heads * head size` numbers for each LSH and full layer, and for each LSH layer 4 bytes
-    per head and 8 bytes per head and round; local layers hold a fixed number of tokens.
+    per head and 8 bytes per head and round; with `lsh_rotary="after_hashing"` half as many numbers again. Local layers
+    hold a fixed number of tokens.
 
     Buckets do not change while the text grows: with `num_buckets=None` in the config their number is the one for
     `max_length` tokens, or else for the length of the first call that hashes, and stays.

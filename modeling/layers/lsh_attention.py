@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from ...configuration.configuration_reformer import AFTER_HASHING
 from ..decoding.decoding_attention import attend_in_buckets, attend_to_all
 from ..decoding.decoding_cache import CachedStep, LSHCacheLayer
 from ..ops.chunking import padded_to_multiple
@@ -114,11 +115,11 @@ class LSHSelfAttention(nn.Module):
         Returns:
             Output `[B, L, H * D]`; map `[B, H, L, L]`, with a cache `[B, H, L, longest]`, or None; buckets or None.
         """
-        query_key, value = self._project(hidden_states, rotation)
+        query_key, value, content = self._project(hidden_states, rotation)
         if cached is not None:
-            cached.layer.update(query_key, value, cached.step)
+            cached.layer.update(query_key, value, cached.step, content)
             if not cached.step.is_first:
-                return self._attend_to_cache(query_key, cached, circle_length, return_weights)
+                return self._attend_to_cache(query_key, content, cached, circle_length, return_weights)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length, dropout_p = query_key.shape[1], self.dropout.p if self.dropout.training else 0.0
         how = {
@@ -133,7 +134,7 @@ class LSHSelfAttention(nn.Module):
         else:
             num_buckets = (cached and cached.layer.num_buckets) or num_buckets_of(self.config, length, circle_length)
             if buckets is None:
-                buckets = self._hash(query_key.detach(), rotations, num_buckets)
+                buckets = self._hash(content.detach(), rotations, num_buckets)
                 if cached is not None:
                     cached.layer.add_to_order(buckets, cached.step, all_positions=True)
             output, weights = attend_by_hash(
@@ -150,23 +151,26 @@ class LSHSelfAttention(nn.Module):
         return output.flatten(2), weights, buckets
 
     def _project(self, hidden_states, rotation):
+        """Queries, which are also keys; values; and what is hashed, `[B, L, H, D]` each."""
         heads = (-1, self.head_size)
-        query_key = self.query_key(hidden_states).unflatten(-1, heads)
+        content = query_key = self.query_key(hidden_states).unflatten(-1, heads)
         value = self.value(hidden_states).unflatten(-1, heads)
         # CODEPATH: published checkpoints have no rotation, and new models look for content wherever it stands.
-        return rotation.turn(query_key) if self.config.lsh_rotary else query_key, value
+        if self.config.lsh_rotary:
+            query_key = rotation.turn(content)
+        return query_key, value, content if self.config.lsh_rotary == AFTER_HASHING else query_key
 
     def _hash(self, vectors, rotations, num_buckets):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
 
-    def _attend_to_cache(self, query_key, cached, circle_length, return_weights):
+    def _attend_to_cache(self, query_key, content, cached, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; results as of `forward`."""
-        output, weights = self._attend_as_uncached(query_key, cached, circle_length, return_weights)
+        output, weights = self._attend_as_uncached(query_key, content, cached, circle_length, return_weights)
         if self.options.value_shift and cached.step.is_real is not None:
             output, weights = zero_of_masked(output, weights, cached.step.is_real)
         return output.flatten(2), weights, None
 
-    def _attend_as_uncached(self, query_key, cached, circle_length, return_weights):
+    def _attend_as_uncached(self, query_key, content, cached, circle_length, return_weights):
         cache, step = cached.layer, cached.step
         if self.threshold.covers(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
@@ -174,12 +178,11 @@ class LSHSelfAttention(nn.Module):
             return self._attend_to_all_of(cached, query_key, step.longest, return_weights)
         if cache.order is None:
             # So far attention was dense, and nothing was hashed.
-            all_keys = cache.rows.keys[:, : step.longest]
-            buckets = self._hash(all_keys, cache.rotations, cache.num_buckets)
+            buckets = self._hash(cache.hashed[:, : step.longest], cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=True)
             codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
         else:
-            buckets = self._hash(query_key.detach(), cache.rotations, cache.num_buckets)
+            buckets = self._hash(content.detach(), cache.rotations, cache.num_buckets)
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
         output, weights = attend_in_buckets(query_key, cached, codes, self.options, padded_length, return_weights)
