@@ -16,6 +16,8 @@ PIPELINES = {
 }
 TAGS = ("reformer", "lsh-attention", "reversible", "long-context")
 WITH_CODE = "custom_code"
+# In a template, where somebody is to write.
+UNSAID = "[More Information Needed]"
 SECTION = re.compile(r"^## How to load it\n.*?(?=^#{1,2} |\Z)", re.DOTALL | re.MULTILINE)
 WITH_PACKAGE = """## How to load it
 
@@ -53,6 +55,12 @@ which license it may be used.
 """
 
 
+def is_blank(text: str) -> bool:
+    """Whether a card is the template that transformers pushes, of which nobody has filled in anything."""
+    template = ModelCard.from_template(ModelCardData(), model_description="").text
+    return UNSAID in text and text.count(UNSAID) == template.count(UNSAID)
+
+
 def write_card(
     folder: str | Path,
     model_class: str,
@@ -76,14 +84,16 @@ def write_card(
     if auto_class is not None:
         pinned = "" if code_repository is None else f'\n    code_revision="main",  # the same, of {code_repository}'
         how += WITHOUT_PACKAGE.format(name=name, auto_class=auto_class, pinned=pinned)
-    if path.is_file():
-        card = ModelCard.load(path)
+    card = ModelCard.load(path) if path.is_file() else None
+    if card is not None and not is_blank(card.text):
         said_by_others = "hf_reformer" in card.text and not SECTION.search(card.text)
         if auto_class is None and said_by_others:
             return
         card.text = f"\n{how}\n{SECTION.sub('', card.text).strip()}\n"
     else:
+        known = {} if card is None else card.data.to_dict()
         card = ModelCard(f"---\nlibrary_name: transformers\n---\n\n# {name}\n\n{how}\n{LIMITS}")
+        card.data = ModelCardData(**known)
     known = card.data.to_dict() | metadata
     tags = [tag for tag in known.get("tags") or [] if tag != WITH_CODE]
     known["tags"] = [*dict.fromkeys([*tags, *TAGS, *([] if auto_class is None else [WITH_CODE])])]

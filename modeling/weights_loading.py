@@ -28,8 +28,8 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 class CheckpointMixin(Model):
     """`from_pretrained` that resizes the position table on request and refuses damaged weights, and cards."""
 
-    # Whether `push_to_hub` sends code, too, and where that is otherwise.
-    _pushes_code: "tuple[bool, str | None]" = (False, None)
+    # Whether `push_to_hub` sends code, too, where that is otherwise, and what the card says.
+    _pushes: "tuple[bool, str | None, dict[str, Any]]" = (False, None, {})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
@@ -104,32 +104,41 @@ class CheckpointMixin(Model):
             f"from its start, so fine-tune before relying on added positions.{moved}"
         )
 
-    def push_to_hub(self, repo_id: str, *, remote_code: bool = False, code_repository: str | None = None, **kwargs):
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        remote_code: bool = False,
+        code_repository: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        **kwargs,
+    ):
         """
         Same as `PreTrainedModel.push_to_hub`, with the code that computes the model if `remote_code=True`.
 
         Args:
             remote_code: Push that, too, so that the model loads with `trust_remote_code=True` without the package.
             code_repository: See `hf_reformer.export`.
+            metadata: What the card says, such as `{"license": "mit", "language": "en", "datasets": ["a/b"]}`.
         """
         # Code that came with a checkpoint is written by saving.
         if remote_code and not is_remote_code():
             check_has_code(type(self), code_repository)
         elif code_repository is not None:
             raise ValueError("`code_repository` is for `remote_code=True` and models of the package.")
-        self._pushes_code = remote_code, code_repository
+        self._pushes = remote_code, code_repository, metadata or {}
         try:
             return cast(Any, super()).push_to_hub(repo_id, **kwargs)
         finally:
-            self._pushes_code = False, None
+            self._pushes = False, None, {}
 
     def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
         # Where `push_to_hub` and `save_pretrained(push_to_hub=True)` have written the card, and before it is sent.
-        (with_code, code_repository), model_class = self._pushes_code, type(self).__name__
+        (with_code, code_repository, metadata), model_class = self._pushes, type(self).__name__
         if with_code and not is_remote_code():
             add_code(working_dir, code_repository)
         auto_class = AUTO_CLASS_OF.get(model_class) if with_code or is_remote_code() else None
-        write_card(working_dir, model_class, repo_id, auto_class, code_repository)
+        write_card(working_dir, model_class, repo_id, auto_class, code_repository, **metadata)
         return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def get_position_embeddings(self) -> AxialPositionEmbeddings | PositionEmbeddings | None:
