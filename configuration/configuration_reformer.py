@@ -21,6 +21,8 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring, logging
 
+from .setting_names import LEGACY_KEYS, MEANT_BY, NOT_IN_A_REFORMER
+
 
 logger = logging.get_logger(__name__)
 
@@ -33,49 +35,6 @@ POSITION_KINDS = (*POSITION_TABLES, "rotary", "none")
 
 # Those of transformers' whose angles stay what they are while a text grows: a cache keeps keys as they were turned.
 ROPE_TYPES = ("default", "linear", "yarn", "llama3")
-
-# Keys that published config files carry and nothing reads any more. In a file they are kept as they are.
-LEGACY_KEYS = (
-    "attention_probs_dropout_prob",
-    "intermediate_size",
-    "num_chunks_after",
-    "num_chunks_before",
-    "output_past",
-    "sinusoidal_pos_embds",
-    "tie_encoder_decoder",
-)
-
-# What other models call a setting.
-OTHER_NAMES = {
-    "attention_head_size": ("d_kv", "dim_head", "head_dim"),
-    "attn_layers": ("depth", "n_layer", "n_layers", "num_layers"),
-    "feed_forward_size": ("d_ff", "ffn_dim", "intermediate_size", "n_inner"),
-    "hidden_act": ("activation_function", "hidden_activation"),
-    "hidden_dropout_prob": ("dropout", "embd_pdrop", "resid_pdrop"),
-    "hidden_size": ("d_model", "dim", "n_embd"),
-    "is_decoder": ("causal",),
-    "layer_norm_eps": ("layer_norm_epsilon", "norm_eps", "rms_norm_eps"),
-    "local_attention_probs_dropout_prob": ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop"),
-    "local_num_chunks_after": ("num_chunks_after",),
-    "local_num_chunks_before": ("num_chunks_before",),
-    "lsh_attn_chunk_length": ("bucket_size",),
-    "max_position_embeddings": ("max_seq_len", "max_seq_length", "n_ctx", "n_positions"),
-    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
-    "num_hashes": ("n_hashes",),
-    "rope_parameters": ("rope_scaling", "rope_theta"),
-}
-MEANT_BY = {name: ours for ours, names in OTHER_NAMES.items() for name in names}
-
-# Settings of other models that have no counterpart here.
-NOT_IN_A_REFORMER = (
-    "add_cross_attention",
-    "num_key_value_heads",
-    "output_past",
-    "sinusoidal_pos_embds",
-    "sliding_window",
-    "tie_encoder_decoder",
-    "type_vocab_size",
-)
 
 # `torch.Generator` takes no other seeds.
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1
@@ -98,6 +57,7 @@ BEYOND_STOCK = {
     "lsh_sliding_window": False,
     "lsh_value_shift": 0,
     "attention_output_bias": False,
+    "gated_feed_forward": False,
     "combine_streams": "concat",
 }
 
@@ -200,6 +160,9 @@ class ReformerConfig(PreTrainedConfig):
         token instead of its own. It costs nothing and sees nothing of the future. Causal models only.
     attention_output_bias (`bool`, *optional*, defaults to `False`):
         A bias in the projection of the heads' outputs, of every kind of attention.
+    gated_feed_forward (`bool`, *optional*, defaults to `False`):
+        Multiply the activations of the feed-forward layers by a second projection (arXiv 2002.05202), so their first
+        matrix is twice as large. With `hidden_act="silu"` it is Llama's SwiGLU.
     combine_streams (`str`, *optional*, defaults to `"concat"`):
         What the last LayerNorm and the heads read of the two streams: `"concat"` both side by side, `2 * hidden_size`
         numbers per token, `"mean"` their mean, `hidden_size` numbers, as trax's `Reformer` does.
@@ -274,6 +237,7 @@ class ReformerConfig(PreTrainedConfig):
     lsh_sliding_window: bool = False
     lsh_value_shift: int = 0
     attention_output_bias: bool = False
+    gated_feed_forward: bool = False
     combine_streams: str = "concat"
     position_embedding_type: str | None = None
     rope_parameters: dict | None = None

@@ -24,7 +24,7 @@ CASES = {
     "local": ({"attn_layers": STACKS["local"]} | WINDOWS, None),
     "full": ({"attn_layers": STACKS["full"]} | WINDOWS, None),
     "lsh": ({"attn_layers": STACKS["lsh"]} | SUCCESSORS, None),
-    "hashed before it is turned": ({"attn_layers": STACKS["lsh"]} | WINDOWS | POSITIONS["LSH rotary, after hashing"], 30),
+    "hashed, then turned": ({"attn_layers": STACKS["lsh"]} | WINDOWS | POSITIONS["LSH rotary, after hashing"], 30),
     "stock chunks": ({"attn_layers": STACKS["mixed"]}, 0),
     "padding": ({"attn_layers": STACKS["mixed"]} | SUCCESSORS, 30),
     "padding, counted once": ({"attn_layers": STACKS["mixed"], "allow_duplicate_attention": False} | WINDOWS, 95),

@@ -13,7 +13,7 @@ from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
 
 from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM, ReformerModel
-from hf_reformer.configuration.configuration_reformer import MEANT_BY, NOT_IN_A_REFORMER, OTHER_NAMES
+from hf_reformer.configuration.setting_names import MEANT_BY, NOT_IN_A_REFORMER, OTHER_NAMES
 
 
 OWN_FIELDS = {
@@ -26,6 +26,7 @@ OWN_FIELDS = {
     "lsh_sliding_window": False,
     "lsh_value_shift": 0,
     "attention_output_bias": False,
+    "gated_feed_forward": False,
     "combine_streams": "concat",
     "position_embedding_type": None,
     "rope_parameters": None,
@@ -40,6 +41,7 @@ BEYOND_STOCK = (
     {"lsh_sliding_window": True, "circular_look_around": False, "attend_across_buckets": False},
     {"lsh_value_shift": 1},
     {"attention_output_bias": True},
+    {"gated_feed_forward": True},
     {"combine_streams": "mean"},
     {"combine_streams": "mean", "tie_word_embeddings": True},
     {"position_embedding_type": "none"},

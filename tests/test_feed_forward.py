@@ -25,14 +25,18 @@ def run(module, hidden_states, gradient):
     return [output.detach(), hidden_states.grad, *(parameter.grad for parameter in module.parameters())]
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("hidden_act", ["relu", "gelu"])
-def test_definition(hidden_act):
-    module, hidden_states = make(0, hidden_act=hidden_act), torch.randn(2, LENGTH, HIDDEN, dtype=torch.float64)
+def test_definition(hidden_act, gated):
+    module = make(0, hidden_act=hidden_act, gated_feed_forward=gated)
+    hidden_states = torch.randn(2, LENGTH, HIDDEN, dtype=torch.float64)
     norm, dense, output = module.layer_norm, module.dense.dense, module.output.dense
     centred = hidden_states - hidden_states.mean(-1, keepdim=True)
     normalised = centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-12).sqrt() * norm.weight + norm.bias
     inside = normalised @ dense.weight.T + dense.bias
+    inside, factor = (inside[..., :SIZE], inside[..., SIZE:]) if gated else (inside, 1)
     inside = inside.clamp(min=0) if hidden_act == "relu" else inside * (1 + torch.erf(inside / 2**0.5)) / 2
+    inside = inside * factor
     expected = inside @ output.weight.T + output.bias
     torch.testing.assert_close(module(hidden_states), expected, rtol=1e-10, atol=1e-10)
 

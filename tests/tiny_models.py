@@ -71,7 +71,7 @@ MODEL_CLASSES = (
 WINDOWS = {"lsh_sliding_window": True, "attend_across_buckets": False, "circular_look_around": False}
 
 # The mean of the streams goes out, by the matrix that words come in by if there is a head for them.
-AVERAGED = {"attention_output_bias": True, "combine_streams": "mean"}
+AVERAGED = {"attention_output_bias": True, "combine_streams": "mean", "gated_feed_forward": True}
 TIED = AVERAGED | {"tie_word_embeddings": True}
 
 

@@ -11,16 +11,22 @@ ACTIVATIONS_AT_ONCE = 2**22
 
 
 class ReformerFeedForwardDense(nn.Module):
-    """The layer's first half: projection to `feed_forward_size`, dropout, activation."""
+    """The layer's first half: projection to `feed_forward_size`, dropout, activation; with a gate, two projections."""
 
     def __init__(self, config):
         super().__init__()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.act_fn = ACT2FN[config.hidden_act]
-        self.dense = nn.Linear(config.hidden_size, config.feed_forward_size)
+        self.is_gated = config.gated_feed_forward
+        self.dense = nn.Linear(config.hidden_size, config.feed_forward_size * (2 if self.is_gated else 1))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.act_fn(self.dropout(self.dense(hidden_states)))
+        projected = self.dropout(self.dense(hidden_states))
+        # CODEPATH: published checkpoints have no gate; converted models may.
+        if not self.is_gated:
+            return self.act_fn(projected)
+        gate, value = projected.chunk(2, dim=-1)
+        return self.act_fn(gate) * value
 
 
 class ReformerFeedForwardOutput(nn.Module):
@@ -41,10 +47,10 @@ class ChunkReformerFeedForward(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.chunk_size = config.chunk_size_feed_forward
-        self.feed_forward_size = config.feed_forward_size
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = ReformerFeedForwardDense(config)
         self.output = ReformerFeedForwardOutput(config)
+        self.num_activations = self.dense.dense.out_features
 
     def split(self, sequence: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """
@@ -57,7 +63,7 @@ class ChunkReformerFeedForward(nn.Module):
         # A compiled program serves any length, and every piece would make it larger.
         if sequence.device.type != "cpu" or torch.compiler.is_compiling():
             return (sequence,)
-        return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.feed_forward_size)), dim=1)
+        return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.num_activations)), dim=1)
 
     def join(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """What was made of the pieces of `split`, as one sequence again."""

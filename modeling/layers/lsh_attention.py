@@ -50,6 +50,7 @@ class LSHSelfAttention(nn.Module):
             value_shift=config.lsh_value_shift,
         )
         self.threshold = DenseThreshold.of(config)
+        self.hashes_content = config.lsh_rotary == AFTER_HASHING
         self.dropout = nn.Dropout(config.lsh_attention_probs_dropout_prob or 0.0)
         self.query_key = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
         self.value = nn.Linear(config.hidden_size, self.num_heads * self.head_size, bias=False)
@@ -158,7 +159,7 @@ class LSHSelfAttention(nn.Module):
         # CODEPATH: published checkpoints have no rotation, and new models look for content wherever it stands.
         if self.config.lsh_rotary:
             query_key = rotation.turn(content)
-        return query_key, value, content if self.config.lsh_rotary == AFTER_HASHING else query_key
+        return query_key, value, content if self.hashes_content else query_key
 
     def _hash(self, vectors, rotations, num_buckets):
         return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)

@@ -61,6 +61,7 @@ VARIANTS = {
     "mean of the two streams": ({"combine_streams": "mean"}, {}),
     "mean of the two streams, tied words": ({"combine_streams": "mean", "tie_word_embeddings": True}, {}),
     "a bias in the attention's output": ({"attention_output_bias": True}, {}),
+    "gated feed-forward layers": ({"gated_feed_forward": True, "feed_forward_size": 683}, {}),
     "initializer_range 0.06": ({"initializer_range": 0.06}, {}),
     "AdamW instead of Muon": ({}, {"muon": False, "learning_rate": 2e-3}),
     "AdamW, initializer_range 0.06": ({"initializer_range": 0.06}, {"muon": False, "learning_rate": 2e-3}),

@@ -54,7 +54,9 @@ class VariedAttention(LSHSelfAttention):
         return super().forward(hidden_states, **kwargs)
 
     def _project(self, hidden_states, rotation):
-        return self.vary(*super()._project(hidden_states, rotation))
+        query_key, value, _ = super()._project(hidden_states, rotation)
+        query_key, value = self.vary(query_key, value)
+        return query_key, value, query_key
 
 
 class HalfShifted(VariedAttention):
