@@ -14,6 +14,7 @@ PACKAGE_DIR = {
     "hf_reformer.commands": "commands",
     "hf_reformer.configuration": "configuration",
     "hf_reformer.modeling": "modeling",
+    "hf_reformer.modeling.conversion": "modeling/conversion",
     "hf_reformer.modeling.decoding": "modeling/decoding",
     "hf_reformer.modeling.kernels": "modeling/kernels",
     "hf_reformer.modeling.layers": "modeling/layers",
@@ -68,6 +69,7 @@ setup(
     ],
     extras_require={
         "train": TRAIN,
+        "serve": ["transformers[serving]"],
         "contract": [*TRAIN, "httpx", "parameterized", "peft", "pytest", "pytest-timeout"],
         "test": [
             *TRAIN,
@@ -78,6 +80,7 @@ setup(
             "onnx",
             "onnxruntime",
             "onnxscript",
+            "openai",
             "peft",
             "pytest",
             "pytest-xdist",
@@ -85,6 +88,7 @@ setup(
             "ruff",
             "setuptools>=77",
             "transformers-mlinter",
+            "transformers[serving]",
             "triton; sys_platform == 'linux'",
         ],
         # what scripts/maintain/check_integrations.py tries the package in

@@ -53,20 +53,24 @@ def refuse_recipe(recipe: ModelRecipe) -> None:
         )
 
 
-def parse_settings(texts: Iterable[str]) -> dict[str, object]:
+def parse_settings(texts: Iterable[str], of: type = ReformerConfig) -> dict[str, Any]:
     """
-    Settings of `ReformerConfig` from `name=value` each, where the value is JSON, Python's word for it, or a string.
+    Settings from `name=value` each, where the value is JSON, Python's word for it, or a string.
+
+    Args:
+        of: The dataclass that has them.
 
     Raises:
         ValueError: there is no such setting, or no `=`.
     """
-    return dict(map(_parse_setting, texts))
+    known = {setting.name for setting in fields(of)}
+    return dict(_parse_setting(text, known, of.__name__) for text in texts)
 
 
-def _parse_setting(text):
+def _parse_setting(text, known, owner):
     name, equals, value = text.partition("=")
-    if not equals or name not in {setting.name for setting in fields(ReformerConfig)}:
-        raise ValueError(f"--set takes settings of ReformerConfig as name=value, but got {text!r}.")
+    if not equals or name not in known:
+        raise ValueError(f"--set takes settings of {owner.removesuffix('Arguments')} as name=value, but got {text!r}.")
     constants = {"True": True, "False": False, "None": None}
     if value in constants:
         return name, constants[value]

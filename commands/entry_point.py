@@ -11,10 +11,15 @@ COMMANDS = {
     "evaluate": ("evaluate:main", "measure a model in bits per byte on held-out text, at several lengths"),
     "generate": ("generate:main", "continue a text"),
     "export": ("export:main", "save a model with its code, for people without the package"),
+    "serve": ("serve:main", "serve a model to clients of OpenAI's API"),
+    "convert": ("convert:main", "make a model from weights of trax, reformer-pytorch, GPT-2 or Llama"),
     "memory": ("memory:main", "predict the memory of a training step, and say what would help"),
 }
-# What `pip install hf_reformer` leaves out.
-EXTRA, OF_EXTRA = "train", ("accelerate", "datasets", "matplotlib", "numpy", "pyarrow")
+# What `pip install hf_reformer` leaves out, by the extra that brings it. A command needs "train", or that of its name.
+OF_EXTRA = {
+    "train": ("accelerate", "datasets", "matplotlib", "numpy", "pyarrow"),
+    "serve": ("accelerate", "fastapi", "openai", "pydantic", "uvicorn"),
+}
 
 
 def usage() -> str:
@@ -43,7 +48,8 @@ def main() -> None:
     try:
         command = getattr(import_module(f".{module}", __package__), function)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in OF_EXTRA:
+        extra = name if name in OF_EXTRA else "train"
+        if (error.name or "").partition(".")[0] not in OF_EXTRA[extra]:
             raise
-        sys.exit(f"hf-reformer {name} needs {error.name}, which is not installed: pip install 'hf_reformer[{EXTRA}]'.")
+        sys.exit(f"hf-reformer {name} needs {error.name}, which is not installed: pip install 'hf_reformer[{extra}]'.")
     command()

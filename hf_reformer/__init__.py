@@ -7,6 +7,7 @@ checkpoint names. `python -m hf_reformer` runs a program that does not import it
 """
 
 import sys
+from importlib import import_module
 
 import transformers
 from transformers import AutoConfig, AutoTokenizer
@@ -55,6 +56,9 @@ __all__ = [
     "ReformerModel",
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",
+    "convert_dense",
+    "convert_reformer_pytorch",
+    "convert_trax",
     "draw_rotations",
     "estimate_memory",
     "export",
@@ -64,13 +68,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    # It stands on much of torch that is private, so only who asks for it needs that.
-    if name == "estimate_memory":
-        from .modeling.memory.memory_estimate import estimate_memory
+# Loaded when they are asked for: the estimate stands on much of torch that is private, conversions are for few.
+LOADED_LATER = {
+    "convert_dense": "conversion.dense_weights",
+    "convert_reformer_pytorch": "conversion.reformer_pytorch_weights",
+    "convert_trax": "conversion.trax_weights",
+    "estimate_memory": "memory.memory_estimate",
+}
 
-        return estimate_memory
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __getattr__(name: str):
+    if name not in LOADED_LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".modeling.{LOADED_LATER[name]}", __name__), name)
 
 
 # TRL, pipelines and `transformers serve` look up here what a checkpoint's `architectures` name. Stock's classes stay

@@ -1,0 +1,1 @@
+"""Models made from the weights of other implementations."""
