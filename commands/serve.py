@@ -169,13 +169,14 @@ def manager_class(arguments: argparse.Namespace) -> type:
 def serve(arguments: argparse.Namespace) -> None:
     """Load the model and answer requests until the process is stopped."""
     options = {name: getattr(arguments, name) for name in server_options()} | {"compile": False}
-    theirs = model_manager.ModelManager
-    # Where the server looks its class up when it starts.
-    model_manager.ModelManager = manager_class(arguments)
+    # The server looks its class up there when it starts.
+    module: Any = model_manager
+    theirs = module.ModelManager
+    module.ModelManager = manager_class(arguments)
     try:
         Serve(force_model=arguments.model, **options)
     finally:
-        model_manager.ModelManager = theirs
+        module.ModelManager = theirs
 
 
 def main(argv: list[str] | None = None) -> None:

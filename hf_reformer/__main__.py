@@ -11,7 +11,9 @@ hf_reformer run_clm.py ...`, not the other way round.
 
     python -m hf_reformer run_clm.py --model_name_or_path runs/demo --do_eval ...
     python -m hf_reformer lm_eval --model hf --model_args pretrained=runs/demo --tasks wikitext
-    python -m hf_reformer transformers serve runs/demo
+    python -m hf_reformer serve runs/demo
+
+`serve` is `hf-reformer serve`, unless there is a file of that name.
 """
 
 import os
@@ -19,6 +21,8 @@ import runpy
 import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+
+from .commands import entry_point
 
 
 def run(program: str):
@@ -28,6 +32,11 @@ def run(program: str):
     if os.path.isfile(program):
         sys.path[:in_front] = [os.path.dirname(os.path.abspath(program))][:in_front]
         runpy.run_path(program, run_name="__main__")
+        return
+    if program == "serve":
+        del sys.path[:in_front]
+        sys.argv.insert(0, "hf-reformer")
+        entry_point.main()
         return
     for command in entry_points(group="console_scripts", name=program):
         del sys.path[:in_front]

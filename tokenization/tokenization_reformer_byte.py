@@ -28,6 +28,20 @@ HEAD_TOKENS = MappingProxyType({"mask_token": "<mask>", "cls_token": "<cls>", "s
 # what an id decodes to that no token has
 REPLACEMENT = "\ufffd".encode()
 
+# a chat as plain text, for a tokenizer that was saved without a template: the name of a role, a colon and its words
+CHAT_TEMPLATE = (
+    "{%- if tools -%}{{ raise_exception('This chat template knows no tools: leave them out, or set "
+    "tokenizer.chat_template to one that does.') }}{%- endif -%}"
+    "{%- macro words(content) -%}{%- if content is string -%}{{- content -}}{%- else -%}"
+    "{%- for part in content or [] -%}{%- if part.type != 'text' -%}"
+    "{{ raise_exception('This chat template takes text, but a part of a message is of type ' ~ part.type ~ '.') }}"
+    "{%- endif -%}{{- part.text -}}{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+    "{%- for message in messages -%}{{- message.role + ':\n' -}}{%- if message.role == 'assistant' -%}"
+    "{%- generation -%}{{- words(message.content) + (eos_token or '') -}}{%- endgeneration -%}"
+    "{%- else -%}{{- words(message.content) -}}{%- endif -%}{{- '\n\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'assistant:\n' -}}{%- endif -%}"
+)
+
 # the id of each byte, under the printable character that the tokenizers library writes for that byte
 BYTE_IDS = MappingProxyType({symbol: byte + FIRST_BYTE_ID for byte, symbol in bytes_to_unicode().items()})
 
@@ -141,6 +155,10 @@ class ReformerByteTokenizer(TokenizersBackend):
     transformers has it), and a `DecodeStream` of the tokenizers library waits for the end of a character, so neither
     shows half a character as a replacement character. An id that no token has, which a model with a larger embedding
     table may generate, is decoded to one replacement character.
+
+    A chat (`apply_chat_template`) is plain text: for each message its role, a colon, a new line, its words and an
+    empty line; end of text stands behind the words of the assistant. A template that was saved with a tokenizer, or
+    set as its `chat_template`, is used instead.
 
     Loaded from a folder or repository with a Reformer's `config.json`, a tokenizer that was saved without
     `model_max_length` has the model's longest input as that.
@@ -292,6 +310,12 @@ class ReformerByteTokenizer(TokenizersBackend):
         """
         unnamed = {role: name for role, name in HEAD_TOKENS.items() if getattr(self, role) is None}
         return self.add_special_tokens({**unnamed})
+
+    def get_chat_template(self, chat_template: str | None = None, tools: list[dict] | None = None) -> str:
+        """Return the template that is asked for or was saved, else one of plain text, which no file holds."""
+        if chat_template is None and not self.chat_template:
+            return CHAT_TEMPLATE
+        return super().get_chat_template(chat_template, tools)
 
     def update_post_processor(self) -> None:
         """Put around a text and a pair of texts the tokens that have a name, bos and eos only if asked for."""

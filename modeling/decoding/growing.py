@@ -9,10 +9,10 @@ def room_for(count: int, capacity: int, most: int | None) -> int:
 
     Args:
         count: Places that are needed.
-        most: What will hardly be needed more of; growing stops there first.
+        most: What will hardly be needed more of; growing stops there first, and goes on as before where it is passed.
     """
     room = max(count + 64, capacity * 5 // 4)
-    return room if most is None else max(count, min(room, most))
+    return room if most is None or count > most else min(room, most)
 
 
 def with_any_size(buffer: torch.Tensor, dim: int) -> torch.Tensor:

@@ -8,6 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -53,23 +55,38 @@ def wait_until_healthy(url: str, server: subprocess.Popen) -> None:
     raise Wrong(f"the server did not answer within {STARTING_SECONDS} s")
 
 
-def serve(preload: bool, setting: Setting) -> dict[str, Any]:
-    """Start the server, ask for a completion and for an answer in a chat, stop it; the model alone writes the same."""
+@contextmanager
+def running_server(*arguments: str) -> Iterator[str]:
+    """
+    The address of a server that answers, on a free port of this machine; it is stopped afterwards.
+
+    Args:
+        arguments: What Python is given to start it, but for host, port and device.
+
+    Raises:
+        Wrong: it ended, or takes too long.
+    """
     with socket.socket() as free:
         free.bind((HOST, 0))
         port = free.getsockname()[1]
-    model = [setting.causal] if preload else []
-    command = [sys.executable, *LAUNCHER, "transformers", "serve", *model, "--host", HOST, "--port", str(port)]
-    server = subprocess.Popen([*command, "--device", "cpu"], env=os.environ)
-    url, sentence = f"http://{HOST}:{port}", sentences()[0]
+    command = [sys.executable, *arguments, "--host", HOST, "--port", str(port), "--device", "cpu"]
+    server = subprocess.Popen(command, env=os.environ)
     try:
-        wait_until_healthy(url, server)
-        shared = {"model": setting.causal, "max_tokens": NEW_TOKENS, "temperature": 0}
-        text = ask(f"{url}/v1/completions", shared | {"prompt": sentence})["choices"][0]["text"]
-        chat = ask(f"{url}/v1/chat/completions", shared | {"messages": [{"role": "user", "content": sentence}]})
+        wait_until_healthy(f"http://{HOST}:{port}", server)
+        yield f"http://{HOST}:{port}"
     finally:
         server.terminate()
         server.wait()
+
+
+def serve(preload: bool, setting: Setting) -> dict[str, Any]:
+    """Start the server, ask for a completion and for an answer in a chat, stop it; the model alone writes the same."""
+    model = [setting.causal] if preload else []
+    sentence = sentences()[0]
+    with running_server(*LAUNCHER, "transformers", "serve", *model) as url:
+        shared = {"model": setting.causal, "max_tokens": NEW_TOKENS, "temperature": 0}
+        text = ask(f"{url}/v1/completions", shared | {"prompt": sentence})["choices"][0]["text"]
+        chat = ask(f"{url}/v1/chat/completions", shared | {"messages": [{"role": "user", "content": sentence}]})
     answer = chat["choices"][0]["message"]["content"]
     tokenizer, own = (
         AutoTokenizer.from_pretrained(setting.causal),
