@@ -140,7 +140,8 @@ class ReformerConfig(PreTrainedConfig):
         Keep the residual streams on a grid of numbers whose sums are exact, so that backward recovers the very bits of
         forward at any depth: in float64 for float32 layers, in float32 for layers in bfloat16 or float16 (weights or
         autocast). `None` does so for these, but not for float64 layers, nor for float32 layers on devices without
-        float64; `True` always; `False` never, with float32 streams at least.
+        float64; `True` always; `False` never, with float32 streams at least. Without gradients nothing is inverted,
+        and the streams of float32 layers are float32.
     circular_look_around (`bool`, *optional*, defaults to `True`):
         Let the first chunk look at the last one, in the order of the concatenated rounds, as the published checkpoints
         were trained. `False` makes a sequence's result independent of padding and of the batch it is in.

@@ -84,3 +84,17 @@ def test_a_text_in_a_cache_can_be_continued():
             output = model(ids[:, :30], use_cache=True)
             logits.append(model(ids[:, 30:], **{CACHE_NAME: output[CACHE_NAME]}).logits)
     assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize("exact_inversion", [None, True, False])
+@pytest.mark.parametrize("stack", STACKS)
+def test_without_gradients_streams_are_as_narrow_as_the_layers(stack, exact_inversion):
+    """And the output is the same, to rounding."""
+    model = make_model(ReformerForCausalLM, attn_layers=STACKS[stack], exact_inversion=exact_inversion)
+    ids, dtypes = random_ids(2, 70), []
+    model.reformer.encoder.layers[1].register_forward_pre_hook(lambda layer, args: dtypes.append(args[0].dtype))
+    expected = model(ids).logits
+    with torch.no_grad():
+        actual = model(ids).logits
+    assert dtypes == [torch.float32 if exact_inversion is False else torch.float64, torch.float32]
+    assert (actual - expected).norm() <= 1e-6 * expected.norm()

@@ -305,6 +305,9 @@ class ReformerEncoder(nn.Module):
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""
         layers_dtype, exact = self.layer_norm.weight.dtype, self.config.exact_inversion
         low_precision = layers_dtype.itemsize < 4 or torch.is_autocast_enabled(autocast_type(embeddings.device))
+        if not low_precision and not torch.is_grad_enabled():
+            # Nothing is inverted, so nothing has to be exact.
+            return embeddings, False
         # MPS has no float64.
         if exact is None:
             exact = low_precision or (layers_dtype == torch.float32 and embeddings.device.type != "mps")
