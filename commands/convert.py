@@ -11,10 +11,11 @@ Make a model of this package from the weights of another implementation.
 import argparse
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.conversion.dense_weights import TYING, convert_dense
 from ..modeling.conversion.reformer_pytorch_weights import ReformerLMArguments, convert_reformer_pytorch
@@ -50,6 +51,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def find_tokenizer(arguments: argparse.Namespace) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that is named, or that of a dense model; None without one."""
+    if arguments.tokenizer is None and arguments.source != "dense":
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer or arguments.weights)
+    except (OSError, ValueError):
+        if arguments.tokenizer is not None:
+            raise
+        return None
+    # Where there is none, transformers makes an empty one.
+    return tokenizer if len(tokenizer) > 1 else None
+
+
 def convert(arguments: argparse.Namespace) -> None:
     """
     Convert and save, with a tokenizer if there is one.
@@ -58,14 +73,18 @@ def convert(arguments: argparse.Namespace) -> None:
         ValueError: The weights have no counterpart, the settings do not fit, or the folder holds something.
     """
     folder = arguments.output_dir
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} holds something already; give a new folder.")
-    tokenizer_name = arguments.tokenizer or (arguments.weights if arguments.source == "dense" else None)
-    tokenizer = None if tokenizer_name is None else AutoTokenizer.from_pretrained(tokenizer_name)
-    model = CONVERSIONS[arguments.source](arguments)
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    model, tokenizer = CONVERSIONS[arguments.source](arguments), find_tokenizer(arguments)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it, so that what is interrupted leaves no half of a model there.
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as aside:
+        model.save_pretrained(aside)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(aside)
+        folder.mkdir(exist_ok=True)
+        for file in Path(aside).iterdir():
+            file.replace(folder / file.name)
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(
         f"{folder}: {type(model).__name__} with {size:.1f} million parameters, layers {list(model.config.attn_layers)}"
@@ -88,5 +107,5 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     try:
         convert(arguments)
-    except (OSError, StrictDataclassError, ValueError) as error:
-        sys.exit(f"hf-reformer convert: {error}")
+    except (MemoryError, OSError, StrictDataclassError, ValueError) as error:
+        sys.exit(f"hf-reformer convert: {error or type(error).__name__}")

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
 from tiny_models import random_ids
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
@@ -155,6 +157,48 @@ def test_the_symmetric_rule_is_the_nearest_projection():
     torch.testing.assert_close(projection.mT @ projection, positive)
 
 
+def test_keys_of_lsh_layers_do_not_share_a_bias():
+    """Which the query's would be, if it were folded as for dense layers: then all keys would be alike."""
+    model = make("gpt2", n_layer=1)
+    with torch.no_grad():
+        model.transformer.h[0].attn.c_attn.bias *= 20
+    attention = convert_dense(model, ["lsh"]).reformer.encoder.layers[0].attention
+    with torch.no_grad():
+        keys = attention.self_attention.query_key(attention.layer_norm(streams()))
+    keys = nn.functional.normalize(keys[0].unflatten(-1, (2, -1)).transpose(0, 1), dim=-1)
+    assert (keys @ keys.mT).mean() < 0.2
+
+
+def test_folding_is_exact_where_the_projection_is_large():
+    model = make("gpt2", n_layer=1, n_embd=512, n_head=8, n_inner=8)
+    converted = convert_dense(model, ["full"])
+    x = torch.randn(1, 20, 512, dtype=torch.float64)
+    mask = torch.full((20, 20), torch.finfo(torch.float64).min, dtype=torch.float64).triu(1)[None, None]
+    with torch.no_grad():
+        expected = parts("gpt2", model, 0)[0](x)
+        actual = converted.reformer.encoder.layers[0].attention(x, full_attention_mask=mask)[0]
+    assert (actual - expected).norm() <= 1e-8 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_what_else_is_taken_over(kind):
+    dropout = {"attn_pdrop": 0.2} if kind == "gpt2" else {"attention_dropout": 0.2}
+    model = make(kind, **dropout)
+    model.generation_config.eos_token_id = [3, 4]
+    converted = convert_dense(model, local_attn_chunk_length=8)
+    assert converted.generation_config.eos_token_id == [3, 4]
+    names = ("local_attention_probs_dropout_prob", "lsh_attention_probs_dropout_prob")
+    assert [getattr(converted.config, name) for name in names] == [0.2, 0.2]
+    with torch.no_grad():
+        before = {name: weight.clone() for name, weight in model.named_parameters()}
+        for parameter in converted.parameters():
+            parameter += 1
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, before[name]), name
+    if kind == "llama":
+        assert convert_dense(model, max_position_embeddings=4096).config.num_buckets == 32
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_trains_generates_and_comes_back(kind, tmp_path):
     model = convert_dense(make(kind).float(), lsh_value_shift=1)
@@ -174,7 +218,7 @@ def test_trains_generates_and_comes_back(kind, tmp_path):
     [
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "`scale_attn_by_inverse_layer_idx` and"),
         ("gpt2", {"add_cross_attention": True}, "`add_cross_attention`, "),
-        ("llama", {"attention_bias": True}, "`attention_bias=True` and `rope_type='default'`"),
+        ("llama", {"attention_bias": True}, "`attention_bias=True` of a Llama has no counterpart"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10.0}}, "'dynamic'"),
     ],
 )
@@ -185,8 +229,24 @@ def test_what_has_no_counterpart_is_refused_by_name(kind, changes, message):
 
 def test_arguments_that_do_not_fit():
     model = make("gpt2")
-    with pytest.raises(ValueError, match=r"names 1 layers; the model has 2"):
-        convert_dense(model, ["lsh"])
+    for layers in (["lsh"], "lsh", 2):
+        with pytest.raises(ValueError, match=r"`attn_layers` must be a list of 2 kinds, as many as layers, but got"):
+            convert_dense(model, layers)
+    with pytest.raises(StrictDataclassError, match=r"`lsh_attn_chunk_length` must be at least 1"):
+        convert_dense(model, lsh_attn_chunk_length=0)
+    for name, value in {
+        "attention_output_bias": False,
+        "is_decoder": False,
+        "max_position_embeddings": 256,
+        "num_attention_heads": 4,
+        "position_embedding_type": "rotary",
+    }.items():
+        with pytest.raises(ValueError, match=f"`{name}={value!r}` contradicts the GPT2Config of the model"):
+            convert_dense(model, **{name: value})
+    with pytest.raises(ValueError, match="`tie_word_embeddings=True` contradicts the LlamaConfig"):
+        convert_dense(make("llama"), tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"has other parameters than its class: .*lora_A.* Merge adapters"):
+        convert_dense(get_peft_model(make("llama"), LoraConfig(target_modules="all-linear")).base_model.model)
     with pytest.raises(ValueError, match="`tie` must be one of mean, query, key, symmetric, but got 'sum'"):
         convert_dense(model, tie="sum")
     mistral = MistralForCausalLM(MistralConfig(hidden_size=32, num_hidden_layers=1, vocab_size=50))

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_model
 from tiny_models import random_ids
+from torch import nn
 
 from hf_reformer import ReformerForCausalLM, ReformerForMaskedLM, convert_reformer_pytorch
 from hf_reformer.commands import convert
@@ -91,11 +93,11 @@ def test_hashing_turned_vectors_is_something_else(same_rotations):
     assert (actual - expected).norm() > 0.01 * expected.norm()
 
 
-@pytest.mark.parametrize("wrapper", ["Autopadder", "TrainingWrapper"])
+@pytest.mark.parametrize("wrapper", ["Autopadder", "TrainingWrapper", "DataParallel"])
 def test_weights_of_wrappers_and_in_files(wrapper, tmp_path, same_rotations):
     model, arguments = make()
-    wrapped = theirs.Autopadder(model) if wrapper == "Autopadder" else TrainingWrapper(model)
-    torch.save(wrapped.state_dict(), tmp_path / "model.pt")
+    wrap = {"Autopadder": theirs.Autopadder, "TrainingWrapper": TrainingWrapper, "DataParallel": nn.DataParallel}
+    torch.save(wrap[wrapper](model).state_dict(), tmp_path / "model.pt")
     ours, ids = convert_reformer_pytorch(tmp_path / "model.pt", **arguments), random_ids(2, 128)
     with torch.no_grad():
         assert (ours(ids).logits - model(ids)).norm() <= ROUNDED * model(ids).norm()
@@ -105,6 +107,27 @@ def TrainingWrapper(model):
     from reformer_pytorch.generative_tools import TrainingWrapper
 
     return TrainingWrapper(model)
+
+
+def test_weights_that_a_file_holds_once(tmp_path, same_rotations):
+    model, arguments = make(weight_tie=True)
+    save_model(model, tmp_path / "model.safetensors")
+    ours, ids = convert_reformer_pytorch(tmp_path / "model.safetensors", **arguments), random_ids(2, 128)
+    with torch.no_grad():
+        assert (ours(ids).logits - model(ids)).norm() <= ROUNDED * model(ids).norm()
+
+
+@pytest.mark.parametrize("changes", [{}, {"weight_tie": True, "weight_tie_embedding": True}], ids=["", "shared"])
+def test_weights_are_copies(changes, tmp_path):
+    model, arguments = make(**changes)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    ours = convert_reformer_pytorch(model.state_dict(), **arguments)
+    ours.save_pretrained(tmp_path)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter += 1
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
 
 
 def test_trains_generates_and_comes_back(tmp_path):
@@ -141,9 +164,15 @@ def test_what_has_no_counterpart_is_refused_by_name(changes, message):
     ("changes", "message"),
     [
         ({"num_layers": 2}, r"it has no num_layers"),
+        ({"use_full_attn": "no"}, "`use_full_attn` of `ReformerLM` must be True or False, but got 'no'"),
+        ({"depth": "two"}, "`depth` of `ReformerLM` must be a whole number of at least 1, but got 'two'"),
+        ({"bucket_size": 0}, "`bucket_size` of `ReformerLM` must be a whole number of at least 1"),
+        ({"full_attn_thres": None}, "`full_attn_thres` of `ReformerLM` must be a whole number of at least 0"),
+        ({"axial_position_shape": 8}, "`axial_position_shape` of `ReformerLM` must be a list of numbers"),
+        ({"ff_dropout": 2.0}, "`ff_dropout` of `ReformerLM` must be a number between 0 and 1"),
         ({"ff_activation": torch.nn.ELU}, "`ff_activation=ELU` is not known. It must be one of GELU"),
         ({"num_tokens": 60}, r"`token_emb.weight` has the shape \(50, 32\), but .* ask for \(60, 32\)"),
-        ({"depth": 3}, r"The weights have no `reformer.layers.blocks.2.f.net.fn.toqk.weight`"),
+        ({"depth": 3}, r"The weights have no `reformer.layers.blocks.2.f.net.norm.weight`"),
         ({"depth": 1}, r"The weights hold reformer.layers.blocks.1.f.net.norm.weight, .*, ...: .* nothing of these"),
         ({"absolute_position_emb": True}, "have no `pos_emb.emb.weight`"),
     ],
@@ -164,11 +193,22 @@ def test_files_that_hold_something_else(tmp_path):
     with pytest.raises(ValueError, match="is no file"):
         convert_reformer_pytorch(tmp_path / "none.pt", **arguments)
     torch.save(model, tmp_path / "model.pt")
-    with pytest.raises(ValueError, match="no state dict that can be read without running code"):
-        convert_reformer_pytorch(tmp_path / "model.pt", **arguments)
+    (tmp_path / "broken.safetensors").write_bytes(b"12345678")
+    (tmp_path / "empty.pt").touch()
+    for name in ("model.pt", "broken.safetensors", "empty.pt"):
+        with pytest.raises(ValueError, match="damaged, or holds no state dict that can be read without running code"):
+            convert_reformer_pytorch(tmp_path / name, **arguments)
+    with pytest.raises(ValueError, match=r"not finite .* \['reformer.embeddings"):
+        convert_reformer_pytorch(
+            model.state_dict() | {"token_emb.weight": torch.full((50, 32), torch.nan)}, **arguments
+        )
+    frequencies = {"layer_pos_emb.inv_freq": torch.ones(4)}
+    with pytest.raises(ValueError, match="other frequencies"):
+        convert_reformer_pytorch(model.state_dict() | frequencies, **arguments)
     torch.save({"model": model.state_dict()}, tmp_path / "nested.pt")
-    with pytest.raises(ValueError, match="no state dict, tensors by name"):
-        convert_reformer_pytorch(tmp_path / "nested.pt", **arguments)
+    for weights in (tmp_path / "nested.pt", {"model": model.state_dict()}):
+        with pytest.raises(ValueError, match="no state dict, tensors by name"):
+            convert_reformer_pytorch(weights, **arguments)
 
 
 def test_the_command(tmp_path, capsys, same_rotations):

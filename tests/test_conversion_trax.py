@@ -19,7 +19,7 @@ from tiny_models import TINY, assert_equal_tensors, make_model
 
 from hf_reformer import ReformerForCausalLM
 from hf_reformer.commands import convert
-from hf_reformer.modeling.conversion.trax_files import parse_gin
+from hf_reformer.modeling.conversion.trax_files import Unread, parse_gin
 from hf_reformer.modeling.conversion.trax_weights import convert_trax
 from hf_reformer.modeling.ops.lsh_hashing import hash_vectors
 
@@ -294,10 +294,12 @@ def test_settings_of_a_gin_file(tmp_path):
 
 def test_a_gin_file_is_read_and_not_run():
     settings = parse_gin(
-        GIN + "\nA.b = @x()\nA.c = %nowhere\nA.d = (1, 'two')\nnonsense\nA.e = [1,\n  2]\nA.f = \\\n 5\n"
+        GIN
+        + "\nA.b = @x()  # why\nA.c = %nowhere\nA.d = (1, 'two # (')\nnonsense\nA.e = [1,  # (\n  2]\nA.f = \\\n 5\n"
+        "A.g = %after\nafter = 7\nA.h = 2 * 3\n"
     )
-    assert "ReformerLM.d_model" not in settings and "A.c" not in settings
-    assert [settings[f"A.{name}"] for name in "bdef"] == ["x", (1, "two"), [1, 2], 5]
+    assert [settings[f"A.{name}"] for name in "bdefg"] == ["x", (1, "two # ("), [1, 2], 5, 7]
+    assert isinstance(settings["A.c"], Unread) and settings["A.h"] == Unread("2 * 3")
 
 
 @pytest.mark.parametrize(
@@ -309,6 +311,10 @@ def test_a_gin_file_is_read_and_not_run():
         ("SelfAttention.share_qk = True", "share_qk = True"),
         ("train.model = @trax.models.Reformer", "sets train.model = Reformer, which"),
         ("ReformerLM.attention_type = @tl.PureLSHSelfAttention", r"names the attention \['PureLSHSelfAttention'\]"),
+        (
+            "LSHSelfAttention.n_chunks_after = 2 * 3",
+            r"sets LSHSelfAttention.n_chunks_after = 2 \* 3, which is not read",
+        ),
         ("ReformerLM.attention_type = @LSHSelfAttention", "layer 0 is 'lsh', and its attention has 4 arrays"),
     ],
 )
@@ -316,6 +322,23 @@ def test_what_a_gin_file_may_not_ask_for(line, message, tmp_path):
     write_flat(tmp_path, as_trax(make_model(ReformerForCausalLM, is_decoder=True)))
     (tmp_path / "config.gin").write_text(f"{GIN}\n{line}\n")
     with pytest.raises(ValueError, match=message):
+        convert_trax(tmp_path)
+
+
+def test_a_gin_file_that_is_no_text(tmp_path):
+    shutil.copy(REAL, tmp_path / "model.pkl.gz")
+    (tmp_path / "config.gin").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"config.gin' is no text: byte 0"):
+        convert_trax(tmp_path, **REAL_SETTINGS)
+
+
+def test_a_file_that_holds_one_array_again_and_again(tmp_path):
+    """Which would take a million times the memory that it has itself."""
+    weights = [np.zeros(1000, np.float32)]
+    for _ in range(12):
+        weights = [weights, weights]
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps({"flat_weights": weights}))
+    with pytest.raises(ValueError, match="again and again"):
         convert_trax(tmp_path)
 
 
@@ -335,9 +358,9 @@ def test_what_the_file_does_not_say_is_asked_for(name, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 64}, r"`hidden_size=64` contradicts the file, whose weights say 32\. Leave it out"),
-        ({"num_attention_heads": 4}, "`num_attention_heads=4` contradicts.* say 2"),
-        ({"axial_pos_shape": (4, 32)}, r"`axial_pos_shape=\(4, 32\)` contradicts.* say \[8, 16\]"),
+        ({"hidden_size": 64}, r"`hidden_size=64` contradicts the file: there it is 32\. Leave it out"),
+        ({"num_attention_heads": 4}, "`num_attention_heads=4` contradicts.* it is 2"),
+        ({"axial_pos_shape": (4, 32)}, r"`axial_pos_shape=\(4, 32\)` contradicts.* it is \[8, 16\]"),
         ({"axial_pos_embds": False}, "`axial_pos_embds=False` contradicts"),
         ({"is_decoder": False}, "`is_decoder=False` contradicts"),
         ({"combine_streams": "mean"}, "`combine_streams='mean'` contradicts"),
@@ -372,7 +395,7 @@ def test_a_file_without_positions_does_not_say_which_there_are(tmp_path):
     model = make_model(ReformerForCausalLM, is_decoder=True, position_embedding_type="none")
     write_flat(tmp_path, as_trax(model))
     for more in ({}, {"position_embedding_type": "rotary"}):
-        with pytest.raises(ValueError, match=r"no positions|contradicts the file, whose weights say 'none'"):
+        with pytest.raises(ValueError, match=r"no positions|contradicts the file: there it is 'none'"):
             convert_trax(tmp_path, **unsaid(model), **more)
 
 

@@ -258,6 +258,22 @@ def test_few_bytes_do_not_become_many():
         read_pickle(b"\x80\x02}" + nested + b"Ns.")
 
 
+def test_a_text_is_not_encoded_again_and_again():
+    """Each time as bytes of its own, many times what the file holds."""
+    once = b"cnumpy\nndarray\n0" + b"c_codecs\nencode\nq\x00" + b"X" + struct.pack("<I", 1000) + b"x" * 1000 + b"q\x01"
+    again = b"h\x00h\x01X\x06\x00\x00\x00latin1\x86R"
+    with pytest.raises(ValueError, match="makes more bytes than it holds"):
+        read_pickle(b"\x80\x02" + once + again * 10 + b".")
+
+
+def test_lengths_of_axes_are_bounded():
+    """Their product is a number that no computer would finish."""
+    state = pickle.dumps((np.zeros(1, np.float32),), 2)
+    with pytest.raises(ValueError, match="for its shape"):
+        inert_pickle.SavedArray().fill(inert_pickle.SavedDtype("f4", "<"), (2**8_000_000,) * 64, b"")
+    assert read_pickle(state)[0].tensor().shape == (1,)
+
+
 def test_the_number_of_operations_is_bounded(monkeypatch):
     monkeypatch.setattr(inert_pickle, "MOST_OPERATIONS", 100)
     assert len(read_pickle(pickle.dumps([None] * 50, protocol=4))) == 50
@@ -309,6 +325,11 @@ def test_gzip_or_not():
     assert read_maybe_gzip(packed + gzip.compress(b"more") + b"\0" * 10) == data + b"more"
 
 
+def test_a_file_is_not_thousands_of_packed_ones():
+    with pytest.raises(ValueError, match="consists of more than 1000 packed files"):
+        read_maybe_gzip(gzip.compress(b"") * 1001)
+
+
 def test_gzip_files_that_are_damaged_or_grow(monkeypatch):
     packed = gzip.compress(os.urandom(1000))
     for end in (5, 100, len(packed) - 1):
@@ -346,6 +367,7 @@ def test_npy_arrays_one_after_the_other():
         (npy(np.ones(3, np.float32)) + b"rest", "there is no array at byte 140"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 9) + b"open('x')", "has no description"),
         (b"\x93NUMPY\x01\x00" + struct.pack("<H", 3) + b"[1]", "has no description"),
+        (b"\x93NUMPY\x01\x00" + struct.pack("<H", 6) + b"{[]:1}", "has no description"),
         (b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**31), "there is no array at byte 0"),
     ],
 )

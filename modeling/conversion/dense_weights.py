@@ -6,7 +6,8 @@ wrote and the other way round, and queries of LSH layers are their keys. So this
 (docs/conversions.md says how far), not an equal model.
 """
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -17,11 +18,25 @@ from transformers import PreTrainedModel
 
 from ...configuration.configuration_reformer import ROPE_TYPES, ReformerConfig
 from ..modeling_reformer import ReformerForCausalLM
-from .weights_in_files import build
+from .weights_in_files import build, check_settings
 
 
 # Directions of a projection that are weaker than the strongest by more than this take no part in folding a bias.
-WEAKEST = 1e-3
+WEAKEST = 1e-5
+# Settings that a dense model decides: others contradict it.
+DECIDED = (
+    "attention_head_size",
+    "attention_output_bias",
+    "combine_streams",
+    "feed_forward_size",
+    "gated_feed_forward",
+    "hidden_act",
+    "hidden_size",
+    "is_decoder",
+    "num_attention_heads",
+    "position_embedding_type",
+    "vocab_size",
+)
 
 
 def symmetric_part(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -30,11 +45,15 @@ def symmetric_part(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
 
     The scores of a head are a form `x' Q'K y`; of its symmetric part, the strongest positive eigenvectors.
     """
-    form = query.mT @ key
+    # In a basis of what either reads, which is much smaller than the whole space.
+    basis, _ = torch.linalg.qr(torch.cat([query, key], dim=1).mT)
+    form = (query @ basis).mT @ (key @ basis)
     values, vectors = torch.linalg.eigh((form + form.mT) / 2)
     size = query.shape[1]
-    return values[:, -size:, None].clamp(min=0).sqrt() * vectors[:, :, -size:].mT
+    return values[:, -size:, None].clamp(min=0).sqrt() * (basis @ vectors[:, :, -size:]).mT
 
+
+ATTENTION_DROPOUTS = ("local_attention_probs_dropout_prob", "lsh_attention_probs_dropout_prob")
 
 # How the query and the key of a head become one, by name.
 TYING: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -80,15 +99,20 @@ class DenseLayer:
     wide: Affine
     narrow: Affine
 
-    def fold_biases(self) -> None:
+    def fold_biases(self, is_dense: bool) -> None:
         """
-        Move the biases of queries, keys and values to where a Reformer has some, without a change to dense attention.
+        Move the biases of queries, keys and values to where a Reformer has some.
 
         Probabilities add up to one, so the value's bias is one of the output. The key's adds one number to all scores
         of a query, which changes nothing. The query's becomes part of the norm's bias; to the key's projection that is
-        another such number, and to the value's another bias of the output.
+        another such number, and to the value's another bias of the output. So dense attention stays what it was, but
+        for directions of the query's projection below `WEAKEST`.
+
+        Args:
+            is_dense: Whether queries and keys are two projections. Where they are one, the query's bias would be in
+                every key, so it is left out.
         """
-        if self.query.bias is not None:
+        if is_dense and self.query.bias is not None:
             moved = torch.linalg.pinv(self.query.weight, rtol=WEAKEST) @ self.query.bias
             self.attention_norm.bias = _plus(self.attention_norm.bias, moved)
             self._add_to_output(-self.value.weight @ moved)
@@ -119,7 +143,7 @@ class DenseModel:
     settings: dict[str, Any]
     words: torch.Tensor
     positions: torch.Tensor | None
-    layers: list[DenseLayer]
+    layers: Iterator[DenseLayer]
     norm: Affine
     head: torch.Tensor | None
 
@@ -138,27 +162,27 @@ def read_gpt2(model: Any) -> DenseModel:
         weight = module.weight if isinstance(module, nn.LayerNorm) else module.weight.T
         return Affine(weight.detach().double(), module.bias.detach().double())
 
-    layers = []
-    for block in stack.h:
+    def layer(block):
         joined = affine(block.attn.c_attn)
         parts = zip(joined.weight.chunk(3), joined.bias.chunk(3), strict=True)
         query, key, value = (Affine(weight, bias) for weight, bias in parts)
-        layers.append(
-            DenseLayer(
-                affine(block.ln_1),
-                query,
-                key,
-                value,
-                affine(block.attn.c_proj),
-                affine(block.ln_2),
-                affine(block.mlp.c_fc),
-                affine(block.mlp.c_proj),
-            )
+        return DenseLayer(
+            affine(block.ln_1),
+            query,
+            key,
+            value,
+            affine(block.attn.c_proj),
+            affine(block.ln_2),
+            affine(block.mlp.c_fc),
+            affine(block.mlp.c_proj),
         )
+
     settings = {
+        **dict.fromkeys(ATTENTION_DROPOUTS, config.attn_pdrop),
         "attention_head_size": config.n_embd // config.n_head,
         "attention_output_bias": True,
         "feed_forward_size": config.n_inner or 4 * config.n_embd,
+        "gated_feed_forward": False,
         "hidden_act": config.activation_function,
         "hidden_dropout_prob": config.resid_pdrop,
         "layer_norm_eps": config.layer_norm_epsilon,
@@ -166,11 +190,11 @@ def read_gpt2(model: Any) -> DenseModel:
     }
     return DenseModel(
         settings,
-        stack.wte.weight.detach().double(),
-        stack.wpe.weight.detach().double(),
-        layers,
+        stack.wte.weight.detach(),
+        stack.wpe.weight.detach(),
+        map(layer, stack.h),
         affine(stack.ln_f),
-        None if config.tie_word_embeddings else model.lm_head.weight.detach().double(),
+        None if config.tie_word_embeddings else model.lm_head.weight.detach(),
     )
 
 
@@ -178,10 +202,14 @@ def read_llama(model: Any) -> DenseModel:
     """The parts of a `LlamaForCausalLM`. Its norms do not subtract the mean; a Reformer's do."""
     config, stack = model.config, model.model
     rope = config.rope_parameters or {"rope_type": "default"}
-    if config.attention_bias or rope["rope_type"] not in ROPE_TYPES:
+    if config.attention_bias:
         raise ValueError(
-            f"`attention_bias={config.attention_bias}` and `rope_type={rope['rope_type']!r}` of a Llama: biases of "
-            f"queries and keys have no counterpart in a Reformer, nor do other rotations than {', '.join(ROPE_TYPES)}."
+            "`attention_bias=True` of a Llama has no counterpart in a Reformer: a bias that is turned by the position."
+        )
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise ValueError(
+            f"`rope_type={rope['rope_type']!r}` of a Llama has no counterpart in a Reformer, which has "
+            f"{', '.join(ROPE_TYPES)}."
         )
     head_size = config.head_dim or config.hidden_size // config.num_attention_heads
 
@@ -197,8 +225,9 @@ def read_llama(model: Any) -> DenseModel:
         return Affine(torch.cat([gate.weight, value.weight]), biases)
 
     groups = config.num_attention_heads // config.num_key_value_heads
-    layers = [
-        DenseLayer(
+
+    def layer(block):
+        return DenseLayer(
             affine(block.input_layernorm),
             affine(block.self_attn.q_proj),
             affine(block.self_attn.k_proj, groups),
@@ -208,9 +237,10 @@ def read_llama(model: Any) -> DenseModel:
             joined(affine(block.mlp.gate_proj), affine(block.mlp.up_proj)),
             affine(block.mlp.down_proj),
         )
-        for block in stack.layers
-    ]
+
     settings = {
+        **dict.fromkeys(ATTENTION_DROPOUTS, config.attention_dropout),
+        "attention_output_bias": False,
         "attention_head_size": head_size,
         "feed_forward_size": config.intermediate_size,
         "gated_feed_forward": True,
@@ -222,11 +252,11 @@ def read_llama(model: Any) -> DenseModel:
     }
     return DenseModel(
         settings,
-        stack.embed_tokens.weight.detach().double(),
+        stack.embed_tokens.weight.detach(),
         None,
-        layers,
+        map(layer, stack.layers),
         affine(stack.norm),
-        None if config.tie_word_embeddings else model.lm_head.weight.detach().double(),
+        None if config.tie_word_embeddings else model.lm_head.weight.detach(),
     )
 
 
@@ -247,14 +277,14 @@ def convert_dense(
         attn_layers: The kind of each of its layers; local and LSH layers in turn by default.
         tie: The rule: "mean" of both, "query" or "key" alone, or "symmetric", the projection nearest to the symmetric
             part of their scores.
-        settings: Of `ReformerConfig`. By default those with which cached generation is exact (windows), and half a
-            bucket for each chunk of the longest text.
+        settings: Of `ReformerConfig`, but for what the other model decides. By default those with which cached
+            generation is exact (windows), and half a bucket for each chunk of the longest text.
 
     Returns:
-        A model in evaluation mode, in the precision of the other.
+        A model in evaluation mode, in the precision of the other, with its settings of generation.
 
     Raises:
-        ValueError: It is another model, or has something without a counterpart.
+        ValueError: It is another model, has something without a counterpart, or a setting contradicts it.
 
     Example:
 
@@ -268,30 +298,50 @@ def convert_dense(
 
     ```
     """
-    read = READERS.get(type(model).__name__)
-    if read is None:
-        raise ValueError(f"`model` is a {type(model).__name__}; it must be one of {', '.join(READERS)}.")
-    if tie not in TYING:
+    if not isinstance(tie, str) or tie not in TYING:
         raise ValueError(f"`tie` must be one of {', '.join(TYING)}, but got {tie!r}.")
+    _check_model(model)
     depth = model.config.num_hidden_layers
-    attn_layers = (["local", "lsh"] * depth)[:depth] if attn_layers is None else list(attn_layers)
-    if len(attn_layers) != depth:
-        raise ValueError(f"`attn_layers` names {len(attn_layers)} layers; the model has {depth}.")
-    dense = read(model)
+    attn_layers = (["local", "lsh"] * depth)[:depth] if attn_layers is None else attn_layers
+    if not isinstance(attn_layers, list | tuple) or len(attn_layers) != depth:
+        raise ValueError(f"`attn_layers` must be a list of {depth} kinds, as many as layers, but got {attn_layers!r}.")
+    dense = READERS[type(model).__name__](model)
     config = _config(model.config, dense, attn_layers, settings)
     state = {"reformer.embeddings.word_embeddings.weight": dense.words}
     if dense.positions is not None:
         state["reformer.embeddings.position_embeddings.embedding.weight"] = dense.positions
     for index, layer in enumerate(dense.layers):
-        layer.fold_biases()
-        state |= _layer(layer, config, index, TYING[tie])
+        # One layer at a time is in more precision than its model.
+        state |= {name: weight.to(model.dtype) for name, weight in _layer(layer, config, index, TYING[tie]).items()}
     state |= dense.norm.named("reformer.encoder.layer_norm", with_bias=True)
     state |= Affine(dense.words if dense.head is None else dense.head).named("lm_head.decoder", with_bias=True)
-    return build(ReformerForCausalLM, config, {name: weight.to(model.dtype) for name, weight in state.items()})
+    converted = build(ReformerForCausalLM, config, state, model.dtype)
+    converted.generation_config = copy.deepcopy(model.generation_config)
+    return converted
+
+
+def _check_model(model):
+    """ValueError unless it is a model that can be read, with the weights of its class and no others."""
+    kind = type(model)
+    if kind.__name__ not in READERS:
+        raise ValueError(f"`model` is a {kind.__name__}; it must be one of {', '.join(READERS)}.")
+    with torch.device("meta"):
+        usual = {name: tuple(weight.shape) for name, weight in kind(model.config).named_parameters()}
+    names = {name: tuple(weight.shape) for name, weight in model.named_parameters()}
+    if names != usual:
+        other = sorted(name for name in names | usual if names.get(name) != usual.get(name))
+        raise ValueError(
+            f"`model` has other parameters than its class: {', '.join(other[:3])}. Merge adapters, and load it "
+            "without quantisation."
+        )
 
 
 def _config(theirs, dense, attn_layers, settings):
-    length, chunk_length = theirs.max_position_embeddings, settings.get("lsh_attn_chunk_length", 64)
+    length = settings.get("max_position_embeddings", theirs.max_position_embeddings)
+    chunk_length = settings.get("lsh_attn_chunk_length", 64)
+    if not (isinstance(chunk_length, int) and isinstance(length, int) and chunk_length > 0):
+        # Which the config refuses.
+        chunk_length, length = 1, 1
     usual = {
         "attend_across_buckets": False,
         "circular_look_around": False,
@@ -301,16 +351,25 @@ def _config(theirs, dense, attn_layers, settings):
         "tie_word_embeddings": dense.head is None,
     }
     taken = ("bos_token_id", "eos_token_id", "hidden_size", "num_attention_heads", "pad_token_id", "vocab_size")
-    usual |= {name: getattr(theirs, name) for name in taken} | {"max_position_embeddings": length, "is_decoder": True}
-    return ReformerConfig(**usual | dense.settings | {"attn_layers": attn_layers} | settings)
+    usual |= {name: getattr(theirs, name) for name in taken} | {"is_decoder": True} | dense.settings
+    known = {name: usual[name] for name in DECIDED}
+    if dense.positions is not None:
+        known["max_position_embeddings"] = theirs.max_position_embeddings
+    if settings.get("tie_word_embeddings"):
+        known["tie_word_embeddings"] = dense.head is None
+    check_settings(settings, known, f"the {type(theirs).__name__} of the model")
+    usual |= {"max_position_embeddings": theirs.max_position_embeddings, "attn_layers": attn_layers}
+    return ReformerConfig(**usual | settings)
 
 
 def _layer(dense, config, index, tie):
     name = f"reformer.encoder.layers.{index}"
     attention, feed_forward = f"{name}.attention", f"{name}.feed_forward"
-    projections = {"query": dense.query, "key": dense.key}
     # CODEPATH: all kinds of layers; LSH layers have one projection for two.
-    if config.attn_layers[index] == "lsh":
+    is_dense = config.attn_layers[index] != "lsh"
+    dense.fold_biases(is_dense)
+    projections = {"query": dense.query, "key": dense.key}
+    if not is_dense:
         projections = {"query_key": Affine(_tied(dense, config, tie))}
     state = dense.attention_norm.named(f"{attention}.layer_norm", with_bias=True)
     for part, projection in {**projections, "value": dense.value}.items():

@@ -47,7 +47,8 @@ MOST_OPERATIONS = 10**7
 # Weights hardly shrink; what zeros an optimizer keeps beside them shrinks more.
 MOST_EXPANSION = 64
 SMALL_FILE = 2**26
-MOST_AXES = 64
+MOST_AXES, MOST_ELEMENTS = 64, 2**62
+MOST_MEMBERS = 1000
 LONGEST_HEADER = 10_000
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -83,7 +84,8 @@ class SavedArray:
     def __init__(self) -> None:
         self.dtype: SavedDtype | None = None
         self.shape: tuple[int, ...] = ()
-        self.data, self.is_fortran = b"", False
+        self.data: bytes | bytearray = b""
+        self.is_fortran = False
 
     def fill(self, dtype: Any, shape: Any, data: Any, is_fortran: bool = False):
         """Take in a description; ValueError if it does not fit together."""
@@ -99,7 +101,7 @@ class SavedArray:
         needed = prod(shape) * DTYPES[dtype.code].itemsize
         if needed != len(data):
             raise ValueError(f"an array of shape {list(shape)} needs {needed} bytes, and the file has {len(data)}")
-        self.dtype, self.shape, self.data, self.is_fortran = dtype, tuple(shape), bytes(data), bool(is_fortran)
+        self.dtype, self.shape, self.data, self.is_fortran = dtype, tuple(shape), data, bool(is_fortran)
 
     def tensor(self) -> torch.Tensor:
         """The array, in its shape and dtype."""
@@ -147,8 +149,11 @@ class _Machine:
         self.records = records
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        # Bytes that calls may still make: all there are stand in the file.
+        self.room = 0
 
     def run(self, data):
+        self.room = len(data)
         for count, (operation, argument, _) in enumerate(_operations(data)):
             if operation == "STOP":
                 return self.pop()
@@ -211,7 +216,11 @@ class _Machine:
 
     def reduce(self, _=None):
         arguments, function = self.pop(), self.pop()
-        self.stack.append(_called(function, arguments))
+        made = _called(function, arguments)
+        self.room -= len(made) if isinstance(made, bytes) else 0
+        if self.room < 0:
+            raise ValueError("it makes more bytes than it holds")
+        self.stack.append(made)
 
     def new_object(self, _=None):
         arguments, kind = self.pop(), self.pop()
@@ -415,7 +424,7 @@ def _npy_header(data, place):
         raise ValueError(f"The file is damaged or incomplete: there is no array at byte {place}.")
     try:
         header = ast.literal_eval(data[start + width : end].decode("latin1").strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"The file is damaged: the array at byte {place} has no description.") from error
     if not isinstance(header, dict):
         raise ValueError(f"The file is damaged: the array at byte {place} has no description.")
@@ -427,8 +436,11 @@ def read_maybe_gzip(data: bytes) -> bytes:
     if data[:2] != b"\x1f\x8b":
         return data
     most = MOST_EXPANSION * len(data) + SMALL_FILE
-    pieces, size = [], 0
+    pieces: list[bytes] = []
+    size = 0
     while data:
+        if len(pieces) == MOST_MEMBERS:
+            raise ValueError(f"The file consists of more than {MOST_MEMBERS} packed files, which weights never do.")
         unpacker = zlib.decompressobj(wbits=31)
         try:
             piece = unpacker.decompress(data, most - size + 1)
@@ -446,10 +458,12 @@ def read_maybe_gzip(data: bytes) -> bytes:
 
 
 def _is_shape(shape):
-    if not isinstance(shape, tuple) or len(shape) > MOST_AXES or not all(type(size) is int for size in shape):
+    if not isinstance(shape, tuple) or len(shape) > MOST_AXES:
+        return False
+    if not all(type(size) is int and 0 <= size < MOST_ELEMENTS for size in shape):
         return False
     # Also where there are no elements: PyTorch computes with the lengths of all axes.
-    return min(shape, default=0) >= 0 and prod(max(size, 1) for size in shape) < 2**62
+    return prod(max(size, 1) for size in shape) < MOST_ELEMENTS
 
 
 def _what(found):

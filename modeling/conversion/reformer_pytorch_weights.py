@@ -28,6 +28,9 @@ WITHOUT_COUNTERPART = {
     "use_rezero": "ReZero in the place of LayerNorm",
     "use_scale_norm": "ScaleNorm in the place of LayerNorm",
 }
+# Arguments that may be None; those that are lists.
+OPTIONAL = ("axial_position_shape", "attn_chunks", "dim_head", "emb_dim")
+TUPLES = ("axial_position_shape", "pkm_layers")
 ACTIVATIONS = {"GELU": "gelu", "GELU_": "gelu_new", "ReLU": "relu", "SiLU": "silu", "Tanh": "tanh"}
 
 
@@ -89,6 +92,9 @@ class ReformerLMArguments:
                 if unknown
                 else f"Give what `ReformerLM(...)` was given: {', '.join(missing)} is missing."
             )
+        for field in fields(cls):
+            if field.name in arguments:
+                _check_type(field.name, arguments[field.name], getattr(cls, field.name, 1))
         given = cls(**arguments)
         for name, what in WITHOUT_COUNTERPART.items():
             if getattr(given, name):
@@ -170,6 +176,28 @@ class ReformerLMArguments:
         )
 
 
+def _check_type(name, value, default):
+    """ValueError unless a value is of the kind that the default is of."""
+    if name == "ff_activation" or (value is None and name in OPTIONAL):
+        return
+    if name in TUPLES:
+        fits, kind = _are_sizes(value), "a list of numbers"
+    elif isinstance(default, bool):
+        fits, kind = isinstance(value, bool), "True or False"
+    elif isinstance(default, float):
+        fits, kind = isinstance(value, int | float) and 0 <= value <= 1, "a number between 0 and 1"
+    else:
+        # What may be none is 0 by default; everything else is a size.
+        smallest = 0 if default == 0 else 1
+        fits, kind = type(value) is int and value >= smallest, f"a whole number of at least {smallest}"
+    if not fits:
+        raise ValueError(f"`{name}` of `ReformerLM` must be {kind}, but got {value!r}.")
+
+
+def _are_sizes(value):
+    return isinstance(value, list | tuple) and all(type(size) is int and size >= 1 for size in value)
+
+
 def convert_reformer_pytorch(
     weights: Mapping[str, torch.Tensor] | str | os.PathLike, **arguments
 ) -> ReformerForCausalLM | ReformerForMaskedLM:
@@ -177,8 +205,8 @@ def convert_reformer_pytorch(
     The model that a `ReformerLM` of reformer-pytorch is, causal or for both directions.
 
     What is folded together or written out (embeddings of another size, fixed and axial positions, one value head,
-    weights that layers share, a head that is tied to the embeddings) computes the same. Not taken over: dropout in the
-    places where only one of the two has it, `layer_dropout`, and what changes memory and time alone.
+    weights that layers share, a head that is tied to the embeddings) computes the same. `layer_dropout` and what
+    changes memory and time alone are left out; `ff_dropout` becomes `hidden_dropout_prob`, which is in more places.
 
     Args:
         weights: Its state dict, or a file with it; that of an `Autopadder` or a `TrainingWrapper` will do.
@@ -212,24 +240,28 @@ def convert_reformer_pytorch(
     words = source.take("token_emb.weight", given.num_tokens, given.embedding_size).double()
     own = _embeddings(source, given, words)
     for layer in range(given.depth):
-        own |= _attention(source, given, f"reformer.layers.blocks.{layer}.f.net.", f"reformer.encoder.layers.{layer}.")
-        own |= _feed_forward(
-            source, given, f"reformer.layers.blocks.{layer}.g.net.", f"reformer.encoder.layers.{layer}."
-        )
+        ours, theirs = f"reformer.encoder.layers.{layer}.", f"reformer.layers.blocks.{layer}."
+        shared = theirs
+        if given.weight_tie and f"{theirs}f.net.fn.toqk.weight" not in source:
+            # Some files hold a weight once.
+            shared = "reformer.layers.blocks.0."
+        own |= _norm(source, given, f"{theirs}f.net.norm.", f"{ours}attention.layer_norm.")
+        own |= _attention(source, given, f"{shared}f.net.fn.", f"{ours}attention.")
+        own |= _norm(source, given, f"{theirs}g.net.norm.", f"{ours}feed_forward.layer_norm.")
+        own |= _feed_forward(source, given, f"{shared}g.net.fn.fn.", f"{ours}feed_forward.")
     own |= _norm(source, given, "norm.", "reformer.encoder.layer_norm.") | _head(source, given, words)
     source.check_nothing_is_left()
-    dtype = own["reformer.encoder.layer_norm.weight"].dtype
-    own = {name: weight.to(dtype).contiguous() for name, weight in own.items()}
-    config = given.config()
-    return build(ReformerForCausalLM, config, own) if given.causal else build(ReformerForMaskedLM, config, own)
+    config, dtype = given.config(), own["reformer.encoder.layer_norm.weight"].dtype
+    if given.causal:
+        return build(ReformerForCausalLM, config, own, dtype)
+    return build(ReformerForMaskedLM, config, own, dtype)
 
 
 def _unwrapped(state):
-    """Without what the package's wrappers put in front."""
-    for prefix in ("net.", "net.net."):
-        if prefix + "token_emb.weight" in state:
-            return {name.removeprefix(prefix): weight for name, weight in state.items()}
-    return state
+    """Without what wrappers of the package and of PyTorch put in front."""
+    last = "token_emb.weight"
+    prefix = next((name.removesuffix(last) for name in state if name.endswith(last)), "")
+    return {name.removeprefix(prefix): weight for name, weight in state.items()}
 
 
 def _embeddings(source, given, words):
@@ -262,8 +294,11 @@ def _positions(source, given):
     if given.fixed_position_emb:
         angles = torch.outer(torch.arange(length), source.take("pos_emb.inv_freq", size // 2)).double()
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
-    # They are what the base of the angles says.
-    source.take("layer_pos_emb.inv_freq", given.head_size // 2)
+    frequencies = source.take("layer_pos_emb.inv_freq", given.head_size // 2).double()
+    usual = 10000.0 ** (-torch.arange(0, given.head_size, 2, dtype=torch.float64) / given.head_size)
+    # They may have the precision of the weights.
+    if not torch.allclose(frequencies, usual, rtol=0.01):
+        raise ValueError("`layer_pos_emb.inv_freq` holds other frequencies of rotary positions than `ReformerLM` has.")
     return None
 
 
@@ -274,26 +309,26 @@ def _norm(source, given, theirs, ours):
 def _attention(source, given, theirs, ours):
     size = given.heads * given.head_size
     # Their scores are divided by the root of the head size.
-    query_key = source.take(theirs + "fn.toqk.weight", size, given.dim) * given.head_size**-0.5
+    query_key = source.take(theirs + "toqk.weight", size, given.dim) * given.head_size**-0.5
     if given.positions.get("lsh_rotary"):
         # They turn neighbouring numbers, this package the first half with the second.
         query_key = query_key.unflatten(0, (given.heads, -1, 2)).transpose(1, 2).flatten(0, 2)
     value_heads = 1 if given.one_value_head else given.heads
-    value = source.take(theirs + "fn.tov.weight", value_heads * given.head_size, given.dim)
-    return _norm(source, given, theirs + "norm.", ours + "attention.layer_norm.") | {
-        ours + "attention.self_attention.query_key.weight": query_key,
-        ours + "attention.self_attention.value.weight": value.repeat(given.heads // value_heads, 1),
-        ours + "attention.output.dense.weight": source.take(theirs + "fn.to_out.weight", given.dim, size),
-        ours + "attention.output.dense.bias": source.take(theirs + "fn.to_out.bias", given.dim),
+    value = source.take(theirs + "tov.weight", value_heads * given.head_size, given.dim)
+    return {
+        ours + "self_attention.query_key.weight": query_key,
+        ours + "self_attention.value.weight": value.repeat(given.heads // value_heads, 1),
+        ours + "output.dense.weight": source.take(theirs + "to_out.weight", given.dim, size),
+        ours + "output.dense.bias": source.take(theirs + "to_out.bias", given.dim),
     }
 
 
 def _feed_forward(source, given, theirs, ours):
-    own = _norm(source, given, theirs + "norm.", ours + "feed_forward.layer_norm.")
+    own = {}
     wide, factor = given.dim * given.ff_mult, 2 if given.ff_glu else 1
     for name, half, shape in (("w1", "dense", (factor * wide, given.dim)), ("w2", "output", (given.dim, wide))):
-        own[f"{ours}feed_forward.{half}.dense.weight"] = source.take(f"{theirs}fn.fn.{name}.weight", *shape)
-        own[f"{ours}feed_forward.{half}.dense.bias"] = source.take(f"{theirs}fn.fn.{name}.bias", shape[0])
+        own[f"{ours}{half}.dense.weight"] = source.take(f"{theirs}{name}.weight", *shape)
+        own[f"{ours}{half}.dense.bias"] = source.take(f"{theirs}{name}.bias", shape[0])
     return own
 
 

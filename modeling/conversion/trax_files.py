@@ -20,8 +20,11 @@ RECORDS = {
 }
 FILE_NAMES = ("model.pkl.gz", "model.pkl")
 MOST_PARTS = 10**6
+# Bytes of arrays for each byte of a file, where one array may stand for several weights.
+MOST_REPEATS = 16
 GIN_NAME = "config.gin"
 
+STRING = re.compile(r"""'[^']*'|"[^"]*\"""")
 LINE = re.compile(r"^([\w./]+)\s*=\s*(.*)$", re.DOTALL)
 CONFIGURABLE = re.compile(r"@(?:[\w/]*\.)*(\w+)(?:\(\))?")
 
@@ -46,6 +49,10 @@ class Configurable(str):
     """The name of a class or function that a gin file sets something to."""
 
 
+class Unread(str):
+    """What a gin file sets something to, in words that are not read."""
+
+
 def read_trax_checkpoint(path: str | os.PathLike) -> TraxCheckpoint:
     """
     The weights of `path`, a file that trax wrote or the folder it is in.
@@ -56,7 +63,7 @@ def read_trax_checkpoint(path: str | os.PathLike) -> TraxCheckpoint:
         ValueError: No such file, a damaged one, one that is no trax checkpoint, one that names more than arrays.
     """
     file = _file_of(Path(path))
-    content = _read(file, lambda data: read_pickle(data, RECORDS))
+    content, size = _read(file, lambda data: read_pickle(data, RECORDS))
     if not isinstance(content, dict) or not {"weights", "flat_weights"} & set(content):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
@@ -65,14 +72,24 @@ def read_trax_checkpoint(path: str | os.PathLike) -> TraxCheckpoint:
         )
     weights = content["weights"] if "weights" in content else content["flat_weights"]
     if isinstance(weights, int):
-        weights = _weights_beside(file, weights)
+        weights, size = _weights_beside(file, weights)
     try:
-        arrays = [_tensor(array) for array in flatten(weights)]
+        saved = flatten(weights)
+        if sum(len(array.data) for array in saved) > MOST_REPEATS * size:
+            raise ValueError("arrays stand in it again and again, which those of `ReformerLM` do not.")
+        arrays = [_tensor(array) for array in saved]
     except ValueError as error:
         raise ValueError(f"{str(file)!r} cannot be read: {error}") from error
-    gin = file.parent / GIN_NAME
-    settings = parse_gin(gin.read_text(encoding="utf-8")) if gin.is_file() else {}
-    return TraxCheckpoint(file, arrays, _num_hashing(content.get("flat_state")), settings)
+    return TraxCheckpoint(file, arrays, _num_hashing(content.get("flat_state")), _read_gin(file.parent / GIN_NAME))
+
+
+def _read_gin(file):
+    if not file.is_file():
+        return {}
+    try:
+        return parse_gin(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(file)!r} is no text: byte {error.start} is not UTF-8. Mend it, or move it.") from error
 
 
 def _num_hashing(state):
@@ -97,14 +114,16 @@ def _file_of(path):
 
 
 def _read(file, parse):
+    """What a file holds, and how many bytes it has unpacked."""
     try:
-        return parse(read_maybe_gzip(file.read_bytes()))
+        data = read_maybe_gzip(file.read_bytes())
+        return parse(data), len(data)
     except ValueError as error:
         raise ValueError(f"{str(file)!r} cannot be read. {error}") from error
 
 
 def _weights_beside(file, number):
-    """Weights in files of their own: arrays one after the other, or `number` shards."""
+    """Weights in files of their own, arrays one after the other or `number` shards; and the bytes of all."""
     name = str(file)
     stem = name.removesuffix(".pkl.gz")
     shards = [Path(f"{name}.shard{index}") for index in range(min(number, MOST_PARTS))]
@@ -118,7 +137,8 @@ def _weights_beside(file, number):
             f"The weights of {name!r} are in files of their own, and they are missing: either {arrays[0].name!r} or "
             f"{missing[:3] or 'shards'}. Put them beside it."
         )
-    return [_read(shard, lambda data: read_pickle(data, RECORDS)) for shard in shards]
+    read = [_read(shard, lambda data: read_pickle(data, RECORDS)) for shard in shards]
+    return [content for content, _ in read], sum(size for _, size in read)
 
 
 def flatten(weights: Any) -> list[SavedArray]:
@@ -159,39 +179,51 @@ def parse_gin(text: str) -> dict[str, Any]:
     """
     The settings of a gin file, as `{"ReformerLM.d_model": 512}`; nothing of it is run.
 
-    Literals become values, `@name` a `Configurable`, `%name` what that name was set to. What is more complicated than
-    that is left out.
+    Literals become values, `@name` a `Configurable`, `%name` what that name is set to, anywhere in the file. What is
+    more complicated than that becomes `Unread`.
     """
-    settings: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for line in _logical_lines(text):
         match = LINE.match(line)
         if match:
             name, value = match.groups()
-            name = ".".join(name.rpartition("/")[2].split(".")[-2:])
-            try:
-                settings[name] = _gin_value(value.strip(), settings)
-            except (ValueError, SyntaxError, RecursionError, MemoryError):
-                continue
-    return settings
+            written[".".join(name.rpartition("/")[2].split(".")[-2:])] = value.strip()
+    return {name: _read_value(value, written) for name, value in written.items()}
+
+
+def _read_value(text, written):
+    try:
+        return _gin_value(text, written)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return Unread(text)
 
 
 def _logical_lines(text):
     line = ""
     for part in text.splitlines():
-        if part.lstrip().startswith("#"):
-            continue
-        line += part.rstrip().removesuffix("\\")
-        if not part.rstrip().endswith("\\") and all(line.count(a) <= line.count(b) for a, b in ("()", "[]", "{}")):
+        part = _without_comment(part).rstrip()
+        line += part.removesuffix("\\")
+        bare = STRING.sub("", line)
+        if not part.endswith("\\") and all(bare.count(a) <= bare.count(b) for a, b in ("()", "[]", "{}")):
             yield line.strip()
             line = ""
 
 
-def _gin_value(text, settings):
+def _without_comment(line):
+    strings = [match.span() for match in STRING.finditer(line)]
+    for match in re.finditer("#", line):
+        if not any(start < match.start() < end for start, end in strings):
+            return line[: match.start()]
+    return line
+
+
+def _gin_value(text, written):
     if text.startswith("%"):
         macro = text[1:].rpartition(".")[2]
-        if macro not in settings:
+        value = written.get(macro, "%")
+        if value.startswith("%"):
             raise ValueError(f"{text} is not set")
-        return settings[macro]
+        return _gin_value(value, written)
     names = CONFIGURABLE.findall(text)
     if names and not CONFIGURABLE.sub("", text).strip("()[], \n"):
         found = [Configurable(name) for name in names]

@@ -13,8 +13,8 @@ import torch
 
 from ...configuration.configuration_reformer import ReformerConfig
 from ..modeling_reformer import ReformerForCausalLM
-from .trax_files import Configurable, read_trax_checkpoint
-from .weights_in_files import build
+from .trax_files import Configurable, Unread, read_trax_checkpoint
+from .weights_in_files import build, check_settings
 
 
 # Not in the files: settings, and what trax calls them.
@@ -95,14 +95,7 @@ def convert_trax(path: str | os.PathLike, **settings) -> ReformerForCausalLM:
     settings = _settings_of_gin(checkpoint.gin, found) | settings
     config = ReformerConfig(**_complete_settings(settings, found))
     dtype = reduce(torch.promote_types, {weight.dtype for weight in checkpoint.arrays})
-    weights = {name: weight.to(dtype).contiguous() for name, weight in found.weights.items()}
-    damaged = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    if damaged:
-        raise ValueError(
-            f"The weights of {str(checkpoint.path)!r} hold values that are not finite (NaN or infinity), in "
-            f"{damaged[:5]}. The training run diverged or the file is damaged; use an earlier checkpoint."
-        )
-    return build(ReformerForCausalLM, config, weights)
+    return build(ReformerForCausalLM, config, found.weights, dtype)
 
 
 class _Arrays:
@@ -273,6 +266,18 @@ def _check_hashing(num_shared, num_hashing):
 
 def _settings_of_gin(gin, found):
     """What a gin file says in our words; ValueError for what has no counterpart."""
+    for name in (
+        *FIXED_IN_GIN,
+        *FROM_GIN,
+        "ReformerLM.attention_type",
+        "ReformerLM.dropout",
+        "ReformerLM.ff_activation",
+    ):
+        if isinstance(gin.get(name), Unread):
+            raise ValueError(
+                f"`config.gin` sets {name} = {gin[name][:80]}, which is not read. Write a number, a name in quotes or "
+                "@name there, or move the file and give the settings."
+            )
     for name, allowed in FIXED_IN_GIN.items():
         if name in gin and gin[name] != allowed and not (gin[name] is None and not allowed):
             raise ValueError(f"`config.gin` sets {name} = {gin[name]}, which has no counterpart here.")
@@ -303,10 +308,7 @@ def _kinds_of_gin(gin, depth):
 
 def _complete_settings(settings, found):
     derived = found.settings | {"combine_streams": "concat", "is_decoder": True, "attention_output_bias": False}
-    for name, value in derived.items():
-        given = settings.get(name)
-        if given is not None and _plain(given) != _plain(value):
-            raise ValueError(f"`{name}={given!r}` contradicts the file, whose weights say {value!r}. Leave it out.")
+    check_settings(settings, derived, "the file")
     if found.settings["position_embedding_type"] == "none" and settings.get("position_embedding_type") != "none":
         raise ValueError(
             "The file has no positions. If the model has none (`pos_type='no'`), say "
@@ -347,7 +349,3 @@ def _kinds_of_layers(settings, counts):
                 f"{' or '.join(map(repr, KINDS_BY_COUNT[count]))}."
             )
     return list(kinds)
-
-
-def _plain(setting):
-    return list(setting) if isinstance(setting, list | tuple) else setting
