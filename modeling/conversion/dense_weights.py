@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ...configuration.configuration_reformer import ROPE_TYPES, ReformerConfig
+from ...configuration.configuration_reformer import AFTER_HASHING, ROPE_TYPES, ReformerConfig
 from ..modeling_reformer import ReformerForCausalLM
 from .weights_in_files import build, check_settings
 
@@ -247,6 +247,7 @@ def read_llama(model: Any) -> DenseModel:
         "hidden_act": config.hidden_act,
         "hidden_dropout_prob": 0.0,
         "layer_norm_eps": config.rms_norm_eps,
+        "lsh_rotary": AFTER_HASHING,
         "position_embedding_type": "rotary",
         "rope_parameters": dict(rope),
     }
@@ -270,7 +271,8 @@ def convert_dense(
     A Reformer that begins with the weights of a dense causal model, GPT-2's or Llama's.
 
     `full` and `local` layers have its queries, keys and values. In an `lsh` layer query and key are one projection,
-    made of both by a rule, and scaled so that scores are as large as before for vectors of usual length.
+    made of both by a rule, and scaled so that scores are as large as before for vectors of usual length. A Llama's are
+    turned by their positions for the scores, but not for the hash.
 
     Args:
         model: A `GPT2LMHeadModel` or a `LlamaForCausalLM`.

@@ -37,6 +37,8 @@ from .text_training import TextRun, Training, evaluate
 CONTEXT_LENGTH, DENSE_STEPS, DENSE_RATE = 1024, 1500, 1e-2
 NUM_STEPS, GRID_STEPS, EVAL_EVERY = 750, 200, 50
 GRID = (5e-3, 1e-2, 2e-2)
+# Of the attention of full and local layers.
+DROPOUT = 0.05
 DENSE = "llama"
 RULES = ("mean", "query", "key", "symmetric", "mean, rotary")
 FULL, SPARSE = "full", "local and lsh"
@@ -54,9 +56,10 @@ def dense_folder(seed: int) -> Path:
 def converted(seed: int, layers: str, rule: str) -> ReformerForCausalLM:
     """The Reformer that begins with the weights of the dense model."""
     tie, _, rotary = rule.partition(", ")
-    settings = {"lsh_rotary": "after_hashing"} if rotary else {}
+    settings = {"local_attn_chunk_length": 32, "local_attention_probs_dropout_prob": DROPOUT, "reversible": False}
+    settings["lsh_rotary"] = "after_hashing" if rotary else False
     dense = LlamaForCausalLM.from_pretrained(dense_folder(seed))
-    return convert_dense(dense, LAYERS[layers], tie, reversible=False, local_attn_chunk_length=32, **settings)
+    return convert_dense(dense, LAYERS[layers], tie, **settings)
 
 
 def make_model(seed: int, layers: str, start: str, rule: str) -> nn.Module:
