@@ -14,7 +14,7 @@ VENV_PYTHON := $(VENV)/bin/python
 # Other people's tools bring much, and may hold back what the tests want newer.
 TOOLS_VENV := .venv-integrations
 
-.PHONY: help demo test quick contract integrations lint format clean
+.PHONY: help demo test quick docs contract integrations lint format clean
 .DEFAULT_GOAL := help
 
 help: ## list these targets
@@ -31,6 +31,13 @@ test: $(VENV)/test.stamp ## run all tests, or those named in TESTS=
 quick: $(VENV)/test.stamp ## run the tests that need neither long nor several processes, a compiler or a GPU
 	$(VENV_PYTHON) -m pytest --numprocesses=logical --maxprocesses=8 --max-worker-restart=0 \
 		-m 'not slow and not distributed and not compile and not gpu' $(TESTS)
+
+# Material for MkDocs would say each time that it is maintained until May 2027, and what comes after it.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/docs.stamp ## build the documentation site, build/site/index.html
+	rm -rf build/typed
+	$(VENV_PYTHON) setup.py --quiet build_py --build-lib build/typed
+	$(VENV_PYTHON) -m mkdocs build --strict --quiet
 
 contract: $(VENV)/contract.stamp ## run transformers' own common suites on the models; writes docs/contract.md
 	$(VENV_PYTHON) -m scripts.maintain.contract $(CONTRACT)

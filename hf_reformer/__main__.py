@@ -22,7 +22,7 @@ import sys
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
-from .commands import entry_point
+from .commands.entry_point import main as run_command
 
 
 def run(program: str):
@@ -36,7 +36,7 @@ def run(program: str):
     if program == "serve":
         del sys.path[:in_front]
         sys.argv.insert(0, "hf-reformer")
-        entry_point.main()
+        run_command()
         return
     for command in entry_points(group="console_scripts", name=program):
         del sys.path[:in_front]

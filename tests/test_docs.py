@@ -1,11 +1,17 @@
 """What the documents say of the repository: files, links and names exist."""
 
 import re
+import shutil
 import subprocess
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from launching import run_python
+
+import hf_reformer
+import hf_reformer.training
+from scripts.maintain import documentation
 
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +34,7 @@ SOURCES = [
     for path in sorted(ROOT.glob(f"{folder}/**/*.py"))
 ]
 PACKAGE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] not in ("scripts", "tests", "hf_reformer")]
+FACADE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "hf_reformer"]
 CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -106,3 +113,60 @@ def test_paths_in_the_sources_exist():
             if place not in names and path.name != "test_docs.py":
                 found.append(f"{path.relative_to(ROOT)}: {place}")
     assert found == []
+
+
+def documented() -> list[str]:
+    """What the API pages show, by the name that it has where it is defined or exported."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in ROOT.glob("docs/api/*.md"))
+    return re.findall(r"^::: ([\w.]+)$", pages, re.MULTILINE)
+
+
+def test_every_public_name_is_documented():
+    public = {f"hf_reformer.{name}" for name in hf_reformer.__all__}
+    public |= {f"hf_reformer.training.{name}" for name in hf_reformer.training.__all__}
+    shown = {name.rpartition(".")[2] for name in documented()}
+    assert sorted(name for name in public if name.rpartition(".")[2] not in shown) == []
+
+
+def test_every_page_is_in_the_navigation():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r": ([\w/]+\.md)$", text, re.MULTILINE))
+    written = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
+    assert named == written | set(documentation.FROM_ROOT) | {documentation.COMMANDS_PAGE}
+
+
+def test_links_of_the_site_lead_where_those_of_the_repository_do():
+    cases = {
+        ("index.md", "docs/design.md"): "design.md",
+        ("index.md", "LICENSE"): "repository/LICENSE",
+        ("contributing.md", "docs/design.md"): "design.md",
+        ("how_to/train.md", "../recipe.md"): "recipe.md",
+        ("design.md", "../CONTRIBUTING.md"): "contributing.md",
+        ("design.md", "../README.md"): "index.md",
+    }
+    for (page, target), place in cases.items():
+        assert documentation.place_on_site(documentation.file_of_link(page, target)) == place
+    assert documentation.file_of_link("design.md", "https://arxiv.org/abs/2001.04451") is None
+    with pytest.raises(documentation.PluginError, match=r"docs/design.md links to nowhere.md"):
+        documentation.file_of_link("design.md", "nowhere.md")
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    # From a copy, as a build beside it may be under way.
+    for name in ("setup.py", "pyproject.toml", "mkdocs.yml", "LICENSE", "model_card.md", *map(str, ROOT.glob("*.md"))):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("docs", "notebooks", "scripts", *{path.relative_to(ROOT).parts[0] for path in [*PACKAGE, *FACADE]}):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    typed = run_python("setup.py", "--quiet", "build_py", "--build-lib", "build/typed", cwd=tmp_path)
+    assert typed.returncode == 0, typed.stderr
+    built = run_python("-m", "mkdocs", "build", "--strict", cwd=tmp_path, NO_MKDOCS_2_WARNING="1")
+    assert built.returncode == 0 and "WARNING" not in built.stderr, built.stderr
+    site = tmp_path / "build" / "site"
+    assert "Kitaev, Kaiser, Levskaya" in (site / "index.html").read_text(encoding="utf-8")
+    models = (site / "api" / "models.html").read_text(encoding="utf-8")
+    # The second is in no source: a decorator writes it.
+    assert 'id="hf_reformer.ReformerConfig"' in models and "glossary#input-ids" in models
+    assert (site / "repository" / "LICENSE").is_file()
+    elsewhere = re.compile(r"""<(?:script|link|img)[^>]*(?:src|href)="https?://""")
+    assert [page.name for page in site.glob("**/*.html") if elsewhere.search(page.read_text(encoding="utf-8"))] == []

@@ -201,16 +201,7 @@ def read_gpt2(model: Any) -> DenseModel:
 def read_llama(model: Any) -> DenseModel:
     """The parts of a `LlamaForCausalLM`. Its norms do not subtract the mean; a Reformer's do."""
     config, stack = model.config, model.model
-    rope = config.rope_parameters or {"rope_type": "default"}
-    if config.attention_bias:
-        raise ValueError(
-            "`attention_bias=True` of a Llama has no counterpart in a Reformer: a bias that is turned by the position."
-        )
-    if rope["rope_type"] not in ROPE_TYPES:
-        raise ValueError(
-            f"`rope_type={rope['rope_type']!r}` of a Llama has no counterpart in a Reformer, which has "
-            f"{', '.join(ROPE_TYPES)}."
-        )
+    rope = _rotation_of_llama(config)
     head_size = config.head_dim or config.hidden_size // config.num_attention_heads
 
     def affine(module, repeats=1):
@@ -249,7 +240,7 @@ def read_llama(model: Any) -> DenseModel:
         "layer_norm_eps": config.rms_norm_eps,
         "lsh_rotary": AFTER_HASHING,
         "position_embedding_type": "rotary",
-        "rope_parameters": dict(rope),
+        "rope_parameters": rope,
     }
     return DenseModel(
         settings,
@@ -259,6 +250,21 @@ def read_llama(model: Any) -> DenseModel:
         affine(stack.norm),
         None if config.tie_word_embeddings else model.lm_head.weight.detach(),
     )
+
+
+def _rotation_of_llama(config):
+    """Its `rope_parameters`; ValueError for what has no counterpart."""
+    if config.attention_bias:
+        raise ValueError(
+            "`attention_bias=True` of a Llama has no counterpart in a Reformer: a bias that is turned by the position."
+        )
+    rope = dict(config.rope_parameters or {"rope_type": "default"})
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise ValueError(
+            f"`rope_type={rope['rope_type']!r}` of a Llama has no counterpart in a Reformer, which has "
+            f"{', '.join(ROPE_TYPES)}."
+        )
+    return rope
 
 
 READERS = {"GPT2LMHeadModel": read_gpt2, "LlamaForCausalLM": read_llama}
