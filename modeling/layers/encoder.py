@@ -305,7 +305,7 @@ class ReformerEncoder(nn.Module):
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""
         layers_dtype, exact = self.layer_norm.weight.dtype, self.config.exact_inversion
         low_precision = layers_dtype.itemsize < 4 or torch.is_autocast_enabled(autocast_type(embeddings.device))
-        if not low_precision and not torch.is_grad_enabled():
+        if not low_precision and (torch.compiler.is_exporting() or not torch.is_grad_enabled()):
             # Nothing is inverted, so nothing has to be exact.
             return embeddings, False
         # MPS has no float64.
