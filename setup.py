@@ -25,7 +25,9 @@ PACKAGE_DIR = {
 }
 
 # what training needs, and nobody who only imports the package
-TRAIN = ["accelerate", "datasets", "matplotlib", "numpy", "pyarrow", "tqdm"]
+TRAIN = ["accelerate", "datasets", "matplotlib", "numpy", "pyarrow", "scikit-learn", "tqdm"]
+# what `make docs` builds the site with
+DOCS = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 
 
 def read_version() -> str:
@@ -70,13 +72,17 @@ setup(
     extras_require={
         "train": TRAIN,
         "serve": ["transformers[serving]"],
+        "docs": [*TRAIN, *DOCS, "setuptools>=77"],
         "contract": [*TRAIN, "httpx", "parameterized", "peft", "pytest", "pytest-timeout"],
         "test": [
             *TRAIN,
+            *DOCS,
             "codespell",
             "deepspeed",
             "hypothesis",
+            "ipykernel",
             "mypy",
+            "nbclient",
             "onnx",
             "onnxruntime",
             "onnxscript",
@@ -86,6 +92,7 @@ setup(
             "pytest-xdist",
             "reformer-pytorch",
             "ruff",
+            "sentence-transformers",
             "setuptools>=77",
             "transformers-mlinter",
             "transformers[serving]",

@@ -1,11 +1,14 @@
 """What the commands share: parsers of arguments, and settings of a config by name."""
 
 import json
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from ..configuration.configuration_reformer import ReformerConfig
@@ -23,6 +26,37 @@ def make_parser(*groups: type, description: str | None) -> Any:
     # Their types are an alias of Any, which no type is.
     parser: Any = HfArgumentParser
     return parser(groups, description=(description or "").strip().splitlines()[0])
+
+
+def parse_groups(argv: list[str], *groups: type, of: str | None) -> Any:
+    """
+    An object of each dataclass, from the command line or from the one JSON or YAML file named there.
+
+    Args:
+        argv: The command line.
+        groups: The dataclasses.
+        of: Docstring of the command.
+    """
+    parser = make_parser(*groups, description=of)
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0])
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(argv[0])
+    return parser.parse_args_into_dataclasses(argv)
+
+
+@contextmanager
+def mistakes_end(command: str) -> Iterator[None]:
+    """
+    A mistake in what was given ends the program with its message.
+
+    Raises:
+        SystemExit: There was one.
+    """
+    try:
+        yield
+    except (OSError, StrictDataclassError, ValueError) as error:
+        sys.exit(f"hf-reformer {command}: {error}")
 
 
 def usable_device(name: str) -> torch.device:

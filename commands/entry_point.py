@@ -8,6 +8,9 @@ from importlib.metadata import version
 # Name, the function that runs it, and what it does.
 COMMANDS = {
     "train": ("train:run_process", "train a model, causal or masked, on your own text"),
+    "classify": ("classify:run_process", "train a classifier on your own labels, or label texts with one"),
+    "embed": ("embed:main", "a vector for each text, also as a folder for sentence-transformers"),
+    "score": ("score:main", "bits per byte of each text, to find odd ones"),
     "evaluate": ("evaluate:main", "measure a model in bits per byte on held-out text, at several lengths"),
     "generate": ("generate:main", "continue a text"),
     "export": ("export:main", "save a model with its code, for people without the package"),
@@ -17,7 +20,7 @@ COMMANDS = {
 }
 # What `pip install hf_reformer` leaves out, by the extra that brings it. A command needs "train", or that of its name.
 OF_EXTRA = {
-    "train": ("accelerate", "datasets", "matplotlib", "numpy", "pyarrow"),
+    "train": ("accelerate", "datasets", "matplotlib", "numpy", "pyarrow", "sklearn"),
     "serve": ("accelerate", "fastapi", "openai", "pydantic", "uvicorn"),
 }
 

@@ -9,17 +9,11 @@ Every argument has a default: the recipe's (hf_reformer.training), and for text 
 Python. For many GPUs see docs/distributed.md.
 """
 
-import atexit
-import os
-import shutil
-import signal
 import sys
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from accelerate import DistributedType, PartialState
 from datasets import disable_progress_bars
 from transformers import (
     AutoConfig,
@@ -38,18 +32,18 @@ from ..configuration.configuration_reformer import ReformerConfig
 from ..modeling.modeling_reformer import ReformerForCausalLM, ReformerForMaskedLM
 from ..modeling.packed_rows import alignment_of
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
-from ..training.bfloat16 import multiplies_in_bfloat16
-from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, check_finite, collate_causal
+from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, collate_causal
 from ..training.compression import reference_figures
 from ..training.contribution import without_attention
 from ..training.corpus import Corpus, DataArguments, Windows, build_corpus
-from ..training.interruptions import Interrupted, StopOnSignal
 from ..training.recipe import ModelRecipe, recipe_config
-from ..training.run_checkpoints import RunArguments, checkpoints_in_the_way, find_checkpoint, newest_whole, saving
+from ..training.run_checkpoints import RunArguments, find_checkpoint, saving
 from ..training.run_identity import check_same_run, identify_run
 from ..training.run_report import write_curve, write_log, write_model_card
+from ..training.run_trainer import check_finite, check_strategy, run_training
 from ..training.time_left import SayTimeLeft
-from .command_line import make_parser, parse_settings, refuse_recipe
+from .command_line import parse_groups, parse_settings, refuse_recipe
+from .training_process import run_and_end
 
 
 OBJECTIVE_SENTENCE = {
@@ -109,12 +103,7 @@ def parse_arguments(
     argv: list[str],
 ) -> tuple[ModelArguments, ModelRecipe, DataArguments, RunArguments]:
     """Arguments from the command line, or from the one JSON or YAML file named there."""
-    parser = make_parser(ModelArguments, ModelRecipe, DataArguments, RunArguments, description=__doc__)
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])
-    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(argv[0])
-    return parser.parse_args_into_dataclasses(argv)
+    return parse_groups(argv, ModelArguments, ModelRecipe, DataArguments, RunArguments, of=__doc__)
 
 
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
@@ -182,26 +171,6 @@ def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
     return windows.causal_tokens_per_byte if arguments.causal else windows.masked_tokens_per_byte
 
 
-def check_strategy(arguments: RunArguments) -> None:
-    """Refuse what `accelerate launch` may ask for and cannot have."""
-    if arguments.muon and arguments.deepspeed_plugin is not None:
-        raise ValueError(
-            "muon is True, but DeepSpeed flattens the matrices that Muon works on. Train with AdamW (--muon False and "
-            "a learning_rate to match), or shard with FSDP instead (docs/distributed.md)."
-        )
-    if arguments.bf16 and not multiplies_in_bfloat16(arguments.device):
-        warnings.warn(
-            f"bf16 is True, but this device ({arguments.device.type}) has no instructions for it; float32 is faster.",
-            stacklevel=2,
-        )
-    on_cpu = arguments.distributed_state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU)
-    if on_cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise ValueError(
-            "accelerate shards with FSDP on accelerators only, and here it would train without. Use GPUs, or DDP "
-            "(docs/distributed.md)."
-        )
-
-
 def train(
     model_arguments: ModelArguments,
     recipe: ModelRecipe,
@@ -256,30 +225,6 @@ def train(
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return figures
-
-
-def run_training(trainer: BitsPerByteTrainer, arguments: RunArguments, checkpoint: str | None) -> None:
-    """
-    Train, from the checkpoint on if there is one.
-
-    Raises:
-        Interrupted: SIGTERM or Ctrl-C came; the last step is saved.
-    """
-    if trainer.is_world_process_zero():
-        for other in checkpoints_in_the_way(arguments):
-            shutil.rmtree(other)
-    with StopOnSignal() as stop:
-        trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=checkpoint)
-    if not stop.number:
-        return
-    if trainer.is_world_process_zero():
-        print(
-            f"{signal.Signals(stop.number).name}: stopped after step {trainer.state.global_step}, saved in "
-            f"{newest_whole(arguments.output_dir)}, from which --resume_from_checkpoint last and the demo go on.",
-            flush=True,
-        )
-    raise Interrupted(stop.number)
 
 
 def final_bits_per_byte(trainer: Trainer) -> float:
@@ -390,30 +335,9 @@ def main(argv: list[str] | None = None) -> None:
     train(*parse_arguments(sys.argv[1:] if argv is None else argv))
 
 
-def end_process(code: int = 0) -> None:
-    """
-    Leave the process group, and with several processes end this one at once, with this exit code.
-
-    Threads of a process group that are alive when the interpreter ends can abort a run that is done, now and then even
-    if the group was destroyed: then the launcher calls all of it failed.
-    """
-    state = PartialState()
-    is_one_of_several = state.num_processes > 1
-    state.destroy_process_group()
-    if is_one_of_several:
-        atexit._run_exitfuncs()
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-
-
 def run_process(argv: list[str] | None = None) -> None:
     """`main` as all that this process does; its exit code says whether a signal ended it."""
-    try:
-        main(argv)
-    except Interrupted as interrupted:
-        end_process(interrupted.exit_status)
-        raise
-    end_process()
+    run_and_end(main, argv)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import sys
 
 from accelerate import DistributedType, PartialState
 
-from hf_reformer.commands import train
+from hf_reformer.commands import train, training_process
 
 
 PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
 train.main([*sys.argv[1:], "--accelerator_config", '{"use_configured_state": true}'])
-train.end_process()
+training_process.end_process()

@@ -7,7 +7,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer import DEFAULT_CALLBACKS
 
-from hf_reformer.commands.train import end_process, main
+from hf_reformer.commands.train import main
+from hf_reformer.commands.training_process import end_process
 
 
 class OwnRandomNumbers(TrainerCallback):

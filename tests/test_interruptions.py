@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import DEFAULT_CALLBACKS
 
 from hf_reformer.commands import train
-from hf_reformer.training import bits_trainer, interruptions, run_checkpoints, run_identity, time_left
+from hf_reformer.training import interruptions, run_checkpoints, run_identity, run_trainer, time_left
 from scripts import demo
 
 
@@ -239,7 +239,7 @@ def test_old_checkpoints_are_deleted_once_the_new_one_is_whole(begun, text_folde
     shutil.rmtree(begun / "checkpoint-4")
     settings = {"resume_from_checkpoint": "last", "save_total_limit": 1}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(bits_trainer, "mark_whole", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(run_trainer, "mark_whole", Mock(side_effect=KeyboardInterrupt))
         train.main(arguments_of(text_folder, begun, **settings))
     assert run_checkpoints.newest_whole(begun) == str(begun / "checkpoint-2")
     with pytest.warns(UserWarning, match="checkpoint-4 in .* was not finished"):

@@ -289,6 +289,8 @@ def unguarded_optional_imports(tree: ast.Module, *extras: str) -> list[ast.AST]:
     guarded = {inner for node in tries for statement in node.body for inner in ast.walk(statement)}
     always_there = sys.stdlib_module_names | requirement_names() | {"hf_reformer", *FOLDERS}
     always_there = always_there.union(*map(requirement_names, extras))
+    # One package is imported by another name.
+    always_there |= {"sklearn"} & {name.replace("scikit_learn", "sklearn") for name in always_there}
     return [
         node
         for node, module in imported_modules(tree)

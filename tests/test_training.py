@@ -178,9 +178,9 @@ def test_attention_can_be_switched_off(kind):
         without_attention(model, "full").__enter__()
 
 
-def test_the_readme_trains_on_a_text_of_ones_own(tmp_path, monkeypatch, capsys):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n([^`]*recipe_config[^`]*)```", readme)
+def test_the_how_to_trains_on_a_text_of_ones_own(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "how_to" / "train.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n([^`]*recipe_config[^`]*)```", page)
     (tmp_path / "my_text.txt").write_text("A line of text.\n" * 40, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for written, small in {"4096": "32", "max_steps=1000": "max_steps=2, use_cpu=True, report_to=[]"}.items():

@@ -1,39 +1,28 @@
-"""The Trainer that measures in bits per byte, keeps whole checkpoints, and stops when training diverges."""
+"""The Trainer that measures in bits per byte."""
 
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers import PreTrainedModel, TrainerCallback
 
 from .compression import bits_per_byte
 from .packing import IGNORED
-from .run_checkpoints import RUN_FILE, RunArguments, mark_whole, saving
+from .run_checkpoints import RunArguments
+from .run_trainer import RunTrainer
 
 
-class BitsPerByteTrainer(Trainer):
+class BitsPerByteTrainer(RunTrainer):
     """
-    A Trainer with the optimizer of its arguments, whose evaluations also say `<prefix>_bits_per_byte`.
-
-    It stops when the loss is no number, and its checkpoints say which run they are of once they are whole.
+    A RunTrainer whose evaluations also say `<prefix>_bits_per_byte`.
 
     An evaluation counts every row once, whatever batch and process it is in, and every predicted token as much.
 
     Args:
         tokens_per_byte: Predicted tokens per byte of the held-out text.
         predicts_next: Whether the model predicts the next token, or else each token that has a label.
-
-    Attributes:
-        run: What identifies the run.
     """
-
-    model: PreTrainedModel
-    args: RunArguments
-    processing_class: PreTrainedTokenizerBase
 
     def __init__(
         self,
@@ -44,39 +33,8 @@ class BitsPerByteTrainer(Trainer):
         predicts_next: bool = True,
         **kwargs,
     ):
-        super().__init__(model, args, optimizer_cls_and_kwargs=args.optimizer_cls_and_kwargs(model), **kwargs)
+        super().__init__(model, args, **kwargs)
         self.tokens_per_byte, self.predicts_next = tokens_per_byte, predicts_next
-        self.run: dict[str, Any] = {}
-
-    def _run_epoch(self, *args, **kwargs) -> None:
-        # The Trainer looks at the number of steps after a step only.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-        else:
-            self.control.should_training_stop = True
-
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        # With the filter, which is on by default, the Trainer itself looks at every loss, and hides it if it is none.
-        if self.args.logging_nan_inf_filter and not torch.isfinite(loss):
-            check_finite(loss.item(), f"The loss of step {self.state.global_step + 1}", self.args.learning_rate)
-        return loss
-
-    def _save_checkpoint(self, *args, **kwargs) -> None:
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        with saving(folder):
-            if self.args.should_save:
-                (folder / RUN_FILE).unlink(missing_ok=True)
-            # None of the older ones is deleted before this one is whole.
-            limit, self.args.save_total_limit = self.args.save_total_limit, None
-            try:
-                super()._save_checkpoint(*args, **kwargs)
-            finally:
-                self.args.save_total_limit = limit
-            self.args.distributed_state.wait_for_everyone()
-            if self.args.should_save:
-                mark_whole(folder, self.run)
-                rotate_checkpoints(self.args.output_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def prediction_step(self, model, inputs, *args, **kwargs):
         """In the place of logits the nats of each row and of how many tokens they are, `[rows, 2]`."""
@@ -103,21 +61,6 @@ class BitsPerByteTrainer(Trainer):
         bits = bits_per_byte(loss, self.tokens_per_byte)
         names = (f"{metric_key_prefix}_loss", f"{metric_key_prefix}_bits_per_byte")
         return output._replace(metrics=(output.metrics or {}) | dict(zip(names, (loss, bits), strict=True)))
-
-    def create_model_card(self, **kwargs):
-        """Nothing: `save_report` writes the card, and the Trainer's draft would take its place."""
-
-
-def check_finite(value: float, name: str, learning_rate: float) -> None:
-    """
-    Raises:
-        ValueError: the value is NaN or infinite.
-    """
-    if not math.isfinite(value):
-        raise ValueError(
-            f"{name} is {value}: training has diverged. Try a lower learning_rate (it is {learning_rate:g}), a longer "
-            "warm-up (warmup_steps) or a lower max_grad_norm; a checkpoint from before may still be good."
-        )
 
 
 class CompareOnEvaluate(TrainerCallback):

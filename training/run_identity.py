@@ -3,14 +3,13 @@
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
-from .bits_trainer import BitsPerByteTrainer
-from .corpus import Corpus
 from .run_checkpoints import read_run
+from .run_trainer import RunTrainer
 
 
 # What the config says besides the model.
@@ -32,7 +31,26 @@ FREE_ARGUMENTS = (
 )
 
 
-def identify_run(trainer: BitsPerByteTrainer, corpus: Corpus, objective: dict[str, Any]) -> dict[str, dict[str, Any]]:
+class Side(Protocol):
+    """What a run is trained on, or measured on."""
+
+    @property
+    def digest(self) -> str:
+        """A short name that other text does not have."""
+        ...
+
+
+class Sides(Protocol):
+    """What a run reads."""
+
+    @property
+    def train(self) -> Side: ...
+
+    @property
+    def held_out(self) -> Side: ...
+
+
+def identify_run(trainer: RunTrainer, corpus: Sides, objective: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """
     What decides the course of a run.
 
@@ -75,6 +93,22 @@ def check_same_run(checkpoint: str, run: dict[str, dict[str, Any]], *, accept_ch
     if before is None:
         warnings.warn(f"{checkpoint} does not say which run it is of, so nothing can be compared.", stacklevel=2)
         return
+    refuse_other_run(checkpoint, before, run, accept_changes=accept_changes)
+
+
+def refuse_other_run(
+    checkpoint: str | Path,
+    before: dict[str, dict[str, Any]],
+    run: dict[str, dict[str, Any]],
+    *,
+    accept_changes: bool,
+) -> None:
+    """
+    Compare a run with the one before it; what may differ and does is a warning.
+
+    Raises:
+        ValueError: it is another run.
+    """
     free, fixed = (_differences(before[part], run[part]) for part in ("free", "fixed"))
     if fixed and not accept_changes:
         raise ValueError(
@@ -82,7 +116,7 @@ def check_same_run(checkpoint: str, run: dict[str, dict[str, Any]], *, accept_ch
             "begin in another output_dir."
         )
     if free or fixed:
-        warnings.warn(f"Going on from {checkpoint} with changes: {'; '.join(fixed + free)}.", stacklevel=2)
+        warnings.warn(f"Going on from {checkpoint} with changes: {'; '.join(fixed + free)}.", stacklevel=3)
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
