@@ -204,14 +204,16 @@ def draw(path: Path, records: list[dict]) -> None:
 
 def main(argv: list[str]) -> None:
     """Run what is asked for and not there yet; print the tables and draw the figure."""
-    arguments = experiment_parser(__doc__, CONTENDERS, RESULTS).parse_args(argv)
+    parser = experiment_parser(__doc__, CONTENDERS, RESULTS)
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="of each Reformer (default %(default)s)")
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     if not arguments.report:
         for seed in arguments.seeds:
             train_dense(seed, arguments.results)
             for contender in arguments.only or CONTENDERS:
                 rule, rate = choose(contender, arguments.results)
-                train(contender, rule, run_of(contender, seed, rate, NUM_STEPS), arguments.results)
+                train(contender, rule, run_of(contender, seed, rate, arguments.steps), arguments.results)
     records = read_records(arguments.results)
     if records:
         print(f"{table(records)}\n\n{table_of_rules(records)}")
