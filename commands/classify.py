@@ -35,12 +35,12 @@ from ..training.classification_figures import baselines, classification_figures,
 from ..training.labelled_texts import LabelledDataArguments, LabelledSides, LabelledTexts, read_labelled
 from ..training.masked_pretraining import find_task_checkpoint, pretrain
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import NO_BOUND, check_length, encode, longest_input, through_model
+from ..training.row_batches import NO_BOUND, check_length, cut_long, encode, longest_input, through_model
 from ..training.run_checkpoints import saving
 from ..training.run_trainer import check_strategy
 from ..training.tables import check_writable, column_of, excerpt, read_table, texts_of, write_table
-from ..training.task_report import figures_table, optimizer_in_words, write_card, write_task_curve, write_task_log
-from ..training.task_run import Measure, TaskRows, describe_run, train_task
+from ..training.task_report import figures_table, write_card, write_task_curve, write_task_log
+from ..training.task_run import Measure, TaskRows, describe_task_run, train_task
 from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
 from .command_line import mistakes_end, parse_groups
 from .task_models import TaskModelArguments, existing_config, load_config, load_model, load_tokenizer
@@ -155,19 +155,27 @@ def prepare(
         ValueError: The context is longer than the model's table of positions, or settings are unknown.
     """
     tokenizer = load_tokenizer(model_arguments)
-    lengths = [len(ids) for ids in encode(sides.train.texts, tokenizer, model_arguments.context_length)[0]]
+    whole = encode(sides.train.texts, tokenizer, None)[0]
+    lengths = [len(ids) for ids in whole]
     existing = existing_config(model_arguments)
     context_length = model_arguments.context_for(lengths, existing)
     config = load_config(model_arguments, recipe, tokenizer, context_length, sides.names)
     check_length(context_length, config)
     tokenizer.model_max_length = context_length
-    train, held_out = (_rows(side, tokenizer, sides.names) for side in (sides.train, sides.held_out))
+    train = _rows(sides.train, cut_long(sides.train.texts, whole, tokenizer, context_length), tokenizer, sides.names)
+    encoded = encode(sides.held_out.texts, tokenizer, context_length)
+    held_out = _rows(sides.held_out, encoded, tokenizer, sides.names)
     return tokenizer, config, TaskRows(train, held_out, sides, [min(length, context_length) for length in lengths])
 
 
-def _rows(side: LabelledTexts, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]) -> Dataset:
+def _rows(
+    side: LabelledTexts,
+    encoded: tuple[list[list[int]], int],
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[str],
+) -> Dataset:
     """`input_ids` and `labels`; says how many texts are cut."""
-    ids, num_cut = encode(side.texts, tokenizer, tokenizer.model_max_length)
+    ids, num_cut = encoded
     if num_cut:
         print(
             f"{num_cut:,} of {len(side):,} texts are longer than {tokenizer.model_max_length:,} tokens and are cut "
@@ -250,7 +258,6 @@ def card_facts(
     num_cut: int,
 ) -> dict[str, Any]:
     """What the card says besides figures."""
-    name = Path(trainer.args.output_dir).resolve().name
     context_length = trainer.processing_class.model_max_length
     start = model_arguments.model_name_or_path or "random"
     if model_arguments.pretrain_steps:
@@ -259,12 +266,12 @@ def card_facts(
     chosen = " The weights were chosen on them." if trainer.args.load_best_model_at_end and sides.test is None else ""
     labels = ", ".join(f"`{label}`" for label in sides.names[:MOST_NAMED])
     more = f" and {len(sides.names) - MOST_NAMED} others" if len(sides.names) > MOST_NAMED else ""
-    return describe_run(trainer, context_length, start) | {
-        "name": name,
+    facts = describe_task_run(trainer, context_length, start)
+    return facts | {
         "pipeline_tag": "text-classification",
         "objective": f"tells {len(sides.names)} labels of texts apart",
         "labels": f"\nLabels: {labels}{more}.\n",
-        "usage": USAGE.format(name=name),
+        "usage": USAGE.format(name=facts["name"]),
         "measured_on": (
             f"Accuracy, and F1 averaged over labels (each counts alike), of the {len(sides.measured):,} {which} "
             f"texts, {num_cut:,} of which were cut.{chosen} The baselines were fitted to the same training texts, "
@@ -276,7 +283,6 @@ def card_facts(
         "train": sides.train.describe(),
         "held_out": sides.held_out.describe(),
         "test": "" if sides.test is None else f"- Test: {sides.test.describe()}.\n",
-        "optimizer": optimizer_in_words(trainer.args.to_dict()),
     }
 
 
@@ -288,8 +294,7 @@ def predict_chances(
     quiet: bool = False,
 ) -> tuple[torch.Tensor, int]:
     """The chance of each label, `[N, num_labels]`, and how many texts were cut at the tokenizer's longest."""
-    length = tokenizer.model_max_length
-    ids, num_cut = encode(texts, tokenizer, None if length > NO_BOUND else length)
+    ids, num_cut = encode(texts, tokenizer, tokenizer.model_max_length)
     chances = through_model(
         model,
         ids,

@@ -4,15 +4,15 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
+from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration.configuration_reformer import ReformerConfig
-from ..training.recipe import ModelRecipe
+from ..training.recipe import ModelRecipe, recipe_config
 
 
 def make_parser(*groups: type, description: str | None) -> Any:
@@ -45,6 +45,20 @@ def parse_groups(argv: list[str], *groups: type, of: str | None) -> Any:
     return parser.parse_args_into_dataclasses(argv)
 
 
+@dataclass(kw_only=True)
+class RowArguments:
+    """How the texts of a file are read, and where the model runs."""
+
+    text_column: str = field(default="text", metadata={"help": "The column of the texts."})
+    drop_incomplete: bool = field(
+        default=False, metadata={"help": "Leave out rows without text, instead of refusing them."}
+    )
+    quiet: bool = field(default=False, metadata={"help": "Show no bar."})
+    device: str = field(
+        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where it runs."}
+    )
+
+
 @contextmanager
 def mistakes_end(command: str) -> Iterator[None]:
     """
@@ -55,8 +69,8 @@ def mistakes_end(command: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, StrictDataclassError, ValueError) as error:
-        sys.exit(f"hf-reformer {command}: {error}")
+    except (MemoryError, OSError, StrictDataclassError, ValueError) as error:
+        sys.exit(f"hf-reformer {command}: {str(error) or type(error).__name__}")
 
 
 def usable_device(name: str) -> torch.device:
@@ -85,6 +99,33 @@ def refuse_recipe(recipe: ModelRecipe) -> None:
             f"{', '.join(chosen)}: this is for new models, and --model_name_or_path names one that exists. Leave it "
             "out, or change a setting that may change by --set name=value."
         )
+
+
+def config_of(
+    name: str | None,
+    settings: dict[str, Any],
+    recipe: ModelRecipe,
+    context_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    is_decoder: bool,
+) -> PreTrainedConfig:
+    """
+    The config of an existing model, or of a new one by the recipe.
+
+    Args:
+        name: Folder or Hub name of the existing one; None for a new one.
+        settings: Of the config, from `parse_settings`.
+
+    Raises:
+        ValueError: A setting is none of the existing model, or the recipe was changed beside it.
+    """
+    if name is None:
+        return recipe_config(context_length, tokenizer=tokenizer, is_decoder=is_decoder, **vars(recipe) | settings)
+    refuse_recipe(recipe)
+    config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **settings)
+    if unknown:
+        raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")
+    return config
 
 
 def parse_settings(texts: Iterable[str], of: type = ReformerConfig) -> dict[str, Any]:

@@ -9,18 +9,16 @@ Make a model of this package from the weights of another implementation.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.conversion.dense_weights import TYING, convert_dense
 from ..modeling.conversion.reformer_pytorch_weights import ReformerLMArguments, convert_reformer_pytorch
 from ..modeling.conversion.trax_weights import convert_trax
-from .command_line import parse_settings
+from .command_line import mistakes_end, parse_settings
 
 
 def from_dense(weights: str, tie: str, settings: list[str]) -> PreTrainedModel:
@@ -105,7 +103,5 @@ CONVERSIONS: dict[str, Any] = {
 def main(argv: list[str] | None = None) -> None:
     """Convert; a mistake in the arguments ends the program with its message."""
     arguments = parse_arguments(argv)
-    try:
+    with mistakes_end("convert"):
         convert(arguments)
-    except (MemoryError, OSError, StrictDataclassError, ValueError) as error:
-        sys.exit(f"hf-reformer convert: {error or type(error).__name__}")

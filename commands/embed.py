@@ -13,22 +13,19 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from ..training.embedding import OUTPUTS, embed_texts, load_encoder, save_sentence_transformer, write_vectors
 from ..training.tables import check_writable, column_of, read_table, texts_of
-from .command_line import make_parser, mistakes_end, usable_device
+from .command_line import RowArguments, make_parser, mistakes_end, usable_device
 
 
-@dataclass
-class EmbeddingArguments:
+@dataclass(kw_only=True)
+class EmbeddingArguments(RowArguments):
     """Which texts become vectors, by which model."""
 
     model: str = field(metadata={"help": "Folder of a saved model with its tokenizer, or a name on the Hub."})
     data: str | None = field(
         default=None, metadata={"help": "csv, tsv, json, jsonl, parquet, txt (a text a line), FASTA, or a folder."}
     )
-    text_column: str = field(default="text", metadata={"help": "The column of the texts."})
     output: str | None = field(
         default=None, metadata={"help": "Where vectors go: .npy, or .parquet with the other columns of the file."}
     )
@@ -38,13 +35,6 @@ class EmbeddingArguments:
     normalize: bool = field(default=False, metadata={"help": "Make each vector's length 1."})
     context_length: int | None = field(
         default=None, metadata={"help": "Tokens that are read of a text; by default as many as in training."}
-    )
-    drop_incomplete: bool = field(
-        default=False, metadata={"help": "Leave out rows without text, instead of refusing them."}
-    )
-    quiet: bool = field(default=False, metadata={"help": "Show no bar."})
-    device: str = field(
-        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where it runs."}
     )
 
     def __post_init__(self):

@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from ..modeling.remote_code import AUTO_CLASS_OF, export
+from .command_line import mistakes_end
 
 
 # What published checkpoints name.
@@ -71,7 +72,5 @@ def export_saved(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Export; a mistake in the arguments ends the program with its message."""
     arguments = parse_arguments(argv)
-    try:
+    with mistakes_end("export"):
         export_saved(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"hf-reformer export: {error}")

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
-from .command_line import usable_device
+from ..training.row_batches import longest_input
+from .command_line import mistakes_end, usable_device
 
 
 SAMPLING = ("temperature", "top_k", "top_p")
@@ -73,7 +74,7 @@ def generate(arguments: argparse.Namespace) -> None:
     model.to(device)
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).to(device)
     length = inputs["input_ids"].shape[1]
-    longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
+    longest = longest_input(model.config)
     if longest is not None and length + arguments.max_new_tokens > longest:
         raise ValueError(
             f"The prompt has {length} tokens, which with {arguments.max_new_tokens} new ones is more than the "
@@ -93,7 +94,5 @@ def generate(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Generate; a mistake in the arguments ends the program with its message."""
     arguments = parse_arguments(argv)
-    try:
+    with mistakes_end("generate"):
         generate(arguments)
-    except (ValueError, OSError) as error:
-        sys.exit(f"hf-reformer generate: {error}")

@@ -11,21 +11,20 @@ from hf-reformer train; of short ones with --packing True, so that it has seen t
 import sys
 from dataclasses import dataclass, field
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..training.row_batches import check_length, longest_input
 from ..training.tables import check_writable, excerpt, read_table, texts_of, write_table
 from ..training.text_scores import oddest, score_texts
-from .command_line import make_parser, mistakes_end, usable_device
+from .command_line import RowArguments, make_parser, mistakes_end, usable_device
 
 
 # Characters of a text beside its score.
 EXCERPT = 80
 
 
-@dataclass
-class ScoreArguments:
+@dataclass(kw_only=True)
+class ScoreArguments(RowArguments):
     """Which texts are scored, by which model."""
 
     model: str = field(metadata={"help": "Folder of a saved causal model with its tokenizer, or a name on the Hub."})
@@ -33,19 +32,11 @@ class ScoreArguments:
         metadata={"help": "csv, tsv, json, jsonl, parquet, txt or log (a text a line), FASTA, or a folder."}
     )
     output: str = field(default="scores.csv", metadata={"help": "Where scores go: csv, jsonl or parquet."})
-    text_column: str = field(default="text", metadata={"help": "The column of the texts."})
     context_length: int | None = field(
         default=None,
         metadata={"help": "Tokens that are read of a text; by default all, or as many as the model takes."},
     )
     show: int = field(default=5, metadata={"help": "How many of the oddest texts are printed."})
-    drop_incomplete: bool = field(
-        default=False, metadata={"help": "Leave out rows without text, instead of refusing them."}
-    )
-    quiet: bool = field(default=False, metadata={"help": "Show no bar."})
-    device: str = field(
-        default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where it runs."}
-    )
 
     def __post_init__(self):
         check_writable(self.output)

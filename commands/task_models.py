@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from ..configuration.configuration_reformer import ReformerConfig
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.masked_pretraining import MaskedStage
-from ..training.recipe import ModelRecipe, recipe_config
+from ..training.recipe import ModelRecipe
 from ..training.row_batches import longest_input
-from .command_line import parse_settings, refuse_recipe
+from .command_line import config_of, parse_settings
 
 
 # Tokens of a text that are read where nothing else is said.
@@ -108,18 +108,8 @@ def load_config(
     Raises:
         ValueError: `set` names what the existing model does not have, or the recipe was changed beside it.
     """
-    settings = parse_settings(arguments.set)
-    if arguments.model_name_or_path is None:
-        config: PreTrainedConfig = recipe_config(
-            context_length, tokenizer=tokenizer, is_decoder=False, **vars(recipe) | settings
-        )
-    else:
-        refuse_recipe(recipe)
-        config, unknown = AutoConfig.from_pretrained(
-            arguments.model_name_or_path, return_unused_kwargs=True, **settings
-        )
-        if unknown:
-            raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")
+    settings, name = parse_settings(arguments.set), arguments.model_name_or_path
+    config = config_of(name, settings, recipe, context_length, tokenizer, is_decoder=False)
     if labels is not None:
         config.id2label = dict(enumerate(labels))
         config.label2id = {name: number for number, name in enumerate(labels)}

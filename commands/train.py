@@ -16,7 +16,6 @@ from typing import cast
 
 from datasets import disable_progress_bars
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoTokenizer,
@@ -36,13 +35,14 @@ from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, colla
 from ..training.compression import reference_figures
 from ..training.contribution import without_attention
 from ..training.corpus import Corpus, DataArguments, Windows, build_corpus
-from ..training.recipe import ModelRecipe, recipe_config
+from ..training.recipe import ModelRecipe
+from ..training.row_batches import longest_input
 from ..training.run_checkpoints import RunArguments, find_checkpoint, saving
 from ..training.run_identity import check_same_run, identify_run
-from ..training.run_report import write_curve, write_log, write_model_card
+from ..training.run_report import describe_run, write_curve, write_log, write_model_card
 from ..training.run_trainer import check_finite, check_strategy, run_training
 from ..training.time_left import SayTimeLeft
-from .command_line import parse_groups, parse_settings, refuse_recipe
+from .command_line import config_of, parse_groups, parse_settings
 from .training_process import run_and_end
 
 
@@ -124,15 +124,8 @@ def load_config(
     Raises:
         ValueError: `set` names what the existing model does not have, or the recipe was changed beside it.
     """
-    settings = parse_settings(arguments.set)
-    if arguments.model_name_or_path is None:
-        settings = vars(recipe) | settings
-        return recipe_config(context_length, tokenizer=tokenizer, is_decoder=arguments.causal, **settings)
-    refuse_recipe(recipe)
-    config, unknown = AutoConfig.from_pretrained(arguments.model_name_or_path, return_unused_kwargs=True, **settings)
-    if unknown:
-        raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")
-    return config
+    settings, name = parse_settings(arguments.set), arguments.model_name_or_path
+    return config_of(name, settings, recipe, context_length, tokenizer, is_decoder=arguments.causal)
 
 
 def load_model(
@@ -295,7 +288,6 @@ def save_report(
         "source": data_arguments.source,
         "train": corpus.train.describe(),
         "held_out": corpus.held_out.describe(),
-        "steps": f"{trainer.state.global_step:,}",
         "tokens_per_step": f"{tokens_per_step:,.0f}",
         "tokens_seen": f"{trainer.state.global_step * tokens_per_step:,.0f}",
     }
@@ -306,27 +298,14 @@ def describe_model(
     trainer: BitsPerByteTrainer, model_arguments: ModelArguments, data_arguments: DataArguments
 ) -> dict[str, str | int]:
     """What the model card says about the model and how it was optimised."""
-    model, args = trainer.model, trainer.args.to_dict()
-    longest = getattr(model.config, "max_sequence_length", model.config.max_position_embeddings)
-    return {
-        "name": Path(trainer.args.output_dir).resolve().name,
+    longest = longest_input(trainer.model.config)
+    start = model_arguments.model_name_or_path or "random"
+    return describe_run(trainer, data_arguments.context_length, start) | {
         "pipeline_tag": "text-generation" if model_arguments.causal else "fill-mask",
         "objective": OBJECTIVE_SENTENCE[model_arguments.objective],
-        "model_class": type(model).__name__,
-        "parameters": f"{model.num_parameters():,}",
-        "layers": ", ".join(getattr(model.config, "attn_layers", [])),
-        "context_length": f"{data_arguments.context_length:,}",
         "longest_input": (
             "takes inputs of any length" if longest is None else f"refuses inputs longer than {longest:,} tokens"
         ),
-        "tokenizer_class": type(trainer.processing_class).__name__,
-        "vocab_size": f"{len(trainer.processing_class):,}",
-        "start": model_arguments.model_name_or_path or "random",
-        "optimizer": (
-            "{optimizer}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
-            "weight decay {weight_decay}, gradient norm clipped at {max_grad_norm}"
-        ).format(optimizer="Muon and AdamW" if args["muon"] else args["optim"], **args),
-        "seed": args["seed"],
     }
 
 

@@ -74,6 +74,14 @@ def text_folder(tmp_path, monkeypatch):
     return str(folder)
 
 
+@pytest.fixture(scope="module")
+def own_datasets_cache(tmp_path_factory):
+    """Where `datasets` keeps what it has read, instead of the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_ranks(tmp_path_factory):
     """Two processes that compute together."""

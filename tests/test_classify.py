@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny_models import POSITIONS, assert_equal_tensors, make_model
+from tiny_models import POSITIONS, TINY_RECIPE, assert_equal_tensors, make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
 from transformers.trainer import DEFAULT_CALLBACKS
 
@@ -24,27 +24,14 @@ from hf_reformer.training.labelled_texts import LabelledTexts
 from hf_reformer.training.task_trainer import LengthSampler
 
 
-TINY = {
-    "attn_layers": ["local", "lsh"],
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "attention_head_size": 8,
-    "feed_forward_size": 16,
-    "local_attn_chunk_length": 8,
-    "lsh_attn_chunk_length": 8,
-    # So large that different texts get different labels.
-    "initializer_range": 0.5,
-}
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
+
+# So large that different texts get different labels.
+TINY = TINY_RECIPE | {"initializer_range": 0.5}
 WORDS = {"fruit, or so": ("apple", "pear", "plum"), "animal": ("horse", "mouse", "goat")}
 FILES = {"README.md", "config.json", "confusion.png", "curve.png", "model.safetensors", "predictions.csv"}
 FILES |= {"tokenizer.json", "tokenizer_config.json", "training_log.json"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

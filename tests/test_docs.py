@@ -35,11 +35,10 @@ SOURCES = [
 ]
 PACKAGE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] not in ("scripts", "tests", "hf_reformer")]
 FACADE = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "hf_reformer"]
-CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
 def prose(page: Path) -> str:
-    return CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return documentation.CODE_BLOCK.sub("", page.read_text(encoding="utf-8"))
 
 
 def quoted(page: Path) -> set[str]:

@@ -24,16 +24,12 @@ from hf_reformer.training.row_batches import in_batches
 from hf_reformer.training.text_scores import score_texts
 
 
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
+
 TEXTS = ["A short one.", "é 🙂, <cls> and <pad> as text", "Longer, and longer still. " * 9 + "End.", "x"]
 ROUNDING = 1e-5
 SETTINGS = {"max_position_embeddings": 128, **POSITIONS["rotary"], **WINDOWS}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

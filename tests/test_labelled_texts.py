@@ -14,12 +14,10 @@ from hf_reformer.training.labelled_texts import LabelledDataArguments, LabelledT
 from hf_reformer.training.tables import read_table, texts_of, write_table
 
 
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
+
+
 ROWS = [{"text": f"text {number}", "label": "ab"[number % 2]} for number in range(20)]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
 def write_csv(path, *lines):

@@ -18,7 +18,7 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_models import POSITIONS, assert_equal_tensors, make_model
+from tiny_models import POSITIONS, TINY_RECIPE, assert_equal_tensors, make_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -41,16 +41,7 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
 CONTEXT = 32
-TINY = {
-    "attn_layers": ["local", "lsh"],
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "attention_head_size": 8,
-    "feed_forward_size": 16,
-    "local_attn_chunk_length": 8,
-    "lsh_attn_chunk_length": 8,
-    "dropout": 0.1,
-}
+TINY = TINY_RECIPE | {"dropout": 0.1}
 
 
 @pytest.fixture(scope="module")

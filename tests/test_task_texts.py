@@ -3,7 +3,6 @@
 import csv
 import re
 
-import datasets
 import numpy as np
 import pytest
 
@@ -11,9 +10,7 @@ from hf_reformer.training.tables import read_table
 from scripts.experiments import task_figures, task_texts
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def test_functions_have_the_package_they_are_from():

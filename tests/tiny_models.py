@@ -34,6 +34,16 @@ TINY = {
     "num_hashes": 2,
     "vocab_size": 50,
 }
+# What the recipe is made this small by.
+TINY_RECIPE = {
+    "attn_layers": ["local", "lsh"],
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "attention_head_size": 8,
+    "feed_forward_size": 16,
+    "local_attn_chunk_length": 8,
+    "lsh_attn_chunk_length": 8,
+}
 VOCAB, LONGEST = TINY["vocab_size"], TINY["max_position_embeddings"]
 STACKS = {
     "lsh": ["lsh", "lsh"],

@@ -67,8 +67,7 @@ def embed_texts(
         normalize: Make each vector's length 1.
         quiet: Show no bar.
     """
-    length = tokenizer.model_max_length
-    ids, num_cut = encode(texts, tokenizer, None if length > NO_BOUND else length)
+    ids, num_cut = encode(texts, tokenizer, tokenizer.model_max_length)
     vectors = through_model(
         model, ids, mean_of_tokens, pad_token_id=tokenizer.pad_token_id, description="embedding", quiet=quiet
     )

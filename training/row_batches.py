@@ -34,7 +34,7 @@ def check_length(length: int, config: PreTrainedConfig, option: str = "context_l
 
 
 def encode(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int | None, *, add_special_tokens: bool = True
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: float | None, *, add_special_tokens: bool = True
 ) -> tuple[list[list[int]], int]:
     """
     The token ids of each text, and how many texts were cut.
@@ -44,30 +44,35 @@ def encode(
     Args:
         length: Tokens that are kept of a text, special ones included; None for all.
     """
+    rows = _encode(texts, tokenizer, add_special_tokens)
+    return cut_long(texts, rows, tokenizer, length, add_special_tokens=add_special_tokens)
+
+
+def cut_long(
+    texts: Sequence[str],
+    rows: Sequence[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
+    length: float | None,
+    *,
+    add_special_tokens: bool = True,
+) -> tuple[list[list[int]], int]:
+    """As `encode`, of texts whose token ids are known: none but those that are too long is encoded again."""
+    if length is None:
+        return list(rows), 0
+    long = [place for place, row in enumerate(rows) if len(row) > length]
     special = tokenizer.num_special_tokens_to_add() if add_special_tokens else 0
-    rows, num_cut = [], 0
-    for text in texts:
-        ids = tokenizer(
-            text,
-            add_special_tokens=add_special_tokens,
-            split_special_tokens=True,
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,
-        )["input_ids"]
-        if length is not None and len(ids) > length:
-            num_cut += 1
-            ids = tokenizer(
-                text,
-                add_special_tokens=add_special_tokens,
-                split_special_tokens=True,
-                truncation=True,
-                max_length=max(length, special + 1),
-                return_attention_mask=False,
-                verbose=False,
-            )["input_ids"]
-        rows.append(ids)
-    return rows, num_cut
+    # A tokenizer without a bound says a number that no text reaches.
+    how = {"truncation": True, "max_length": max(int(length), special + 1)}
+    again = _encode([texts[place] for place in long], tokenizer, add_special_tokens, **how)
+    shortened = list(rows)
+    for place, row in zip(long, again, strict=True):
+        shortened[place] = row
+    return shortened, len(long)
+
+
+def _encode(texts, tokenizer, add_special_tokens, **how):
+    how = {"add_special_tokens": add_special_tokens, "split_special_tokens": True, "truncation": False} | how
+    return [tokenizer(text, return_attention_mask=False, verbose=False, **how)["input_ids"] for text in texts]
 
 
 def in_batches(lengths: Sequence[int], most: int = TOKENS_IN_BATCH) -> Iterator[list[int]]:

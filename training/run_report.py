@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from .compression import bits_per_byte
 from .provenance import versions
+from .run_trainer import RunTrainer
 
 
 # Installed, the template lies beside the folders, as in a checkout.
@@ -88,6 +89,33 @@ def write_model_card(path: Path, facts: dict[str, Any], figures: dict[str, float
         versions=", ".join(f"{name} {version}" for name, version in versions().items()),
     )
     path.write_text(card, encoding="utf-8")
+
+
+def describe_run(trainer: RunTrainer, context_length: int, start: str) -> dict[str, Any]:
+    """
+    What a card says of a run, whatever was trained.
+
+    Args:
+        context_length: Tokens that are read at a time.
+        start: Where the weights come from.
+    """
+    model, args, tokenizer = trainer.model, trainer.args.to_dict(), trainer.processing_class
+    return {
+        "name": Path(trainer.args.output_dir).resolve().name,
+        "model_class": type(model).__name__,
+        "parameters": f"{model.num_parameters():,}",
+        "layers": ", ".join(getattr(model.config, "attn_layers", [])),
+        "context_length": f"{context_length:,}",
+        "tokenizer_class": type(tokenizer).__name__,
+        "vocab_size": f"{len(tokenizer):,}",
+        "start": start,
+        "steps": f"{trainer.state.global_step:,}",
+        "optimizer": (
+            "{optimizer}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
+            "weight decay {weight_decay}, gradient norm clipped at {max_grad_norm}"
+        ).format(optimizer="Muon and AdamW" if args["muon"] else args["optim"], **args),
+        "seed": args["seed"],
+    }
 
 
 def write_log(path: Path, **entries: Any) -> None:

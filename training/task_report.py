@@ -152,14 +152,6 @@ def write_task_curve(
     figure.savefig(path, dpi=120)
 
 
-def optimizer_in_words(args: dict[str, Any]) -> str:
-    """How a run was optimised."""
-    return (
-        "{optimizer}, peak learning rate {learning_rate}, schedule {lr_scheduler_type}, warm-up {warmup_steps}, "
-        "weight decay {weight_decay}, gradient norm clipped at {max_grad_norm}"
-    ).format(optimizer="Muon and AdamW" if args["muon"] else args["optim"], **args)
-
-
 def write_task_log(path: Path, trainer: Any, figures: dict[str, dict[str, float]], **entries: Any) -> None:
     """Write what was asked for, measured and logged, as JSON."""
     write_log(

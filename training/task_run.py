@@ -9,6 +9,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from .run_checkpoints import RunArguments
 from .run_identity import Sides, check_same_run, identify_run
+from .run_report import describe_run
 from .run_trainer import run_training
 from .task_trainer import SayFigures, TaskTrainer
 from .time_left import SayTimeLeft
@@ -95,22 +96,14 @@ def train_task(
     return trainer
 
 
-def describe_run(trainer: TaskTrainer, context_length: int, start: str) -> dict[str, Any]:
+def describe_task_run(trainer: TaskTrainer, context_length: int, start: str) -> dict[str, Any]:
     """What a model card says of a run, whatever the task."""
-    model, args = trainer.model, trainer.args
+    facts, args = describe_run(trainer, context_length, start), trainer.args
     seconds = next(
         (row["train_runtime"] for row in reversed(trainer.state.log_history) if "train_runtime" in row), None
     )
-    return {
-        "model_class": type(model).__name__,
-        "parameters": f"{model.num_parameters():,}",
-        "layers": ", ".join(getattr(model.config, "attn_layers", [])) or "as its class has it",
-        "context_length": f"{context_length:,}",
-        "tokenizer_class": type(trainer.processing_class).__name__,
-        "vocab_size": f"{len(trainer.processing_class):,}",
-        "start": start,
-        "steps": f"{trainer.state.global_step:,}",
+    return facts | {
+        "layers": facts["layers"] or "as its class has it",
         "rows_per_step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "seed": args.seed,
         "time": "" if seconds is None else f"The last part of the training took {seconds:,.0f} s.",
     }

@@ -6,7 +6,6 @@ same, but for caches that others fill, on one that has.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from hf_reformer.training.context_gain import read_held_out
 from hf_reformer.training.corpus import TextArguments
 from hf_reformer.training.provenance import machine, versions
+
+from ..experiments.resumable import write_json
 
 
 ROOT = Path(__file__).parents[2]
@@ -99,13 +100,8 @@ class Figures:
         for case in cases:
             if again or case not in self.cases:
                 self.cases[case] = run(case)
-                self._write()
+                write_json(self.path, {"about": self.about, "cases": self.cases})
             print(case, json.dumps(self.cases[case]), flush=True)
-
-    def _write(self) -> None:
-        aside = self.path.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps({"about": self.about, "cases": self.cases}, indent=1) + "\n", encoding="utf-8")
-        aside.replace(self.path)
 
 
 def print_table(head: list[str], rows: Iterable[Iterable[Any]]) -> None:
