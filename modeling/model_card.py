@@ -70,7 +70,7 @@ def write_card(
     **metadata,
 ) -> None:
     """
-    Put how to load a checkpoint into the card of its folder, in the place of what it said before, or make a card.
+    Write the section "How to load it" of a checkpoint's card, README.md, or replace it; without a card, make one.
 
     Args:
         model_class: The class of the model.

@@ -112,7 +112,7 @@ def number_documents(
 
 
 def _what_begins(shape, device, is_real, attention_mask, position_ids, others):
-    """The numbers of documents by the argument that gives them; by each argument, at which tokens documents begin."""
+    """Two dictionaries by the name of the argument: each token's document number; where documents begin."""
     numbers = {}
     if attention_mask is not None and not attention_mask.is_floating_point() and attention_mask.dtype != torch.bool:
         numbers["attention_mask"] = attention_mask

@@ -30,7 +30,7 @@ TOLERANCE, FLOAT32_TOLERANCE = 1e-9, 1e-6
 
 def check_installed_releases():
     """
-    Nothing for releases of torch and transformers that were tested; for others one warning, if all is well with them.
+    Check releases of torch and transformers that were not tested, and warn once if they pass; else do nothing.
 
     Raises:
         ImportError: Something is wrong with one of them.

@@ -127,6 +127,12 @@ def test_every_public_name_is_documented():
     assert sorted(name for name in public if name.rpartition(".")[2] not in shown) == []
 
 
+def test_every_figure_has_its_command():
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    figures = [path for path in ROOT.glob("docs/**/*.png") if "_at_" not in path.name]
+    assert figures and not [path.name for path in figures if f"`{path.name}`" not in table]
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     named = set(re.findall(r": ([\w/]+\.md)$", text, re.MULTILINE))

@@ -2,13 +2,14 @@
 
 import doctest
 import importlib
+from functools import partial
 
 import pytest
 import torch
 
 from hf_reformer.modeling.ops import lsh_sdpa, softmax_kernels
 from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
-from hf_reformer.modeling.ops.lsh_operator import attend_to_everything, lsh_attention
+from hf_reformer.modeling.ops.lsh_operator import attend_by_hash, lsh_attention
 from hf_reformer.modeling.ops.lsh_options import LSHOptions
 from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 
@@ -192,6 +193,7 @@ def check_against_the_oracle(case, mask, implementation):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
+attend_to_everything = partial(attend_by_hash, buckets=None)
 DENSE = {"both directions": {}, "causal": {"causal": True}, "successors": {"causal": True, "value_shift": 1}}
 
 

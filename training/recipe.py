@@ -1,4 +1,7 @@
-"""The recipe for new models: the one place with the numbers that scripts/train.py and the demo use.
+"""
+The recipe for new models: the model's numbers, which `hf-reformer train` and the demo use.
+
+Those of the optimizer are in `arguments.py`.
 
 The defaults of `ReformerConfig` stay those of transformers' own Reformer, so that a published config file means what
 it meant. They do not learn well. What differs here, and what each choice was worth, is in docs/recipe.md.

@@ -9,11 +9,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..ops.chunking import circular_offset, masked_score, self_score
+from ..ops.chunking import MASKED_SCORE, SELF_SCORE, circular_offsets
 from ..ops.lsh_options import LSHOptions
 from ..ops.value_shift import weights_of_values
 from .bucket_order import bucket_of, position_of
-from .decoding_cache import CachedStep, CacheStep, LSHCacheLayer, RowBuffer
+from .cache_step import CacheStep
+from .decoding_cache import CachedStep, LSHCacheLayer
+from .row_buffer import RowBuffer
 
 
 # Elements that are gathered, or scores that are computed, at once.
@@ -60,11 +62,9 @@ def neighbour_chunks(
 
     Args:
         chunk: `[...]`, integer.
-        num_chunks: Chunks in all, round after round where there are several.
+        num_chunks: Number of chunks, over all rounds.
     """
-    offsets = list(range(-around[0], around[1] + 1))
-    if circular:
-        offsets = [circular_offset(offset, num_chunks) for offset in offsets]
+    offsets = circular_offsets(*around, num_chunks) if circular else list(range(-around[0], around[1] + 1))
     neighbours = chunk[..., None] + torch.tensor(offsets, device=chunk.device)
     if circular:
         return neighbours % num_chunks, torch.ones_like(neighbours, dtype=torch.bool)
@@ -130,8 +130,8 @@ def attend_to_all(
     keys, values, scales = (table[:, :count].transpose(1, 2) for table in cache.rows.tensors[:3])
     scores = (query.transpose(1, 2).to(keys.dtype) @ keys.transpose(-1, -2)) * scales[:, :, None]
     is_self = key_positions == step.positions[:, None, :, None]
-    scores = scores.masked_fill(~step.sees(key_positions), masked_score(scores.dtype))
-    scores = scores.masked_fill(is_self, self_score(scores.dtype))
+    scores = scores.masked_fill(~step.sees(key_positions), MASKED_SCORE[scores.dtype])
+    scores = scores.masked_fill(is_self, SELF_SCORE[scores.dtype])
     probabilities = scores.softmax(dim=-1)
     if value_shift:
         # An earlier key's successor is at most the query itself.
@@ -168,8 +168,8 @@ def attend_in_buckets(
         def mask(scores):
             if not options.allow_duplicate_attention:
                 scores = scores - _count_equal(positions.masked_fill(~(visible | is_self), -1)).to(scores.dtype).log()
-            scores = scores.masked_fill(~visible, masked_score(scores.dtype))
-            return scores.masked_fill(is_self, self_score(scores.dtype))
+            scores = scores.masked_fill(~visible, MASKED_SCORE[scores.dtype])
+            return scores.masked_fill(is_self, SELF_SCORE[scores.dtype])
 
         if not options.value_shift:
             return attend_to_rows(query, cache.rows, positions, mask, cache.scales, map_length)

@@ -18,7 +18,8 @@ from ..ops.chunking import circle_length_of, key_scale
 from ..ops.lsh_hashing import bucket_factors, num_buckets_of
 from ..ops.row_layout import RowLayout
 from .bucket_order import NO_TOKEN, BucketOrder, encode
-from .cache_step import CacheStep, RowBuffer
+from .cache_step import CacheStep
+from .row_buffer import RowBuffer
 
 
 # A local layer keeps this many tokens more than it looks at, so that they can be taken back.
@@ -315,7 +316,7 @@ class ReformerCache(Cache):
         Raises:
             ValueError: More than a local layer can take back (`CROP_REACH`), or than there are.
         """
-        # Some releases of transformers count in tensors.
+        # Some releases of transformers pass the count as a tensor.
         count = -int(tokens_to_remove)
         if not 0 <= count <= self.num_columns:
             raise ValueError(

@@ -12,7 +12,8 @@ class KernelOptions:
     Attributes:
         chunk_length, head_size: Sizes C and D, powers of two.
         num_chunks_before, num_chunks_after: Neighbouring chunks looked at.
-        causal, circular_look_around, sliding_window, attend_across_buckets: As in `LSHOptions`.
+        causal, circular_look_around, sliding_window: As in `LSHOptions`.
+        attend_across_buckets: The same, but False for documents, too: no two have a bucket in common.
         shared_qk, own_value: Keys are queries at unit length; a token that sees nothing but itself gets its value.
         is_sorted: The order of the tokens is given; without it, it is that of the sequence.
         has_mask: There is a mask of keys.

@@ -69,7 +69,7 @@ def _neighbour(chunk, offset, sizes, OPTIONS: tl.constexpr):
     """The chunk `offset` chunks on, and whether there is one; any chunk if not."""
     _, _, _, num_chunks, chunks_per_round = sizes
     if OPTIONS.circular_look_around:
-        # Further round the circle than once is the chunk itself (`chunking.circular_offset`). With no more than two
+        # Further round the circle than once is the chunk itself (`chunking.circular_offsets`). With no more than two
         # neighbours on a side, which `triton_support.MAX_NEIGHBOURS` sees to, the remainder says the same.
         neighbour = (chunk + offset + 2 * num_chunks) % num_chunks
         exists = neighbour >= 0

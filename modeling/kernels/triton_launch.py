@@ -35,7 +35,7 @@ class Launch(NamedTuple):
 
 # By chunk length and head size. Chosen by compiling for sm_90 (scripts/maintain/compile_kernels.py): as many rows as
 # there are registers for. From 64 on, 4 warps multiply with the large tensor core instruction. For chunks and heads
-# of 64 they are the fastest of twelve on an H100 (`scripts.bench.profile_kernels --tune`).
+# of 64 these launches are the fastest of twelve on an H100 (`scripts.bench.profile_kernels --tune`).
 SHAPES = [(chunk_length, head_size) for chunk_length in (16, 32, 64, 128, 256) for head_size in (32, 64, 128)]
 FORWARD_LAUNCHES = {(length, size): Launch(min(length, 64), 1 if length == 16 else 4) for length, size in SHAPES}
 BACKWARD_LAUNCHES = {

@@ -13,28 +13,27 @@ class DenseThreshold:
 
     Attributes:
         length: Texts of up to this many tokens do (`config.full_attention_threshold`; by default one chunk).
-        by_row: Each row counts by its own length, so that it gets in a batch what it gets alone. On the circle padding
-            counts, as in stock Reformer, and the length of the batch decides.
+        by_row: Each row counts by its own length, so that it gets in a batch what it gets alone. Not on the circle,
+            where padding counts, as in stock Reformer, and the length of the batch decides; and not where hashing
+            gives a text of this length the same output.
         keeps_beginning: The first `length` tokens of a longer text do, too. So a causal model with windows gives them
             the same output before and after the text has grown.
-        differs: Hashing would give a text of this length another output.
     """
 
     length: int
     by_row: bool
     keeps_beginning: bool
-    differs: bool
 
     @classmethod
     def of(cls, config) -> "DenseThreshold":
         """The threshold that a `ReformerConfig` says."""
         chunk_length, length = config.lsh_attn_chunk_length, config.full_attention_threshold
         length = chunk_length if length is None else length
+        differs = length > chunk_length or not config.attend_across_buckets
         return cls(
             length=length,
-            by_row=not config.circular_look_around,
+            by_row=differs and not config.circular_look_around,
             keeps_beginning=config.lsh_sliding_window and config.is_decoder,
-            differs=length > chunk_length or not config.attend_across_buckets,
         )
 
     def covers(self, length: int, circle_length: int | None) -> bool:
@@ -44,10 +43,6 @@ class DenseThreshold:
     def keeps(self, position: int) -> bool:
         """Whether a token at this position of a longer text gets dense attention because its beginning does."""
         return self.keeps_beginning and position < self.length
-
-    def covers_some(self, has_padding: bool) -> bool:
-        """Whether some tokens of a longer batch get dense attention, and hashing would give them another output."""
-        return self.keeps_beginning or (has_padding and self.by_row and self.differs)
 
     def queries(self, positions: torch.Tensor, row_lengths: torch.Tensor | None) -> torch.Tensor | None:
         """

@@ -17,7 +17,7 @@ from .lsh_attention import LSHSelfAttention
 from .reversible import (
     ReversibleLayerCall,
     ReversibleTape,
-    autocast_type,
+    autocast_state,
     round_to_grid,
     run_reversibly,
     run_with_graph,
@@ -227,8 +227,8 @@ class ReformerEncoder(nn.Module):
             return_hidden_states: Also return the second stream before each layer and after the last: all of them, or
                 those with these indices. What is returned is kept in memory.
             return_weights: Also return each layer's attention map, for which layers are not run reversibly.
-            layout: Where the caller's tokens stand in the rows, or None if they are the caller's; what is returned is
-                of the caller's.
+            layout: Where the caller's tokens stand in the rows; None if the rows are the caller's. Results are in the
+                caller's order.
             cached: What each layer knows of the text so far, and where the tokens of this call go in it.
             **kwargs: Passed to each layer.
 
@@ -304,7 +304,7 @@ class ReformerEncoder(nn.Module):
     def _begin_streams(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """What goes into the first layer, in a precision above that of the layers, and whether it is on a grid."""
         layers_dtype, exact = self.layer_norm.weight.dtype, self.config.exact_inversion
-        low_precision = layers_dtype.itemsize < 4 or torch.is_autocast_enabled(autocast_type(embeddings.device))
+        low_precision = layers_dtype.itemsize < 4 or autocast_state(embeddings.device)["enabled"]
         if not low_precision and (torch.compiler.is_exporting() or not torch.is_grad_enabled()):
             # Nothing is inverted, so nothing has to be exact.
             return embeddings, False

@@ -5,7 +5,7 @@ from torch import nn
 
 from ..decoding.decoding_attention import attend_to_rows, in_pieces, join_pieces, neighbour_chunks
 from ..decoding.decoding_cache import CROP_REACH, CachedStep, LocalCacheLayer
-from ..ops.chunking import masked_score, padded_to_multiple
+from ..ops.chunking import MASKED_SCORE, padded_to_multiple
 from ..ops.documents import Documents
 from ..ops.local_operator import local_attention
 from ..ops.row_layout import RowLayout, attend_by_map
@@ -106,7 +106,7 @@ class LocalSelfAttention(nn.Module):
 
             def mask(scores):
                 scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-                return scores.masked_fill(hidden, masked_score(scores.dtype))
+                return scores.masked_fill(hidden, MASKED_SCORE[scores.dtype])
 
             positions = positions.expand(-1, self.num_heads, -1, -1)
             map_length = step.longest if return_weights else None

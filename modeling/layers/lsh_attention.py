@@ -1,6 +1,7 @@
 """LSH self-attention as a layer: projections, hashing, and the operator (paper section 2)."""
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from ..decoding.decoding_cache import CachedStep, LSHCacheLayer
 from ..ops.chunking import padded_to_multiple
 from ..ops.documents import Documents
 from ..ops.lsh_hashing import draw_rotations, hash_vectors, num_buckets_of
-from ..ops.lsh_operator import attend_by_hash, attend_to_everything
+from ..ops.lsh_operator import attend_by_hash
 from ..ops.lsh_options import LSHOptions
 from ..ops.padding import last_real_token
 from ..ops.row_layout import RowLayout, attend_by_map
@@ -116,34 +117,33 @@ class LSHSelfAttention(nn.Module):
         Returns:
             Output `[B, L, H * D]`; map `[B, H, L, L]`, with a cache `[B, H, L, longest]`, or None; buckets or None.
         """
-        query_key, value, content = self._project(hidden_states, rotation)
+        query_key, value, to_hash = self._project(hidden_states, rotation)
         if cached is not None:
-            cached.layer.update(query_key, value, cached.step, content)
+            cached.layer.update(query_key, value, cached.step, to_hash)
             if not cached.step.is_first:
-                return self._attend_to_cache(query_key, content, cached, circle_length, return_weights)
+                return self._attend_to_cache(query_key, to_hash, cached, circle_length, return_weights)
         # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
-        length, dropout_p = query_key.shape[1], self.dropout.p if self.dropout.training else 0.0
-        how = {
-            "options": replace(self.options, dropout_p=dropout_p) if dropout_p else self.options,
-            "attention_mask": attention_mask,
-            "documents": None if documents is None else documents.number,
-            "return_weights": return_weights,
-            "implementation": self.config._attn_implementation,
-        }
+        length, implementation = query_key.shape[1], self.config._attn_implementation
+        dropout_p = self.dropout.p if self.dropout.training else 0.0
+        options = replace(self.options, dropout_p=dropout_p) if dropout_p else self.options
+        how = {"options": options, "return_weights": return_weights, "implementation": implementation}
+        how |= {"attention_mask": attention_mask, "documents": None if documents is None else documents.number}
         if self.threshold.covers(length, circle_length):
-            buckets, (output, weights) = None, attend_to_everything(query_key, value, **how)
+            buckets, (output, weights) = None, attend_by_hash(query_key, value, None, **how)
         else:
             num_buckets = (cached and cached.layer.num_buckets) or num_buckets_of(self.config, length, circle_length)
             if buckets is None:
-                buckets = self._hash(content.detach(), rotations, num_buckets)
+                buckets = hash_vectors(to_hash.detach(), cast(torch.Tensor, rotations), num_buckets, implementation)
                 if cached is not None:
                     cached.layer.add_to_order(buckets, cached.step, all_positions=True)
             output, weights = attend_by_hash(
                 query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
             )
-            if self.threshold.covers_some(has_padding=attention_mask is not None):
+            if self.threshold.keeps_beginning or (self.threshold.by_row and attention_mask is not None):
                 if documents is None:
-                    dense = attend_to_everything(query_key, value, reach=self.threshold.length, **how)
+                    first = slice(self.threshold.length)
+                    how["attention_mask"] = None if attention_mask is None else attention_mask[:, first]
+                    dense = attend_by_hash(query_key[:, first], value[:, first], None, **how)
                     output, weights = self._put_dense_rows(dense, (output, weights), attention_mask)
                 else:
                     output, weights = self._put_dense_documents((output, weights), query_key, value, documents, how)
@@ -154,36 +154,34 @@ class LSHSelfAttention(nn.Module):
     def _project(self, hidden_states, rotation):
         """Queries, which are also keys; values; and what is hashed, `[B, L, H, D]` each."""
         heads = (-1, self.head_size)
-        content = query_key = self.query_key(hidden_states).unflatten(-1, heads)
+        unturned = query_key = self.query_key(hidden_states).unflatten(-1, heads)
         value = self.value(hidden_states).unflatten(-1, heads)
         # CODEPATH: published checkpoints have no rotation, and new models look for content wherever it stands.
         if self.config.lsh_rotary:
-            query_key = rotation.turn(content)
-        return query_key, value, content if self.hashes_content else query_key
+            query_key = rotation.turn(unturned)
+        return query_key, value, unturned if self.hashes_content else query_key
 
-    def _hash(self, vectors, rotations, num_buckets):
-        return hash_vectors(vectors, rotations, num_buckets, self.config._attn_implementation)
-
-    def _attend_to_cache(self, query_key, content, cached, circle_length, return_weights):
+    def _attend_to_cache(self, query_key, to_hash, cached, circle_length, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; results as of `forward`."""
-        output, weights = self._attend_as_uncached(query_key, content, cached, circle_length, return_weights)
+        output, weights = self._attend_as_uncached(query_key, to_hash, cached, circle_length, return_weights)
         if self.options.value_shift and cached.step.is_real is not None:
             output, weights = zero_of_masked(output, weights, cached.step.is_real)
         return output.flatten(2), weights, None
 
-    def _attend_as_uncached(self, query_key, content, cached, circle_length, return_weights):
-        cache, step = cached.layer, cached.step
+    def _attend_as_uncached(self, query_key, to_hash, cached, circle_length, return_weights):
+        cache, step, implementation = cached.layer, cached.step, self.config._attn_implementation
         if self.threshold.covers(step.num_columns, circle_length):
             # After a crop there may be an order. It would miss these tokens; the next call that hashes begins anew.
             cache.order = None
             return self._attend_to_all_of(cached, query_key, step.longest, return_weights)
         if cache.order is None:
             # So far attention was dense, and nothing was hashed.
-            buckets = self._hash(cache.hashed[:, : step.longest], cache.rotations, cache.num_buckets)
+            text = cache.hashed[:, : step.longest]
+            buckets = hash_vectors(text, cache.rotations, cache.num_buckets, implementation)
             codes = cache.add_to_order(buckets, step, all_positions=True)
             codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
         else:
-            buckets = self._hash(content.detach(), cache.rotations, cache.num_buckets)
+            buckets = hash_vectors(to_hash.detach(), cache.rotations, cache.num_buckets, implementation)
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
         output, weights = attend_in_buckets(query_key, cached, codes, self.options, padded_length, return_weights)
@@ -218,7 +216,7 @@ class LSHSelfAttention(nn.Module):
         places, is_real = documents.first_places(reach)
         where = documents.row[:, None], places
         how = how | {"attention_mask": is_real, "documents": None}
-        dense, dense_weights = attend_to_everything(query_key[where], value[where], **how)
+        dense, dense_weights = attend_by_hash(query_key[where], value[where], None, **how)
         positions = torch.arange(reach, device=places.device).expand_as(places)
         taken = self.threshold.queries(positions, documents.length)
         document, position = (is_real if taken is None else is_real & taken).nonzero(as_tuple=True)

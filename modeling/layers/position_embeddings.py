@@ -54,7 +54,7 @@ class AxialPositionEmbeddings(nn.Module):
         shape, coordinates, rest = self.shape, [], position_ids
         for size in shape[:0:-1]:
             coordinates.append(rest % size)
-            # The difference divides evenly; compiled for the CPU, torch 2.13 mistakes a division that does not.
+            # The difference divides evenly. Compiled for the CPU, torch 2.13 gets other divisions of integers wrong.
             rest = (rest - coordinates[-1]).div(size, rounding_mode="floor")
         # What is left for the first axis is too large for it when the position is beyond the grid, and fails there.
         coordinates.append(rest)

@@ -423,14 +423,10 @@ def _sum(first, second):
     return first + second
 
 
-def autocast_type(device: torch.device) -> str:
-    """The type by which `torch.autocast` knows `device`; a device without autocast, such as meta, is like the CPU."""
-    return device.type if torch.amp.is_autocast_available(device.type) else "cpu"
-
-
 def autocast_state(device: torch.device) -> dict:
     """The arguments of a `torch.autocast` like the one that is active."""
-    device_type = autocast_type(device)
+    # A device without autocast, such as meta, is like the CPU.
+    device_type = device.type if torch.amp.is_autocast_available(device.type) else "cpu"
     # No cast cache: a cast that was made without gradients must not be reused in the recomputation.
     return {
         "device_type": device_type,

@@ -10,20 +10,13 @@ import torch
 from torch import nn
 
 
-def self_score(dtype: torch.dtype) -> float:
-    """
-    The score of a token for itself, or what is added to it: to count only where nothing else does.
-
-    Stock Reformer's is -1e5, and there are queries with scores below that. None have scores below this, as their
-    square is a number of the dtype; and in base 2 it is still a number, and so is `masked_score`. Half precision ends
-    at 65,504, so there scores must be above -16,376.
-    """
-    return -32752.0 if dtype == torch.float16 else -(2.0**125)
-
-
-def masked_score(dtype: torch.dtype) -> float:
-    """The same for a key that must not count: twice as low, so that beside it a token counts for itself."""
-    return -65504.0 if dtype == torch.float16 else -(2.0**126)
+# By dtype, the score of a token for itself, or what is added to it: it counts only where nothing else does. Stock
+# Reformer's is -1e5, and there are queries with scores below that. No scores are below this one, because the square of
+# a query is finite in the dtype; in base 2 it is still finite. Half precision ends at 65,504, so there scores must be
+# above -16,376.
+SELF_SCORE = dict.fromkeys((torch.bfloat16, torch.float32, torch.float64), -(2.0**125)) | {torch.float16: -32752.0}
+# The same for a key that must not count: twice as low, so that beside it a token counts for itself.
+MASKED_SCORE = {dtype: 2 * score for dtype, score in SELF_SCORE.items()}
 
 
 def padded_to_multiple(length: int, multiple: int) -> int:
@@ -66,10 +59,10 @@ def unpad_rows(rows: torch.Tensor, length: int) -> torch.Tensor:
     return rows[:, :length]
 
 
-def pad_mask(attention_mask: torch.Tensor | None, batch: int, length: int, padded_length: int, device: torch.device):
-    """`[B, L]` or None to `[B, padded_length]`, False for what was added; None when every token is real."""
-    if not may_pad(padded_length - length):
-        return attention_mask
+def pad_mask(
+    attention_mask: torch.Tensor | None, batch: int, length: int, padded_length: int, device: torch.device
+) -> torch.Tensor:
+    """`[B, L]`, or None if every token is real, to `[B, padded_length]`, False for what was added."""
     if attention_mask is None:
         return (torch.arange(padded_length, device=device) < length).expand(batch, -1)
     return nn.functional.pad(attention_mask, (0, padded_length - length), value=False)
@@ -92,22 +85,20 @@ def gather_rows(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return nn.functional.embedding(index + first_row, rows.reshape(-1, size))
 
 
-def look_adjacent(chunks: torch.Tensor, num_before: int, num_after: int) -> torch.Tensor:
+def look_adjacent(chunks: torch.Tensor, offsets: list[int]) -> torch.Tensor:
     """
     Each chunk together with its neighbours on the circle of chunks.
 
     Args:
         chunks: `[B, H, N, C, ...]`.
-        num_before, num_after: Neighbours to include on either side.
+        offsets: From `circular_offsets`.
 
     Returns:
-        `[B, H, N, W, ...]`, chunks in their order.
+        `[B, H, N, W, ...]`, chunks in the order of `offsets`.
     """
-    if num_before == num_after == 0:
+    if len(offsets) == 1:
         return chunks
-    num_chunks = chunks.shape[2]
-    offsets = range(-num_before, num_after + 1)
-    return torch.cat([chunks.roll(-circular_offset(offset, num_chunks), dims=2) for offset in offsets], dim=3)
+    return torch.cat([chunks.roll(-offset, dims=2) for offset in offsets], dim=3)
 
 
 def window_views(chunks: torch.Tensor, num_windows: int, num_neighbours: int) -> torch.Tensor:
@@ -136,20 +127,23 @@ def sum_windows(windows: torch.Tensor, num_neighbours: int) -> torch.Tensor:
     return chunks
 
 
-def unit_keys(query_key: torch.Tensor) -> torch.Tensor:
-    """Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon."""
-    return (query_key * key_scale(query_key)).to(query_key.dtype)
-
-
 def key_scale(query_key: torch.Tensor) -> torch.Tensor:
-    """What a query is multiplied with to be a key: `[..., D]` to `[..., 1]`, float32 at least."""
+    """
+    What a query is multiplied with to be a key, `[..., D]` to `[..., 1]`, float32 at least.
+
+    Keys are the queries at unit length (paper section 2, "shared-QK"), with stock Reformer's epsilon.
+    """
     wide = query_key.to(torch.promote_types(query_key.dtype, torch.float32))
     return (wide.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt() / query_key.shape[-1] ** 0.5
 
 
-def circular_offset(offset: int, num_chunks: int) -> int:
-    """`offset` on the circle; one that leads round it more than once is the chunk itself, as in stock Reformer."""
-    return offset if abs(offset) < num_chunks else 0
+def circular_offsets(num_before: int, num_after: int, num_chunks: int) -> list[int]:
+    """
+    How far on the circle each neighbour is from a chunk, itself included.
+
+    Where that is round the circle or farther, the neighbour is the chunk itself, as in stock Reformer.
+    """
+    return [offset if abs(offset) < num_chunks else 0 for offset in range(-num_before, num_after + 1)]
 
 
 def neighbour_exists(

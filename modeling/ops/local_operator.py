@@ -79,7 +79,8 @@ def local_attention(
     attend = choose_implementation(
         LOCAL_IMPLEMENTATIONS, implementation, query, options, return_weights, has_documents=documents is not None
     )
-    key_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
-    if documents is not None and may_pad(options.padded_length - length):
-        documents = nn.functional.pad(documents, (0, options.padded_length - length), value=-1)
-    return attend(query, key, value, key_mask, documents, options, return_weights)
+    added = options.padded_length - length
+    if may_pad(added):
+        attention_mask = pad_mask(attention_mask, batch, length, options.padded_length, query.device)
+        documents = None if documents is None else nn.functional.pad(documents, (0, added), value=-1)
+    return attend(query, key, value, attention_mask, documents, options, return_weights)

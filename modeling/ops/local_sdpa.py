@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .chunking import look_adjacent, masked_score, sum_windows
+from .chunking import MASKED_SCORE, circular_offsets, look_adjacent, sum_windows
 from .differentiation import once_differentiable
 from .implementations import AttentionCall
 from .local_options import LocalOptions
@@ -97,7 +97,7 @@ def _local_sdpa(query, key, value, key_mask, documents, *options):
         # Free this piece before the next one is allocated.
         del piece_output
     # A query that sees nothing gets probabilities of zero. The difference of two mask scores could be any number.
-    log_sum_exp.masked_fill_(log_sum_exp < masked_score(windows.mask_dtype) / 2, 0)
+    log_sum_exp.masked_fill_(log_sum_exp < MASKED_SCORE[windows.mask_dtype] / 2, 0)
     return output, log_sum_exp
 
 
@@ -144,8 +144,9 @@ class _Windows:
         self.batch, self.length, self.heads, head_size = query.shape
         self.scale = head_size**-0.5
         positions = torch.arange(options.padded_length, device=query.device).view(1, 1, -1, options.chunk_length)
-        self.positions, self.key_positions = positions[0, 0], look_adjacent(positions, *options.around)[0, 0]
-        self.num_chunks = len(self.positions)
+        self.num_chunks = positions.shape[2]
+        offsets = circular_offsets(*options.around, self.num_chunks)
+        self.positions, self.key_positions = positions[0, 0], look_adjacent(positions, offsets)[0, 0]
         self.mask_dtype = additive_mask_dtype(query)
 
     def pieces(self) -> Iterator[tuple[int, slice]]:
@@ -218,5 +219,5 @@ class _Windows:
         shape = (chunks.stop - chunks.start, *self.positions.shape[1:], *self.key_positions.shape[1:])
         mask = torch.zeros(shape, dtype=self.mask_dtype, device=self.positions.device)
         if visible is not None:
-            mask.masked_fill_(~visible[0], masked_score(self.mask_dtype))
+            mask.masked_fill_(~visible[0], MASKED_SCORE[self.mask_dtype])
         return mask[:, None]

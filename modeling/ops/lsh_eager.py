@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from .chunking import (
+    MASKED_SCORE,
+    SELF_SCORE,
     gather_rows,
+    key_scale,
     look_adjacent,
-    masked_score,
     pad_rows,
     scatter_to_map,
-    self_score,
-    unit_keys,
     unpad_rows,
 )
 from .lsh_options import LSHOptions
-from .visibility import LSHVisibility, place_in_all_rounds
+from .visibility import LSHVisibility
 
 
 def lsh_attention_eager(
@@ -57,10 +57,23 @@ def lsh_attention_eager(
     sorted_positions, in_chunks = order.flatten(2), (-1, options.chunk_length)
     query = gather_rows(pad_rows(query_key, padded_length), sorted_positions).unflatten(2, in_chunks)
     values = gather_rows(pad_rows(value, padded_length), sorted_positions).unflatten(2, in_chunks)
-    key, values = look_adjacent(unit_keys(query), *options.around), look_adjacent(values, *options.around)
+    key = (query * key_scale(query)).to(query.dtype)
+    key, values = look_adjacent(key, visibility.offsets), look_adjacent(values, visibility.offsets)
+
+    scores = query @ key.transpose(-1, -2)
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if not options.allow_duplicate_attention:
+        scores = scores - visibility.count_meetings(slice(None)).to(scores.dtype).log()
+    conditions = visibility.conditions(slice(None))
+    if options.causal:
+        conditions.append(positions[..., :, None] >= key_positions[..., None, :])
+    if conditions:
+        scores = scores.masked_fill(~reduce(and_, conditions), MASKED_SCORE[scores.dtype])
+    scores = scores.masked_fill(is_self, SELF_SCORE[scores.dtype])
 
     rank = order.argsort(dim=-1)
-    probabilities, round_weights = _softmax_of_each_round(_scores(query, key, visibility, is_self), rank)
+    probabilities, round_weights = _softmax_of_each_round(scores, rank)
+    del scores
     if options.value_shift:
         probabilities = probabilities.masked_fill(is_self, 0)
     dropped = nn.functional.dropout(probabilities, p=options.dropout_p)
@@ -71,20 +84,6 @@ def lsh_attention_eager(
     sorted_weights = round_weights.gather(3, order).reshape(*positions.shape, 1)
     weights = scatter_to_map(dropped * sorted_weights, positions, key_positions, padded_length)
     return output, weights[:, :, :length, :length]
-
-
-def _scores(query, key, visibility, is_self):
-    """`[B, H, N, C, W]`, float32 at least, with what a query must not see masked."""
-    scores = query @ key.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if not visibility.options.allow_duplicate_attention:
-        scores = scores - visibility.count_meetings(slice(None)).to(scores.dtype).log()
-    conditions = visibility.conditions(slice(None))
-    if visibility.options.causal:
-        conditions.append(visibility.positions[..., :, None] >= visibility.key_positions[..., None, :])
-    if conditions:
-        scores = scores.masked_fill(~reduce(and_, conditions), masked_score(scores.dtype))
-    return scores.masked_fill(is_self, self_score(scores.dtype))
 
 
 def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,7 +109,8 @@ def _softmax_of_each_round(scores: torch.Tensor, rank: torch.Tensor) -> tuple[to
 
 def _combine_rounds(output: torch.Tensor, round_weights: torch.Tensor, rank: torch.Tensor) -> torch.Tensor:
     """`[B, H, R * P, D]` in sorted order to the weighted sum over rounds `[B, H, P, D]` in original positions."""
-    unsorted = gather_rows(output, place_in_all_rounds(rank).flatten(2)).unflatten(2, rank.shape[2:])
+    by_round = output.unflatten(2, rank.shape[2:]).flatten(1, 2)
+    unsorted = gather_rows(by_round, rank.flatten(1, 2)).unflatten(1, rank.shape[1:3])
     if rank.shape[2] == 1:
         return unsorted.squeeze(2)
     return (unsorted * round_weights[..., None].to(unsorted.dtype)).sum(dim=2)

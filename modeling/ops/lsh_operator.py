@@ -3,6 +3,11 @@ LSH attention as an operator on projected vectors: one of several implementation
 
 Shapes: B batch, L length, H heads, D head size, R hashing rounds.
 
+The squared length of a vector must fit in float32. As every float32 score is rounded, so are probabilities, in
+proportion to the query's length; fused kernels round once more, as they keep a log-sum-exp only. Where keys are
+equally near to queries longer than 1e5, their gradients need "eager". In float16 on a GPU, "sdpa" takes queries
+shorter than 16,000.
+
 Example:
 
 >>> import torch
@@ -17,6 +22,7 @@ torch.Size([1, 100, 4, 16])
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -26,9 +32,8 @@ from .implementations import Implementation, choose_implementation
 from .lsh_eager import lsh_attention_eager
 from .lsh_hashing import bucket_factors, sort_by_bucket
 from .lsh_options import LSHOptions
-from .lsh_sdpa import attend_to_all_earlier, lsh_attention_sdpa, why_not_sdpa
+from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
 from .lsh_triton import lsh_attention_triton
-from .softmax_kernels import has_causal_kernel
 from .triton_support import why_not_triton
 from .value_shift import shift_values, weights_of_values, zero_of_masked
 
@@ -65,7 +70,7 @@ def lsh_attention(
     implementation: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
-    `attend_by_hash` for who has no layer: with the attributes of `LSHOptions` as arguments, which are checked.
+    `attend_by_hash` for callers without a layer: with the attributes of `LSHOptions` as arguments, which are checked.
 
     Shapes and results are those of `attend_by_hash`; the attention mask may be of any dtype, nonzero for real tokens.
 
@@ -103,7 +108,7 @@ def lsh_attention(
 def attend_by_hash(
     query_key: torch.Tensor,
     value: torch.Tensor,
-    buckets: torch.Tensor,
+    buckets: torch.Tensor | None,
     options: LSHOptions,
     *,
     attention_mask: torch.Tensor | None = None,
@@ -120,21 +125,15 @@ def attend_by_hash(
     its neighbours. Keys are the queries at unit length, scores are their dot products, and a token attends to itself
     only when it has nothing else. The rounds are combined as one softmax over everything they found.
 
-    Vectors may have any length that the square of is a number of float32. As every float32 score is rounded, so are
-    probabilities, in proportion to the query's length; fused kernels round once more, as they keep a log-sum-exp only.
-    Where keys are equally near to queries longer than 1e5, their gradients need "eager". In float16 on a GPU, "sdpa"
-    takes queries shorter than 16,000.
-
     Args:
         query_key, value: `[B, L, H, D]`, one floating dtype.
-        buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`.
-        attention_mask: `[B, L]`, bool, True for real tokens. Masked tokens are sorted last and have no influence on
-            real ones.
-        documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. None attends to
-            another, and masked tokens are sorted last in theirs. None if a row is one.
+        buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`; or None for dense attention with shared
+            queries and keys: one bucket and one chunk hold everything.
+        attention_mask: `[B, L]`, bool, True for real tokens. Masked ones are sorted last and do not influence those.
+        documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. No document attends to
+            another, and masked tokens are sorted last in theirs. Pass None if each row is one document.
         padded_length: Length of a round on the circle: a multiple of `chunk_length`, by default the next one.
-        return_weights: Also return the attention probabilities, dense: `[B, H, L, L]`. With `value_shift=1` a column
-            is what a query reads of that token's value, because it is like the token before.
+        return_weights: Also return the attention probabilities, `[B, H, L, L]`, by the token whose value is read.
         num_buckets: What the vectors were hashed with, if it is known; kernels can then sort by counting.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
 
@@ -144,17 +143,23 @@ def attend_by_hash(
     Raises:
         ValueError: An implementation that cannot do what is asked.
     """
+    if buckets is None:
+        buckets, options, num_buckets = _in_one_bucket(query_key, options)
     attend = choose_implementation(
         LSH_IMPLEMENTATIONS, implementation, query_key, options, return_weights, has_documents=documents is not None
     )
     padded_length = padded_length or padded_to_multiple(buckets.shape[3], options.chunk_length)
-    if documents is not None and attention_mask is None:
-        attention_mask = torch.ones_like(documents, dtype=torch.bool)
     most = None if num_buckets is None else math.prod(bucket_factors(num_buckets))
-    tables = _sort(buckets, attention_mask, documents, padded_length, most, implementation)
+    if documents is not None:
+        attention_mask = torch.ones_like(documents, dtype=torch.bool) if attention_mask is None else attention_mask
+        buckets, most = _buckets_of_documents(buckets, attention_mask, documents, most)
+    key_mask, document_of = attention_mask, documents
+    if may_pad(padded_length - buckets.shape[3]):
+        buckets, key_mask, document_of = _pad(buckets, key_mask, document_of, padded_length, most)
+    order = sort_by_bucket(buckets, key_mask if documents is None else None, most, implementation)
     if options.value_shift:
         value = shift_values(value, attention_mask, documents)
-    output, weights = attend(query_key, value, *tables, options, return_weights)
+    output, weights = attend(query_key, value, buckets, order, key_mask, document_of, options, return_weights)
     if options.value_shift and weights is not None:
         weights = weights_of_values(weights, attention_mask, documents)
     if options.value_shift and attention_mask is not None:
@@ -162,81 +167,51 @@ def attend_by_hash(
     return output, weights
 
 
-def attend_to_everything(
-    query_key: torch.Tensor,
-    value: torch.Tensor,
-    options: LSHOptions,
-    *,
-    reach: int | None = None,
-    attention_mask: torch.Tensor | None = None,
-    documents: torch.Tensor | None = None,
-    return_weights: bool = False,
-    implementation: str | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    Dense attention with shared queries and keys: LSH attention with one chunk and one bucket.
-
-    Of `options` only those count that are about neither chunks nor buckets. Shapes, the other arguments, results and
-    errors are those of `attend_by_hash`.
-
-    Args:
-        reach: Of the first so many tokens only, as if there were no others; None for all.
-    """
-    if reach is not None:
-        query_key, value = query_key[:, :reach], value[:, :reach]
-        attention_mask = None if attention_mask is None else attention_mask[:, :reach]
+def _in_one_bucket(query_key, options):
+    """Buckets and options with which every token meets every other one once, and the number of buckets."""
     batch, length, heads, _ = query_key.shape
-    options = LSHOptions(
+    options = replace(
+        options,
         chunk_length=length,
         num_chunks_before=0,
-        causal=options.causal,
-        value_shift=options.value_shift,
-        dropout_p=options.dropout_p,
+        num_chunks_after=0,
+        circular_look_around=True,
+        attend_across_buckets=True,
+        allow_duplicate_attention=True,
+        sliding_window=False,
     )
-    if attention_mask is None and documents is None and length > 1 and options.causal:
-        attend = choose_implementation(LSH_IMPLEMENTATIONS, implementation, query_key, options, return_weights)
-        if attend is lsh_attention_sdpa and has_causal_kernel(query_key):
-            return attend_to_all_earlier(query_key, value, options.value_shift), None
-    return attend_by_hash(
-        query_key,
-        value,
-        torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device),
-        options,
-        attention_mask=attention_mask,
-        documents=documents,
-        return_weights=return_weights,
-        num_buckets=1,
-        implementation=implementation,
-    )
+    return torch.zeros(batch, heads, 1, length, dtype=torch.int32, device=query_key.device), options, 1
 
 
-def _sort(buckets, attention_mask, documents, padded_length, num_buckets, implementation):
-    """What an implementation is given beside the vectors: buckets, order, mask of keys and documents, padded."""
+def _pad(buckets, attention_mask, documents, padded_length, num_buckets):
+    """What is known of each position, filled up with masked tokens: buckets, mask and documents."""
     batch, _, _, length = buckets.shape
-    key_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
-    added, behind_all = padded_length - length, 0
-    if documents is not None:
-        buckets, num_buckets = _buckets_of_documents(buckets, attention_mask, documents, num_buckets)
-        behind_all = num_buckets - 1
-    if may_pad(added):
-        buckets = nn.functional.pad(buckets, (0, added), value=behind_all)
-        documents = None if documents is None else nn.functional.pad(documents, (0, added), value=-1)
+    added = padded_length - length
+    attention_mask = pad_mask(attention_mask, batch, length, padded_length, buckets.device)
     if documents is None:
-        return buckets, sort_by_bucket(buckets, key_mask, num_buckets, implementation), key_mask, None
-    # Kernels sort 32 bits.
-    most = num_buckets if buckets.dtype == torch.int32 else None
-    return buckets, sort_by_bucket(buckets, None, most, implementation), key_mask, documents
+        return nn.functional.pad(buckets, (0, added)), attention_mask, None
+    last = torch.iinfo(buckets.dtype).max if num_buckets is None else num_buckets - 1
+    return (
+        nn.functional.pad(buckets, (0, added), value=last),
+        attention_mask,
+        nn.functional.pad(documents, (0, added), value=-1),
+    )
 
 
 def _buckets_of_documents(buckets, attention_mask, documents, num_buckets):
-    """Buckets that no two documents share, one more in each for its masked tokens, and how many there may be."""
+    """
+    Buckets that no two documents share, one more in each for its masked tokens, and how many there may be.
+
+    None for more than kernels sort, which is 32 bits.
+    """
     if num_buckets is None:
         num_buckets = int(buckets.max()) + 1
     most = (buckets.shape[3] + 2) * (num_buckets + 1)
     if most > MOST_BUCKETS:
-        buckets = buckets.long()
+        buckets, most = buckets.long(), None
     inside = torch.where(attention_mask[:, None, None], buckets, num_buckets).to(buckets.dtype)
-    return inside + documents[:, None, None].to(buckets.dtype) * (num_buckets + 1), most
+    buckets = inside + documents[:, None, None].to(buckets.dtype) * (num_buckets + 1)
+    return buckets, most if buckets.dtype == torch.int32 else None
 
 
 def _check_shapes(query_key, value, buckets, attention_mask):

@@ -39,7 +39,7 @@ class LSHOptions:
     dropout_p: float = 0.0
 
     def __post_init__(self):
-        if self.chunk_length < 1 or min(self.around) < 0:
+        if self.chunk_length < 1 or min(self.num_chunks_before, self.num_chunks_after) < 0:
             raise ValueError(
                 f"`chunk_length` must be at least 1 and the numbers of neighbouring chunks at least 0, but got "
                 f"{self.chunk_length}, {self.num_chunks_before} before and {self.num_chunks_after} after."

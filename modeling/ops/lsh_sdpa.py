@@ -15,12 +15,19 @@ from typing import NamedTuple
 
 import torch
 
-from .chunking import key_scale, masked_score, self_score, sum_windows, unit_keys, window_views
+from .chunking import MASKED_SCORE, SELF_SCORE, key_scale, sum_windows, window_views
 from .differentiation import once_differentiable
 from .implementations import AttentionCall
 from .lsh_options import LSHOptions
 from .operators import AttentionFunction, arguments_of, operator, schema_of
-from .softmax_kernels import CausalAttention, additive_mask_dtype, attend, attend_backward, distinct
+from .softmax_kernels import (
+    CausalAttention,
+    additive_mask_dtype,
+    attend,
+    attend_backward,
+    distinct,
+    has_causal_kernel,
+)
 from .visibility import LSHVisibility
 
 
@@ -65,11 +72,22 @@ def lsh_attention_sdpa(
     Returns:
         Output `[B, L, H, D]`, and None for the attention map.
     """
+    all_are_real = key_mask is None and documents is None
+    if all_are_real and _is_dense_and_causal(query_key, order, options) and has_causal_kernel(query_key):
+        return _attend_to_all_earlier(query_key, value, options), None
     output, _ = _LSHAttention.apply(query_key, value, buckets, order, key_mask, documents, options)
     return output, None
 
 
-def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_shift: int) -> torch.Tensor:
+def _is_dense_and_causal(query_key, order, options):
+    """Whether a token attends to every earlier one: one round has one chunk, and buckets do not matter."""
+    if not options.causal or options.around != (0, 0) or not options.attend_across_buckets:
+        return False
+    length = query_key.shape[1]
+    return order.shape[2] == 1 and options.chunk_length == length == order.shape[3] and length > 1
+
+
+def _attend_to_all_earlier(query_key, value, options):
     """
     Causal attention with shared queries and keys to everything, of vectors `[B, L, H, D]`, for `has_causal_kernel`.
 
@@ -78,12 +96,10 @@ def attend_to_all_earlier(query_key: torch.Tensor, value: torch.Tensor, value_sh
     """
     dtype = torch.promote_types(query_key.dtype, torch.float32)
     rows = query_key.transpose(1, 2).to(dtype)
-    if value_shift:
-        first, read = torch.zeros_like(value[:, :1]), value[:, 1:]
-    else:
-        first, read = value[:, :1], value[:, :-1]
-    read = read.transpose(1, 2).to(dtype)
-    output, _ = CausalAttention.apply(rows[:, :, 1:], unit_keys(rows[:, :, :-1]), read, 1.0)
+    read = value[:, :-1].transpose(1, 2).to(dtype)
+    keys = rows[:, :, :-1]
+    output, _ = CausalAttention.apply(rows[:, :, 1:], keys * key_scale(keys), read, 1.0)
+    first = torch.zeros_like(value[:, :1]) if options.value_shift else value[:, :1]
     return torch.cat([first, output.transpose(1, 2).to(value.dtype)], dim=1)
 
 
@@ -291,16 +307,16 @@ class _Group:
 
     def mask(self, chunks: slice) -> torch.Tensor:
         """`[G, n, C, W]`, added to the scores of a piece."""
-        visibility, weakest = self.visibility, self_score(self.mask_dtype)
+        visibility, weakest = self.visibility, SELF_SCORE[self.mask_dtype]
         mask = self.query_positions[:, chunks, :, None] - self.key_positions[:, chunks, None, :]
         if self.options.causal:
-            # An earlier key adds 0, the query itself once the weakest score, a later key twice.
+            # An earlier key adds 0, the query itself adds `weakest`, a later key 2 * `weakest`.
             mask.sub_(1).clamp_(-2, 0).mul_(-weakest)
         else:
             mask.eq_(0).mul_(weakest)
         by_head = mask.unflatten(0, (-1, self.heads))
         for condition in visibility.conditions(chunks):
-            by_head.masked_fill_(~condition, masked_score(self.mask_dtype))
+            by_head.masked_fill_(~condition, MASKED_SCORE[self.mask_dtype])
         if not self.options.allow_duplicate_attention:
             by_head.sub_(visibility.count_meetings(chunks).to(mask.dtype).log_())
         return mask.to(self.mask_dtype)
@@ -360,7 +376,7 @@ class _Group:
 
     def _is_alone(self, log_sum_exp: torch.Tensor) -> torch.Tensor:
         """Which tokens have nothing but themselves to attend to. Their output is exactly their value, or zeros."""
-        return log_sum_exp < self_score(self.mask_dtype) / 2
+        return log_sum_exp < SELF_SCORE[self.mask_dtype] / 2
 
     def attend_backward(
         self, gradient: torch.Tensor, output: torch.Tensor, log_sum_exp: torch.Tensor, total: torch.Tensor

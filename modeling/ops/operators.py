@@ -24,7 +24,7 @@ IMPLEMENTATIONS: dict[Any, Callable] = {}
 
 def operator(schema: str, shapes: Callable, changes: tuple[str, ...] = ()) -> Callable:
     """
-    A decorator that makes a function an operator of its name. The operator itself has no gradient.
+    A decorator that registers a function as a PyTorch operator of the same name. The operator has no gradient.
 
     Args:
         schema: Types and names of the arguments, and types of the results, as PyTorch writes them.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .chunking import circular_offset, look_adjacent, neighbour_exists
+from .chunking import circular_offsets, look_adjacent, neighbour_exists
 from .local_options import LocalOptions
 from .lsh_options import LSHOptions
 
@@ -42,6 +42,7 @@ class LSHVisibility:
 
     Attributes:
         positions, key_positions: `[B, H, N, C]` and `[B, H, N, W]`, of the queries and of what they meet.
+        offsets: Of the chunks in a window (`circular_offsets`).
     """
 
     def __init__(
@@ -57,7 +58,8 @@ class LSHVisibility:
         self.chunks_per_round = padded_length // options.chunk_length
         self.num_chunks = self.rounds * self.chunks_per_round
         self.positions = order.flatten(2).unflatten(2, (-1, options.chunk_length))
-        self.key_positions = look_adjacent(self.positions, *options.around)
+        self.offsets = circular_offsets(options.num_chunks_before, options.num_chunks_after, self.num_chunks)
+        self.key_positions = look_adjacent(self.positions, self.offsets)
         self._key_is_real = None if key_mask is None else _at(key_mask, self.key_positions)
         # Documents have no bucket in common, so there buckets tell them apart, too.
         self._documents: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -68,28 +70,37 @@ class LSHVisibility:
             rounds = torch.arange(self.rounds, device=buckets.device).view(1, 1, -1, 1)
             numbers = buckets.long() + (rounds << 32)
             in_order = numbers.gather(3, order.long()).view_as(self.positions)
-            self._buckets = _BucketNumbers(numbers, in_order, look_adjacent(in_order, *options.around))
+            self._buckets = _BucketNumbers(numbers, in_order, look_adjacent(in_order, self.offsets))
+        # What is true of a place in any round's order: `[N, 1, W]`, `[C, W]`.
+        self._neighbour_exists: torch.Tensor | None = None
+        if not options.circular_look_around:
+            around = options.num_chunks_before, options.num_chunks_after
+            sizes = self.num_chunks, self.chunks_per_round, *around, options.chunk_length
+            self._neighbour_exists = neighbour_exists(*sizes, order.device)
+        self._is_in_window: torch.Tensor | None = None
+        if options.sliding_window:
+            places = torch.arange(self.key_positions.shape[3], device=order.device)
+            query_place = places[: options.chunk_length, None] + options.num_chunks_before * options.chunk_length
+            self._is_in_window = _is_in_sliding_window(places - query_place, options)
         # Where each position stands in each round; only for counting.
         self._places = order
         if not options.allow_duplicate_attention:
-            self._places = place_in_all_rounds(order.argsort(dim=-1))
+            # Rounds stand one behind the other.
+            rounds = torch.arange(self.rounds, device=order.device).view(1, 1, -1, 1)
+            self._places = order.argsort(dim=-1) + rounds * padded_length
 
     def conditions(self, chunks: slice) -> list[torch.Tensor]:
         """
-        What must be true for a query to attend to a key, but for the direction: each `[B, H, n, C, W]` or
-        broadcastable to it.
+        What must be true for a query to attend to a key, except causality, which `lsh_attention_eager` and
+        `lsh_sdpa._Group.mask` add: each `[B, H, n, C, W]` or broadcastable to it.
         """
-        conditions, options, device = [], self.options, self.positions.device
+        conditions = []
         if self._key_is_real is not None:
             conditions.append(self._key_is_real[:, :, chunks, None, :])
-        if not options.circular_look_around:
-            sizes = self.num_chunks, self.chunks_per_round, *options.around, options.chunk_length
-            conditions.append(neighbour_exists(*sizes, device, chunks))
-        if options.sliding_window:
-            query_place = torch.arange(options.chunk_length, device=device)[:, None]
-            first, last = -options.num_chunks_before, 1 + options.num_chunks_after
-            key_place = torch.arange(first * options.chunk_length, last * options.chunk_length, device=device)
-            conditions.append(_is_in_sliding_window(key_place - query_place, options))
+        if self._neighbour_exists is not None:
+            conditions.append(self._neighbour_exists[chunks])
+        if self._is_in_window is not None:
+            conditions.append(self._is_in_window)
         if self._documents is not None:
             own, met = self._documents
             conditions.append(own[:, :, chunks, :, None] == met[:, :, chunks, None, :])
@@ -129,16 +140,13 @@ class LSHVisibility:
         options = self.options
         if options.sliding_window:
             return _is_in_sliding_window(key_place - query_place, options).long()
-        num_before, num_after = options.around
         query_chunk, key_chunk = query_place // options.chunk_length, key_place // options.chunk_length
-        hits = 0
-        for offset in range(-num_before, num_after + 1):
-            if options.circular_look_around:
-                neighbour = (query_chunk + circular_offset(offset, self.num_chunks)) % self.num_chunks
-                hits = hits + (neighbour == key_chunk)
-            else:
-                hits = hits + (query_chunk + offset == key_chunk)
-        return hits
+        if options.circular_look_around:
+            neighbours = [(query_chunk + offset) % self.num_chunks for offset in self.offsets]
+        else:
+            num_before, num_after = options.around
+            neighbours = [query_chunk + offset for offset in range(-num_before, num_after + 1)]
+        return sum(neighbour == key_chunk for neighbour in neighbours)
 
 
 def _at(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -147,14 +155,8 @@ def _at(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     return by_head.gather(2, positions.flatten(2).long()).view_as(positions)
 
 
-def place_in_all_rounds(rank: torch.Tensor) -> torch.Tensor:
-    """`[B, H, R, P]` places in each round to places in all rounds, which stand one behind the other."""
-    rounds, padded_length = rank.shape[2:]
-    return rank + torch.arange(rounds, device=rank.device).view(1, 1, -1, 1) * padded_length
-
-
 def _is_in_sliding_window(distance: torch.Tensor, options: LSHOptions) -> torch.Tensor:
-    """Whether a key so many places behind its query, in the sorted order, is within the length of the chunks met."""
+    """Whether a key is within the chunks' length of its query, by its place minus the query's in the sorted order."""
     before, after = options.num_chunks_before * options.chunk_length, options.num_chunks_after * options.chunk_length
     return (distance >= -before) & (distance <= after)
 

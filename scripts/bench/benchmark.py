@@ -5,7 +5,8 @@ Speed and memory of Reformer attention and of training steps, ours beside its pe
     python -m scripts.bench.benchmark --quick # 1K and 2K tokens, 1 round; within 5 minutes on two cores
     python -m scripts.bench.benchmark --cases operator step --lengths 1024 4096 --rounds 4 --contenders ours-sdpa stock
     python -m scripts.bench.benchmark --device cuda --cases attention operator --dtype bf16 --rounds 1 4 8
-    python -m scripts.bench.benchmark --table docs/benchmark.json # the tables of an earlier run; --plot-only the plots
+    python -m scripts.bench.benchmark --table docs/benchmark.json # the tables of an earlier run
+    python -m scripts.bench.benchmark --plot-only --out docs/benchmark.json # its plots, docs/benchmark_{step,...}.png
 
 Cases: `attention` is an operator on vectors that are there (hashing, sorting, attention), `operator` the same with the
 projections before it, `step` forward and backward of a language model without the optimizer, `prefill` reading a

@@ -37,7 +37,7 @@ SIX, TWELVE, SIX_LOCAL = "local lsh " * 3, "local lsh " * 6, "local " * 6
 LONG = f"{WIDE} {CHUNKED} --local_attn_chunk_length 64"
 INEXACT = "--set exact_inversion=False"
 
-# Arguments of memory.py.
+# Arguments of `hf-reformer memory`.
 CASES = {
     "small": "--length 4096 --batch_size 4",
     "Muon, pieces": f"--length 8192 --batch_size 4 --optimizer muon {CHUNKED}",
