@@ -48,6 +48,9 @@ AFTER_HASHING = "after_hashing"
 # Before a kind of layer in the files of checkpoints that stock transformers must not load.
 OWN_KIND = "hf_reformer."
 
+# What `classifier_pooling` may be.
+POOLINGS = ("token", "mean")
+
 # Switches that stock transformers does not have, with the value at which both compute the same.
 BEYOND_STOCK = {
     "circular_look_around": True,
@@ -59,6 +62,7 @@ BEYOND_STOCK = {
     "attention_output_bias": False,
     "gated_feed_forward": False,
     "combine_streams": "concat",
+    "classifier_pooling": "token",
 }
 
 
@@ -167,6 +171,10 @@ class ReformerConfig(PreTrainedConfig):
     combine_streams (`str`, *optional*, defaults to `"concat"`):
         What the last LayerNorm and the heads read of the two streams: `"concat"` both side by side, `2 * hidden_size`
         numbers per token, `"mean"` their mean, `hidden_size` numbers, as trax's `Reformer` does.
+    classifier_pooling (`str`, *optional*, defaults to `"token"`):
+        What the heads for sequences and multiple choice read: `"token"` the vector of the token that has seen the
+        whole text, which is the last one when attention is causal and the first one otherwise; `"mean"` the mean of
+        all tokens' vectors.
     tie_word_embeddings (`bool`, *optional*, defaults to `False`):
         One matrix for the words that go in and those that come out. Needs `combine_streams="mean"`. In a file with
         `"concat"` it changes nothing, as in stock Reformer.
@@ -240,6 +248,7 @@ class ReformerConfig(PreTrainedConfig):
     attention_output_bias: bool = False
     gated_feed_forward: bool = False
     combine_streams: str = "concat"
+    classifier_pooling: str = "token"
     position_embedding_type: str | None = None
     rope_parameters: dict | None = None
     lsh_rotary: bool | str = False
@@ -439,6 +448,12 @@ class ReformerConfig(PreTrainedConfig):
                 f"{lengths['lsh']}` and `local_attn_chunk_length={lengths['local']}`: {lcm(*in_use)} tokens, where "
                 f"the longest input has {longest}. Take shorter chunks, or lengths that divide each "
                 "the other."
+            )
+
+    def validate_classifier_pooling(self):
+        if self.classifier_pooling not in POOLINGS:
+            raise ValueError(
+                f"`classifier_pooling` must be one of {list(POOLINGS)}, but got {self.classifier_pooling!r}."
             )
 
     def validate_combine_streams(self):

@@ -311,7 +311,7 @@ class ReformerForMaskedLM(LMHeadMixin, ReformerPreTrainedModel):
 
 
 class ReformerClassificationHead(nn.Module):
-    """Two-layer head on one token's vector."""
+    """Two-layer head on the vector of a text."""
 
     def __init__(self, config: ReformerConfig):
         super().__init__()
@@ -339,8 +339,8 @@ class _LossSettings:
 
 
 @auto_docstring(
-    custom_intro="The Reformer with a classification or regression head on the last real token when attention is "
-    "causal (`config.is_decoder`), on the first one otherwise."
+    custom_intro="The Reformer with a classification or regression head. `config.classifier_pooling` says what it "
+    "reads: one token, the last real one when attention is causal and the first one otherwise, or the mean of all."
 )
 class ReformerForSequenceClassification(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):

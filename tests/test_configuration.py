@@ -28,12 +28,13 @@ OWN_FIELDS = {
     "attention_output_bias": False,
     "gated_feed_forward": False,
     "combine_streams": "concat",
+    "classifier_pooling": "token",
     "position_embedding_type": None,
     "rope_parameters": None,
     "lsh_rotary": False,
 }
 # Each makes the model compute what stock transformers cannot.
-BEYOND_STOCK = (
+SWITCHED = (
     {"circular_look_around": False},
     {"attend_across_buckets": False},
     {"allow_duplicate_attention": False},
@@ -43,6 +44,7 @@ BEYOND_STOCK = (
     {"attention_output_bias": True},
     {"gated_feed_forward": True},
     {"combine_streams": "mean"},
+    {"classifier_pooling": "mean"},
     {"combine_streams": "mean", "tie_word_embeddings": True},
     {"position_embedding_type": "none"},
     {"position_embedding_type": "rotary", "rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
@@ -359,6 +361,7 @@ INVALID = {
         "`full_attention_threshold` must be None or at least `lsh_attn_chunk_length=16`, but got 15",
     ),
     "values further on": ({"lsh_value_shift": 2}, "`lsh_value_shift` must be 0 or 1, but got 2"),
+    "pooling": ({"classifier_pooling": "max"}, r"must be one of \['token', 'mean'\], but got 'max'"),
     "streams": ({"combine_streams": "sum"}, r"`combine_streams` must be one of \['concat', 'mean'\], but got 'sum'"),
     "streams of tied embeddings": (
         {"combine_streams": "average", "tie_word_embeddings": True},
@@ -536,7 +539,7 @@ def test_the_longest_input():
         {},
         {"num_buckets": (4, 6), "attn_layers": ("full", "lsh", "local"), "reversible": False},
         {"axial_pos_shape": (2, 4, 16), "axial_pos_embds_dim": (8, 8, 16), "note": {"of": ["mine"]}},
-        *BEYOND_STOCK,
+        *SWITCHED,
     ],
     ids=str,
 )
@@ -558,7 +561,7 @@ def test_lists_and_tuples_are_the_same():
     assert tiny_config(**settings, num_buckets=(2, 4)).to_dict() == tiny_config(**lists, num_buckets=[2, 4]).to_dict()
 
 
-@pytest.mark.parametrize("switch", BEYOND_STOCK, ids=str)
+@pytest.mark.parametrize("switch", SWITCHED, ids=str)
 def test_files_that_stock_cannot_read_say_so(switch, tmp_path):
     """In their layers' names, which stock takes for unknown ones."""
     config = tiny_config(**switch)
@@ -575,12 +578,8 @@ def test_files_that_stock_cannot_read_say_so(switch, tmp_path):
 
 
 def test_other_files_hold_the_plain_names():
-    for settings in (
-        {},
-        {"reversible": False},
-        {"attn_layers": ["full", "local"]},
-        {"position_embedding_type": "learned"},
-    ):
+    own = {"reversible": False}, {"attn_layers": ["full", "local"]}, {"position_embedding_type": "learned"}
+    for settings in ({}, *own):
         config = tiny_config(**settings)
         assert config.to_dict()["attn_layers"] == list(config.attn_layers)
 

@@ -54,13 +54,36 @@ def test_rows_without_their_padding():
 
 def test_pool():
     hidden_states = torch.arange(25.0).view(5, 5, 1)
-    causal, bidirectional = (SimpleNamespace(is_decoder=is_decoder, pad_token_id=0) for is_decoder in (True, False))
+    settings = {"pad_token_id": 0, "classifier_pooling": "token"}
+    causal, bidirectional = (SimpleNamespace(is_decoder=is_decoder, **settings) for is_decoder in (True, False))
     ids = MASK.long() * 7
     for mask, input_ids in ((MASK, None), (MASK.long(), torch.ones_like(ids)), (None, ids)):
         assert pool(hidden_states, input_ids, mask, causal).flatten().tolist() == [4, 6, 14, 18, 20]
         assert pool(hidden_states, input_ids, mask, bidirectional).flatten().tolist() == [0, 5, 12, 16, 20]
-    for config in (causal, SimpleNamespace(is_decoder=True, pad_token_id=None)):
+    for config in (causal, SimpleNamespace(is_decoder=True, pad_token_id=None, classifier_pooling="token")):
         assert pool(hidden_states, None, None, config).flatten().tolist() == [4, 9, 14, 19, 24]
+
+
+@pytest.mark.parametrize("is_decoder", [True, False])
+def test_pool_of_all_tokens(is_decoder):
+    config = SimpleNamespace(is_decoder=is_decoder, pad_token_id=0, classifier_pooling="mean")
+    hidden_states = torch.arange(50.0).view(5, 5, 2)
+    # What stands in the place of padding does not count, whatever it is.
+    padded = hidden_states.masked_fill(~MASK[..., None], torch.nan)
+    expected = torch.stack(
+        [row[real].sum(0) / max(1, len(row[real])) for row, real in zip(hidden_states, MASK, strict=True)]
+    )
+    ids = MASK.long() * 7
+    for mask, input_ids in ((MASK, None), (MASK.long(), torch.ones_like(ids)), (None, ids)):
+        torch.testing.assert_close(pool(padded, input_ids, mask, config), expected)
+    torch.testing.assert_close(pool(hidden_states, None, None, config), hidden_states.mean(1))
+    numbers = torch.tensor([[1, 1, 2, 2, 2], [0, 1, 1, 1, 0], [1, 2, 3, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    of_documents = [
+        row[kind == number].mean(0)
+        for row, kind in zip(hidden_states, numbers, strict=True)
+        for number in kind[kind > 0].unique()
+    ]
+    torch.testing.assert_close(pool(hidden_states, None, None, config, numbers), torch.stack(of_documents))
 
 
 def roll_rows(tensor, shift, dim=1):

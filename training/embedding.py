@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.ops.padding import mean_of_rows
 from .row_batches import NO_BOUND, check_length, encode, longest_input, through_model
 
 
@@ -78,9 +79,7 @@ def embed_texts(
 
 def mean_of_tokens(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The mean of each row's real tokens, special ones included, `[B, output size]`."""
-    vectors = model(**batch).last_hidden_state.float()
-    is_real = batch["attention_mask"][..., None]
-    return (vectors * is_real).sum(1) / is_real.sum(1)
+    return mean_of_rows(model(**batch).last_hidden_state, batch["attention_mask"].bool())
 
 
 def write_vectors(path: Path, vectors: np.ndarray, rows: Sequence[int], extra: Mapping[str, Sequence]) -> None:
