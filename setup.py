@@ -25,7 +25,17 @@ PACKAGE_DIR = {
 }
 
 # what training needs, and nobody who only imports the package
-TRAIN = ["accelerate", "datasets", "matplotlib", "numpy", "pyarrow", "scikit-learn", "tqdm"]
+TRAIN = [
+    "accelerate",
+    "datasets",
+    "matplotlib",
+    "nervaluate",
+    "numpy",
+    "pyarrow",
+    "scikit-learn",
+    "torchmetrics",
+    "tqdm",
+]
 # what `make docs` builds the site with
 DOCS = ["mkdocs", "mkdocs-material", "mkdocstrings[python]"]
 
@@ -72,6 +82,8 @@ setup(
     extras_require={
         "train": TRAIN,
         "serve": ["transformers[serving]"],
+        # accelerate as for every command that generates
+        "demo": ["accelerate", "gradio", "matplotlib"],
         "docs": [*TRAIN, *DOCS, "setuptools>=77"],
         "contract": [*TRAIN, "httpx", "parameterized", "peft", "pytest", "pytest-timeout"],
         "test": [
@@ -79,6 +91,7 @@ setup(
             *DOCS,
             "codespell",
             "deepspeed",
+            "gradio",
             "hypothesis",
             "ipykernel",
             "mypy",
@@ -92,6 +105,7 @@ setup(
             "pytest-xdist",
             "reformer-pytorch",
             "ruff",
+            "selenium",
             "sentence-transformers",
             "setuptools>=77",
             "transformers-mlinter",

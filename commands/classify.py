@@ -10,73 +10,43 @@ and lines of txt as well. A part of them is held out. Every option of the Traine
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EvalPrediction,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    set_seed,
 )
 
-from ..configuration.configuration_reformer import ReformerConfig
 from ..modeling.modeling_reformer import ReformerForSequenceClassification
 from ..training.classification_figures import baselines, classification_figures, draw_confusion
 from ..training.labelled_texts import LabelledDataArguments, LabelledSides, LabelledTexts, read_labelled
-from ..training.masked_pretraining import find_task_checkpoint, pretrain
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import NO_BOUND, check_length, cut_long, encode, longest_input, through_model
-from ..training.run_checkpoints import saving
-from ..training.run_trainer import check_strategy
-from ..training.tables import check_writable, column_of, excerpt, read_table, texts_of, write_table
-from ..training.task_report import figures_table, write_card, write_task_curve, write_task_log
-from ..training.task_run import Measure, TaskRows, describe_task_run, train_task
+from ..training.row_batches import check_length, cut_long, encode, through_model
+from ..training.tables import column_of, excerpt, read_table, texts_of, write_table
+from ..training.task_run import Measure, TaskRows
 from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
 from .command_line import mistakes_end, parse_groups
-from .task_models import TaskModelArguments, existing_config, load_config, load_model, load_tokenizer
+from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
+from .task_models import TaskModelArguments, existing_config, load_config, load_tokenizer
 from .training_process import run_and_end
 
 
 FIGURES = ("accuracy", "macro_f1")
-CLASSES = (ReformerForSequenceClassification, AutoModelForSequenceClassification)
 # Characters of a text beside its prediction, and labels that the card names.
 EXCERPT, MOST_NAMED = 200, 50
-USAGE = """classifier = pipeline("text-classification", model="{name}")
+USAGE = """from transformers import pipeline
+
+classifier = pipeline("text-classification", model="{name}")
 print(classifier("A text.", truncation=True))"""
-
-
-@dataclass
-class ClassifyArguments(LabelledDataArguments):
-    """The texts and their labels; or texts that a trained model shall label."""
-
-    baseline: bool = field(
-        default=True, metadata={"help": "Fit TF-IDF with logistic regression to the same texts, to stand beside."}
-    )
-    predict: str | None = field(
-        default=None, metadata={"help": "A file of texts to label with --model_name_or_path, instead of training."}
-    )
-    predictions_path: str | None = field(
-        default=None, metadata={"help": "Where labels go: csv, jsonl or parquet; by default beside the file."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.predict and self.data:
-            raise ValueError(
-                f"Both data ({self.data}) and predict ({self.predict}) were given: train first, then label."
-            )
-        if self.predictions_path is not None:
-            check_writable(self.predictions_path)
 
 
 @dataclass
@@ -86,86 +56,80 @@ class ClassifyRunArguments(TaskRunArguments):
     output_dir: str = field(default="runs/classify", metadata={"help": "Where checkpoints and the model go."})
 
 
+class Classify(Task):
+    """Labels of texts."""
+
+    classes = ReformerForSequenceClassification, AutoModelForSequenceClassification
+    objective, pipeline, main_figure = "labels", "text-classification", "accuracy"
+    baseline_is = "TF-IDF with logistic regression"
+
+    def read(self) -> LabelledSides:
+        """Texts and their labels."""
+        return read_labelled(self.data_arguments)
+
+    def prepare(self, model_arguments: TaskModelArguments, recipe: ModelRecipe, sides: LabelledSides) -> Prepared:
+        """The tokenizer cuts what is longer than the context."""
+        tokenizer = load_tokenizer(model_arguments)
+        whole = encode(sides.train.texts, tokenizer, None)[0]
+        lengths = [len(ids) for ids in whole]
+        context_length = model_arguments.context_for(lengths, existing_config(model_arguments))
+        config = load_config(model_arguments, recipe, tokenizer, context_length, sides.names)
+        check_length(context_length, config)
+        tokenizer.model_max_length = context_length
+        cut = cut_long(sides.train.texts, whole, tokenizer, context_length)
+        train = _rows(sides.train, cut, tokenizer, sides.names)
+        encoded = encode(sides.held_out.texts, tokenizer, context_length)
+        held_out = _rows(sides.held_out, encoded, tokenizer, sides.names)
+        rows = TaskRows(train, held_out, sides, [min(length, context_length) for length in lengths])
+        return Prepared(tokenizer, config, rows)
+
+    def baselines(self, sides: LabelledSides) -> Figures:
+        """Logistic regression on TF-IDF, and the most frequent label."""
+        return baselines(sides.train, sides.measured)
+
+    def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable:
+        """Pads texts."""
+        return DataCollatorWithPadding(tokenizer)
+
+    def measure(self, sides: LabelledSides, beside: Figures) -> Measure:
+        """Accuracy and macro F1, beside the first of the baselines."""
+        names = sides.names
+
+        def compute(evaluation: EvalPrediction) -> dict[str, float]:
+            given, found = np.asarray(evaluation.label_ids), np.asarray(evaluation.predictions)
+            labels, predicted = ([names[place] for place in part.tolist()] for part in (given, found))
+            return classification_figures(labels, predicted)
+
+        called = next(iter(beside), "")
+        return Measure(FIGURES, compute, lambda logits, labels: logits.argmax(-1), (beside.get(called), called))
+
+    def report(self, trainer: TaskTrainer, sides: LabelledSides, beside: Figures) -> Report:
+        """Figures, confusion.png and predictions.csv, of the texts that the figures are of."""
+        folder, measured = Path(trainer.args.output_dir), sides.measured
+        quiet = bool(trainer.args.disable_tqdm)
+        chances, num_cut = predict_chances(trainer.model, trainer.processing_class, measured.texts, quiet=quiet)
+        predicted = [sides.names[place] for place in chances.argmax(-1).tolist()]
+        columns: dict[str, Sequence[Any]] = {
+            "row": [row + 1 for row in measured.rows],
+            "label": measured.labels,
+            "predicted": predicted,
+            "probability": [round(chance, 4) for chance in chances.amax(-1).tolist()],
+            "text": [excerpt(text, EXCERPT) for text in measured.texts],
+        }
+        write_table(folder / "predictions.csv", columns)
+        draw_confusion(folder / "confusion.png", measured.labels, predicted, sides.names)
+        figures = classification_figures(measured.labels, predicted)
+        return Report(figures, _card_facts(sides, num_cut), ("confusion.png", "predictions.csv"))
+
+
 def classify(
     model_arguments: TaskModelArguments,
     recipe: ModelRecipe,
-    data_arguments: ClassifyArguments,
+    data_arguments: LabelledDataArguments,
     training_arguments: ClassifyRunArguments,
-) -> dict[str, dict[str, float]]:
-    """
-    Train, evaluate and save; returns the figures of `this model` and of the baselines on texts held out.
-
-    The output folder then holds the model (safetensors), its tokenizer, README.md (the model card), curve.png,
-    confusion.png, predictions.csv (of the texts that the figures are of) and training_log.json.
-
-    Raises:
-        ValueError: Something given is wrong, or training diverged.
-        Interrupted: SIGTERM or Ctrl-C came; the last step is saved.
-    """
-    check_strategy(training_arguments)
-    checkpoint = find_task_checkpoint(training_arguments, after_pretraining=model_arguments.pretrain_steps > 0)
-    if training_arguments.disable_tqdm or training_arguments.process_index > 0:
-        disable_progress_bars()
-    with training_arguments.main_process_first(desc="reading the texts"):
-        sides = read_labelled(data_arguments)
-    tokenizer, config, rows = prepare(model_arguments, recipe, sides)
-    figures: dict[str, dict[str, float]] = {}
-    if training_arguments.process_index == 0:
-        if data_arguments.baseline:
-            print(
-                "fitting TF-IDF with logistic regression, to stand beside; --baseline False leaves it out", flush=True
-            )
-            figures = baselines(sides.train, sides.measured)
-        describe(data_arguments, sides, figures)
-    pretrained = None
-    if model_arguments.pretrain_steps:
-        ids = rows.train["input_ids"][:]
-        stage = model_arguments.masked_stage
-        pretrained = pretrain(
-            cast(ReformerConfig, config), tokenizer, ids, training_arguments, stage, sides.train.digest
-        )
-    set_seed(training_arguments.seed)
-    trainer = train_task(
-        load_model(CLASSES, model_arguments, config, tokenizer, pretrained),
-        tokenizer,
-        DataCollatorWithPadding(tokenizer),
-        rows,
-        measure_labels(sides.names, figures),
-        training_arguments,
-        {"objective": "labels", "pretrain_steps": model_arguments.pretrain_steps},
-        checkpoint,
-    )
-    with saving(training_arguments.output_dir):
-        trainer.save_model()
-        trainer.save_state()
-        if trainer.is_world_process_zero():
-            figures = report(trainer, sides, figures, model_arguments, data_arguments)
-    if training_arguments.push_to_hub:
-        trainer.push_to_hub()
-    return figures
-
-
-def prepare(
-    model_arguments: TaskModelArguments, recipe: ModelRecipe, sides: LabelledSides
-) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, TaskRows]:
-    """
-    The tokenizer, which cuts what is longer than the context, the config and the rows for the Trainer.
-
-    Raises:
-        ValueError: The context is longer than the model's table of positions, or settings are unknown.
-    """
-    tokenizer = load_tokenizer(model_arguments)
-    whole = encode(sides.train.texts, tokenizer, None)[0]
-    lengths = [len(ids) for ids in whole]
-    existing = existing_config(model_arguments)
-    context_length = model_arguments.context_for(lengths, existing)
-    config = load_config(model_arguments, recipe, tokenizer, context_length, sides.names)
-    check_length(context_length, config)
-    tokenizer.model_max_length = context_length
-    train = _rows(sides.train, cut_long(sides.train.texts, whole, tokenizer, context_length), tokenizer, sides.names)
-    encoded = encode(sides.held_out.texts, tokenizer, context_length)
-    held_out = _rows(sides.held_out, encoded, tokenizer, sides.names)
-    return tokenizer, config, TaskRows(train, held_out, sides, [min(length, context_length) for length in lengths])
+) -> Figures:
+    """Train, evaluate and save, as `run_task` says."""
+    return run_task(Classify(data_arguments), model_arguments, recipe, training_arguments)
 
 
 def _rows(
@@ -186,103 +150,21 @@ def _rows(
     return Dataset.from_dict({"input_ids": ids, "labels": [places[label] for label in side.labels]})
 
 
-def measure_labels(names: Sequence[str], beside: dict[str, dict[str, float]]) -> Measure:
-    """Accuracy and macro F1 of an evaluation, beside the first of the baselines."""
-
-    def compute(evaluation: EvalPrediction) -> dict[str, float]:
-        given, found = np.asarray(evaluation.label_ids), np.asarray(evaluation.predictions)
-        labels, predicted = ([names[place] for place in part.tolist()] for part in (given, found))
-        return classification_figures(labels, predicted)
-
-    called = next(iter(beside), "")
-    return Measure(FIGURES, compute, lambda logits, labels: logits.argmax(-1), (beside.get(called), called))
-
-
-def describe(data_arguments: ClassifyArguments, sides: LabelledSides, figures: dict[str, dict[str, float]]) -> None:
-    """Say what is trained on what, and what it stands beside."""
-    print(f"text: {data_arguments.source}; {sides.how}")
-    for name in ("train", "held_out", "test"):
-        side = getattr(sides, name)
-        if side is not None:
-            print(f"{name.replace('_', '-')}: {side.describe()}")
-    for name, values in figures.items():
-        print(f"{name}: {said(values)}", flush=True)
-
-
-def report(
-    trainer: TaskTrainer,
-    sides: LabelledSides,
-    beside: dict[str, dict[str, float]],
-    model_arguments: TaskModelArguments,
-    data_arguments: ClassifyArguments,
-) -> dict[str, dict[str, float]]:
-    """Measure the final weights, and write card, pictures, predictions and log into the output folder."""
-    folder, measured = Path(trainer.args.output_dir), sides.measured
-    quiet = bool(trainer.args.disable_tqdm)
-    chances, num_cut = predict_chances(trainer.model, trainer.processing_class, measured.texts, quiet=quiet)
-    predicted = [sides.names[place] for place in chances.argmax(-1).tolist()]
-    figures = {"this model": classification_figures(measured.labels, predicted)} | beside
-    columns: dict[str, Sequence[Any]] = {
-        "row": [row + 1 for row in measured.rows],
-        "label": measured.labels,
-        "predicted": predicted,
-        "probability": [round(chance, 4) for chance in chances.amax(-1).tolist()],
-        "text": [excerpt(text, EXCERPT) for text in measured.texts],
-    }
-    write_table(folder / "predictions.csv", columns)
-    draw_confusion(folder / "confusion.png", measured.labels, predicted, sides.names)
-    write_task_curve(
-        folder / "curve.png",
-        trainer.state.log_history,
-        "accuracy",
-        {name: values["accuracy"] for name, values in beside.items()},
-        figures["this model"]["accuracy"],
-    )
-    write_task_log(
-        folder / "training_log.json",
-        trainer,
-        figures,
-        model_arguments=vars(model_arguments),
-        data_arguments=vars(data_arguments),
-    )
-    write_card(folder / "README.md", card_facts(trainer, sides, model_arguments, data_arguments, num_cut), figures)
-    print(f"\n{figures_table(figures)}\n\n{folder}: model, README.md, confusion.png, predictions.csv", flush=True)
-    return figures
-
-
-def card_facts(
-    trainer: TaskTrainer,
-    sides: LabelledSides,
-    model_arguments: TaskModelArguments,
-    data_arguments: ClassifyArguments,
-    num_cut: int,
-) -> dict[str, Any]:
-    """What the card says besides figures."""
-    context_length = trainer.processing_class.model_max_length
-    start = model_arguments.model_name_or_path or "random"
-    if model_arguments.pretrain_steps:
-        start = f"{model_arguments.pretrain_steps:,} steps of filling in hidden tokens of the training texts"
+def _card_facts(sides: LabelledSides, num_cut: int) -> dict[str, Any]:
+    """What the card says of labels."""
     which = "held-out" if sides.test is None else "test"
-    chosen = " The weights were chosen on them." if trainer.args.load_best_model_at_end and sides.test is None else ""
     labels = ", ".join(f"`{label}`" for label in sides.names[:MOST_NAMED])
     more = f" and {len(sides.names) - MOST_NAMED} others" if len(sides.names) > MOST_NAMED else ""
-    facts = describe_task_run(trainer, context_length, start)
-    return facts | {
-        "pipeline_tag": "text-classification",
+    return {
         "objective": f"tells {len(sides.names)} labels of texts apart",
         "labels": f"\nLabels: {labels}{more}.\n",
-        "usage": USAGE.format(name=facts["name"]),
+        "longer": "longer ones were cut",
+        "usage": USAGE,
         "measured_on": (
             f"Accuracy, and F1 averaged over labels (each counts alike), of the {len(sides.measured):,} {which} "
-            f"texts, {num_cut:,} of which were cut.{chosen} The baselines were fitted to the same training texts, "
-            "whole."
+            f"texts, {num_cut:,} of which were cut. The baselines were fitted to the same training texts, whole."
         ),
         "pictures": "\n![What is taken for what](confusion.png)\n\n![Curve](curve.png)\n",
-        "source": data_arguments.source,
-        "split": sides.how[0].upper() + sides.how[1:],
-        "train": sides.train.describe(),
-        "held_out": sides.held_out.describe(),
-        "test": "" if sides.test is None else f"- Test: {sides.test.describe()}.\n",
     }
 
 
@@ -307,7 +189,9 @@ def predict_chances(
 
 
 def predict(
-    model_arguments: TaskModelArguments, data_arguments: ClassifyArguments, training_arguments: ClassifyRunArguments
+    model_arguments: TaskModelArguments,
+    data_arguments: LabelledDataArguments,
+    training_arguments: ClassifyRunArguments,
 ) -> Path:
     """
     Label the texts of a file with a trained model; writes its columns with `predicted` and `probability`.
@@ -317,43 +201,37 @@ def predict(
     Raises:
         ValueError: No model is named, it is none with labels, or the file has no texts.
     """
-    name, source = model_arguments.model_name_or_path, data_arguments.predict or ""
-    if name is None:
-        raise ValueError(f"predict is {source}, but no model: name a trained one with --model_name_or_path.")
-    architectures = AutoConfig.from_pretrained(name).architectures or ["no model"]
-    if "ForSequenceClassification" not in architectures[0]:
-        raise ValueError(
-            f"{name} is {architectures[0]}, which gives no labels to texts. Name a folder that hf-reformer classify "
-            "has trained."
-        )
-    target = data_arguments.predictions_path or Path(source).with_name(f"{Path(source).stem}_predictions.csv")
+    source = data_arguments.predict or ""
+    model, tokenizer = load_trained(
+        model_arguments,
+        "ForSequenceClassification",
+        "classify",
+        AutoModelForSequenceClassification,
+        source,
+        training_arguments.device,
+    )
+    target = data_arguments.predictions
     table = read_table(source)
     texts, rows = texts_of(table, data_arguments.text_column, source, drop=data_arguments.drop_incomplete)
-    tokenizer = load_tokenizer(model_arguments)
-    model = AutoModelForSequenceClassification.from_pretrained(name).to(training_arguments.device)
-    if model_arguments.context_length is not None:
-        check_length(model_arguments.context_length, model.config)
-        tokenizer.model_max_length = model_arguments.context_length
-    elif tokenizer.model_max_length > NO_BOUND and longest_input(model.config) is not None:
-        tokenizer.model_max_length = longest_input(model.config)
     chances, num_cut = predict_chances(model, tokenizer, texts, quiet=bool(training_arguments.disable_tqdm))
-    predicted = [model.config.id2label[place] for place in chances.argmax(-1).tolist()]
+    names = model.config.id2label or {}
+    predicted = [str(names[place]) for place in chances.argmax(-1).tolist()]
     columns = {column: column_of(table, column, "", source) for column in table.column_names}
     columns = {column: [values[row] for row in rows] for column, values in columns.items()}
     columns |= {"predicted": predicted, "probability": [round(chance, 4) for chance in chances.amax(-1).tolist()]}
     write_table(target, columns)
     cut = f", {num_cut:,} of them cut at {tokenizer.model_max_length:,} tokens" if num_cut else ""
     print(f"{target}: {len(texts):,} texts labelled{cut}")
-    if set(map(str, columns.get(data_arguments.label_column, [None]))) <= set(model.config.label2id):
+    if set(map(str, columns.get(data_arguments.label_column, [None]))) <= set(map(str, names.values())):
         print(said(classification_figures(list(map(str, columns[data_arguments.label_column])), predicted)))
-    return Path(target)
+    return target
 
 
 def parse_arguments(
     argv: list[str],
-) -> tuple[TaskModelArguments, ModelRecipe, ClassifyArguments, ClassifyRunArguments]:
+) -> tuple[TaskModelArguments, ModelRecipe, LabelledDataArguments, ClassifyRunArguments]:
     """Arguments from the command line, or from the one JSON or YAML file named there."""
-    return parse_groups(argv, TaskModelArguments, ModelRecipe, ClassifyArguments, ClassifyRunArguments, of=__doc__)
+    return parse_groups(argv, TaskModelArguments, ModelRecipe, LabelledDataArguments, ClassifyRunArguments, of=__doc__)
 
 
 def main(argv: list[str] | None = None) -> None:

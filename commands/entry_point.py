@@ -9,19 +9,23 @@ from importlib.metadata import version
 COMMANDS = {
     "train": ("train:run_process", "train a model, causal or masked, on your own text"),
     "classify": ("classify:run_process", "train a classifier on your own labels, or label texts with one"),
+    "tag": ("tag:run_process", "train a model that finds and labels parts of texts, or use one"),
+    "answer": ("answer:run_process", "train a model that answers questions with a part of a text, or use one"),
     "embed": ("embed:main", "a vector for each text, also as a folder for sentence-transformers"),
     "score": ("score:main", "bits per byte of each text, to find odd ones"),
     "evaluate": ("evaluate:main", "measure a model in bits per byte on held-out text, at several lengths"),
     "generate": ("generate:main", "continue a text"),
     "export": ("export:main", "save a model with its code, for people without the package"),
     "serve": ("serve:main", "serve a model to clients of OpenAI's API"),
+    "demo": ("demo:main", "a page in the browser that shows what a model reads"),
     "convert": ("convert:main", "make a model from weights of trax, reformer-pytorch, GPT-2 or Llama"),
     "memory": ("memory:main", "predict the memory of a training step, and say what would help"),
 }
 # What `pip install hf_reformer` leaves out, by the extra that brings it. A command needs "train", or that of its name.
 OF_EXTRA = {
-    "train": ("accelerate", "datasets", "matplotlib", "numpy", "pyarrow", "sklearn"),
+    "train": ("accelerate", "datasets", "matplotlib", "nervaluate", "numpy", "pyarrow", "sklearn", "torchmetrics"),
     "serve": ("accelerate", "fastapi", "openai", "pydantic", "uvicorn"),
+    "demo": ("accelerate", "gradio", "matplotlib"),
 }
 
 

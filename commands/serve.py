@@ -16,20 +16,17 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
-from transformers import AutoTokenizer, CompileConfig, PreTrainedConfig
+from transformers import CompileConfig
 from transformers.cli.serve import Serve
 from transformers.cli.serving import model_manager
-from transformers.utils.hub import cached_file
 
-from ..tokenization.tokenization_reformer_byte import BASE_VOCAB_SIZE, CHAT_TEMPLATE
+from ..tokenization.tokenization_reformer_byte import CHAT_TEMPLATE
+from .causal_models import check_model, first_line
 
 
 # What the server stands on. A missing one is an error that names it.
 for package in ("fastapi", "openai", "pydantic", "uvicorn", "accelerate"):
     import_module(package)
-
-ARCHITECTURES = ("ReformerForCausalLM", "ReformerModelWithLMHead")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 
 
 def server_options() -> dict[str, inspect.Parameter]:
@@ -91,55 +88,6 @@ def check_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.chat_template is not None and not arguments.chat_template.is_file():
         raise ValueError(f"There is no file {arguments.chat_template}; check --chat_template.")
-
-
-def check_model(model: str) -> None:
-    """
-    Raises:
-        ValueError: It is not there, no causal Reformer, or has no tokenizer that fits.
-    """
-    name, _, revision = (model, "", "") if Path(model).exists() else model.partition("@")
-    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        raise ValueError(f"The folder {model} has no config.json; name the folder of a saved model.")
-    where = {"revision": revision} if revision else {}
-    try:
-        config, _ = PreTrainedConfig.get_config_dict(name, **where)
-    except OSError as error:
-        raise ValueError(f"{model} is no folder here, and not found on the Hub: {first_line(error)}") from error
-    if config.get("model_type") != "reformer":
-        raise ValueError(f"{model} is a {config.get('model_type')} by its config.json, no Reformer.")
-    architecture = (config.get("architectures") or ["None"])[0]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(
-            f"{model} is a {architecture} by its config.json, which continues no text; a server takes a "
-            f"{' or a '.join(ARCHITECTURES)}."
-        )
-    check_tokenizer(model, name, config["vocab_size"], where)
-
-
-def check_tokenizer(model: str, name: str, vocab_size: int, where: dict[str, str]) -> None:
-    """
-    Raises:
-        ValueError: There is no tokenizer, or one with more tokens than the model.
-    """
-    files = [cached_file(name, file, _raise_exceptions_for_missing_entries=False, **where) for file in TOKENIZER_FILES]
-    # A model of bytes needs no file.
-    if not any(files) and vocab_size != BASE_VOCAB_SIZE:
-        raise ValueError(
-            f"{model} has no tokenizer ({', '.join(TOKENIZER_FILES)}), and with {vocab_size} tokens it is no model of "
-            f"bytes, which has {BASE_VOCAB_SIZE}. Save the tokenizer beside the model: tokenizer.save_pretrained(...)."
-        )
-    tokens = len(AutoTokenizer.from_pretrained(name, **where))
-    if tokens > vocab_size:
-        raise ValueError(
-            f"The tokenizer of {model} has {tokens} tokens, the model {vocab_size}. Save the one that it was trained "
-            "with, or call model.resize_token_embeddings(len(tokenizer))."
-        )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, as one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def manager_class(arguments: argparse.Namespace) -> type:

@@ -1,5 +1,6 @@
 """The pages of the documentation: their blocks of code, and what a user who types them has on the disk."""
 
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hf_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
     ReformerForSequenceClassification,
+    ReformerForTokenClassification,
 )
 
 
@@ -91,8 +93,19 @@ def write_texts(folder: Path) -> None:
     (folder / "today.log").write_text(SENTENCE + "\n" + SENTENCE[::-1] + "\n")
     for place in ("my_dataset/rows.csv", "my_tables/rows.csv", "reviews.csv", "new.csv"):
         (folder / place).write_text(f"{'content' if 'dataset' in place else 'text'},label\n{rows}")
+    write_records(folder)
     for name in ("my_text.txt", "a_long_text.txt"):
         (folder / name).write_text(SENTENCE * 20)
+
+
+def write_records(folder: Path) -> None:
+    """Texts with spans, and questions."""
+    spans = [{"start": 4, "end": 9, "label": "speed"}]
+    (folder / "reports.jsonl").write_text(
+        "".join(json.dumps({"text": f"{SENTENCE} {n}", "spans": spans}) + "\n" for n in range(12))
+    )
+    rows = "".join(f'Who jumps?,"{SENTENCE} {number}",fox\n' for number in range(12))
+    (folder / "questions.csv").write_text(f"question,context,answer\n{rows}")
 
 
 def make_user_folder(folder: Path) -> None:
@@ -102,6 +115,7 @@ def make_user_folder(folder: Path) -> None:
     save(make_model(ReformerForCausalLM, **SMALL | {"attn_layers": ["lsh"]}), folder / "runs" / "draft")
     masked = SMALL | {"is_decoder": False}
     save(make_model(ReformerForSequenceClassification, **masked), folder / "runs" / "reviews")
+    save(make_model(ReformerForTokenClassification, **masked), folder / "runs" / "reports")
     for name in ("masked", "dna"):
         save(make_model(ReformerForMaskedLM, **masked), folder / "runs" / name)
 

@@ -308,7 +308,7 @@ def test_mistakes_end_with_a_message(changed, message, reviews, tmp_path):
 
 def test_a_model_without_labels_labels_nothing(trained, reviews, tmp_path):
     given = {"model_name_or_path": trained[0] / "pretrained", "predict": reviews}
-    with pytest.raises(SystemExit, match="is ReformerForMaskedLM, which gives no labels to texts"):
+    with pytest.raises(SystemExit, match="is ReformerForMaskedLM, which cannot do this"):
         classify.main(arguments_of(None, tmp_path, **given))
 
 

@@ -228,8 +228,8 @@ def test_a_copy_with_another_label_is_on_the_same_side():
 
 def test_a_text_counts_for_its_first_label():
     texts = [f"text {number}" for number in range(30)]
-    first = min((f"own {number}" for number in range(1000)), key=labelled_texts._hash)
-    assert first < "p" and labelled_texts._hash(first) < min(map(labelled_texts._hash, texts))
+    first = min((f"own {number}" for number in range(1000)), key=labelled_texts.hash_of)
+    assert first < "p" and labelled_texts.hash_of(first) < min(map(labelled_texts.hash_of, texts))
     # The only one that is of its label alone would be the first to be held out.
     everything = LabelledTexts([*texts, *texts, first], ["a"] * 30 + ["b"] * 31, list(range(61)))
     assert first in split_labelled(everything, 0.1)["train"].texts

@@ -265,7 +265,8 @@ def test_mapped_folders_do_not_import_from_the_checkout(folder):
 def test_every_direct_requirement_has_a_tested_version():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {line.partition("==")[0].replace("-", "_") for line in lines if "==" in line}
-    assert set().union(*map(requirement_names, (None, "train", "serve", "test", "contract", "integrations"))) <= pinned
+    extras = (None, "train", "serve", "demo", "test", "contract", "integrations")
+    assert set().union(*map(requirement_names, extras)) <= pinned
 
 
 def imported_modules(tree: ast.Module) -> list[tuple[ast.stmt, str]]:

@@ -1,6 +1,7 @@
 """The labelled texts of docs/tasks.md, and the figures of vectors and scores on them."""
 
 import csv
+import itertools
 import re
 
 import numpy as np
@@ -33,6 +34,37 @@ def test_sequences_are_ragged_and_have_the_motif_of_their_strand(tmp_path):
     assert np.mean([motifs[label] in sequence.upper() for sequence, label in rows]) > 0.9
     assert any("N" * 10 in sequence for sequence, _ in rows) and any(sequence.islower() for sequence, _ in rows)
     assert set("".join(sequence for sequence, _ in rows)) == set("ACGTNacgtn")
+
+
+def test_spans_are_what_their_label_says():
+    found = {label: [] for label in ("definition", "parameter", "docstring", "string", "comment")}
+    for text, spans in itertools.islice(task_texts.parts(), 300):
+        for span in spans:
+            found[span["label"]].append((text, text[span["start"] : span["end"]]))
+    assert all(re.search(rf"(def|class) {re.escape(name)}", text) for text, name in found["definition"])
+    assert all(name.isidentifier() for _, name in found["parameter"]) and ("self" in dict(found["parameter"]).values())
+    quoted = found["docstring"] + found["string"]
+    assert all(part[-1] in "'\"" and re.match(r"\w{0,2}['\"]", part) for _, part in quoted)
+    assert all(part.startswith("#") for _, part in found["comment"]) and all(found.values())
+    motifs = {"forward": "GATTACAGG", "reverse": "CCTGTAATC"}
+    for (sequence, spans), (same, label) in zip(task_texts.motifs(100), task_texts.sequences(100), strict=True):
+        assert sequence == same and {span["label"] for span in spans} == {label}
+        for span in spans:
+            part = sequence[span["start"] : span["end"]].upper()
+            assert sum(base == right for base, right in zip(part, motifs[label], strict=True)) >= 6
+
+
+def test_answers_are_parts_of_their_texts():
+    asked = [*itertools.islice(task_texts.parameters(), 200), *task_texts.sites(50)]
+    for question, context, answers in asked:
+        (answer,) = answers
+        start, text = answer["answer_start"], answer["text"]
+        assert text and context[start : start + len(text)] == text
+        if question.startswith("What"):
+            name = re.fullmatch(r"What is (\w+)\?", question)[1]
+            assert context[:start].endswith(f"{name} : ")
+        else:
+            assert context[:start].endswith(question) and context.count(question) == 1
 
 
 @pytest.mark.slow

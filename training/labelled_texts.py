@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
+from .held_out import TaskDataArguments, hash_of
 from .tables import column_of, excerpt, is_missing, read_table, texts_of
 
 
@@ -31,8 +31,10 @@ SIDE_NAMES = {
 
 
 @dataclass
-class LabelledDataArguments:
+class LabelledDataArguments(TaskDataArguments):
     """Where texts and labels come from, and which of them are held out."""
+
+    held_out_of = "the texts of each label"
 
     data: str | None = field(
         default=None,
@@ -42,23 +44,12 @@ class LabelledDataArguments:
     )
     text_column: str = field(default="text", metadata={"help": "The column of the texts."})
     label_column: str = field(default="label", metadata={"help": "The column of the labels."})
-    validation_data: str | None = field(
-        default=None, metadata={"help": "A file of texts to hold out, instead of a part of data."}
-    )
-    test_data: str | None = field(
-        default=None, metadata={"help": "A file of further texts, which nothing but the last figures is from."}
-    )
     split_column: str | None = field(
         default=None, metadata={"help": "A column of data that says train, validation or test for each row."}
     )
-    held_out_fraction: float = field(default=0.2, metadata={"help": "Share of the texts of each label held out."})
-    drop_incomplete: bool = field(
-        default=False, metadata={"help": "Leave out rows without text or label, instead of refusing them."}
-    )
 
     def __post_init__(self):
-        if not 0 < self.held_out_fraction < 1:
-            raise ValueError(f"held_out_fraction is {self.held_out_fraction}; it must lie between 0 and 1.")
+        super().__post_init__()
         if self.split_column and (self.validation_data or self.test_data):
             raise ValueError(
                 f"split_column ({self.split_column}) says which rows are held out, and so do validation_data and "
@@ -66,9 +57,9 @@ class LabelledDataArguments:
             )
 
     @property
-    def source(self) -> str:
-        """One line for a person: what text this is."""
-        return ", ".join(Path(name).name for name in (self.data, self.validation_data, self.test_data) if name)
+    def how(self) -> str:
+        """One line for a person: how it is parted."""
+        return f"column {self.split_column!r} says which side a text is on" if self.split_column else super().how
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ def read_labelled(arguments: LabelledDataArguments) -> LabelledSides:
                 f"The {name.replace('_', '-')} texts have labels that no training text has: {_listed(unknown)}. Leave "
                 "them out, or put texts of them into the training data."
             )
-    return LabelledSides(sides["train"], sides["held_out"], sides.get("test"), _how(arguments))
+    return LabelledSides(sides["train"], sides["held_out"], sides.get("test"), arguments.how)
 
 
 def _labelled(table: Dataset, source: str, arguments: LabelledDataArguments) -> LabelledTexts:
@@ -259,7 +250,7 @@ def split_labelled(everything: LabelledTexts, fraction: float) -> dict[str, Labe
     held_out: set[str] = set()
     for texts in of_label.values():
         count = min(max(round(fraction * len(texts)), 1), len(texts) - 1)
-        held_out.update(sorted(texts, key=_hash)[:count])
+        held_out.update(sorted(texts, key=hash_of)[:count])
     if not held_out:
         raise ValueError(
             f"Each of the {len(of_label)} labels has one text, copies aside, so none can be held out. Give more "
@@ -294,23 +285,6 @@ def _by_column(
     if "held_out" not in sides:
         sides["held_out"] = sides.pop("test")
     return sides
-
-
-def _how(arguments: LabelledDataArguments) -> str:
-    if arguments.split_column:
-        how = f"column {arguments.split_column!r} says which side a text is on"
-    elif arguments.validation_data:
-        how = f"{Path(arguments.validation_data).name} is held out"
-    else:
-        how = (
-            f"{100 * arguments.held_out_fraction:g}% of the texts of each label are held out, chosen by a hash of the "
-            "text, copies on one side"
-        )
-    return f"{how}; the figures are of {Path(arguments.test_data).name}" if arguments.test_data else how
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _number(label: str) -> float | None:

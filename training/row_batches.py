@@ -33,6 +33,18 @@ def check_length(length: int, config: PreTrainedConfig, option: str = "context_l
         )
 
 
+def check_offsets(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Raises:
+        ValueError: The tokenizer does not say from which characters a token is.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say from which characters a token is, so parts of a text have no "
+            "tokens. Give another one with --tokenizer_name, or none for bytes."
+        )
+
+
 def encode(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: float | None, *, add_special_tokens: bool = True
 ) -> tuple[list[list[int]], int]:
@@ -97,8 +109,18 @@ def padded(ids: Sequence[Sequence[int]], pad_token_id: int | None, device: torch
     }
 
 
-@torch.no_grad()
 def through_model(
+    model: PreTrainedModel,
+    ids: Sequence[Sequence[int]],
+    compute: Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor],
+    **how,
+) -> torch.Tensor:
+    """What `compute` makes of each row, as one tensor, `[N, ...]`; see `each_through_model`."""
+    return torch.stack(each_through_model(model, ids, compute, **how))
+
+
+@torch.no_grad()
+def each_through_model(
     model: PreTrainedModel,
     ids: Sequence[Sequence[int]],
     compute: Callable[[PreTrainedModel, dict[str, torch.Tensor]], torch.Tensor],
@@ -106,9 +128,9 @@ def through_model(
     pad_token_id: int | None,
     description: str,
     quiet: bool = False,
-) -> torch.Tensor:
+) -> list[torch.Tensor]:
     """
-    What `compute` makes of each row, `[N, ...]`, on the CPU; the bar shows tokens and the time left.
+    What `compute` makes of each row, on the CPU; the bar shows tokens and the time left.
 
     Args:
         model: Is in evaluation mode meanwhile.
@@ -128,4 +150,4 @@ def through_model(
                 found[row] = result
             bar.update(sum(lengths[row] for row in rows))
     model.train(was_training)
-    return torch.stack([result for result in found if result is not None])
+    return [result for result in found if result is not None]

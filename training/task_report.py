@@ -41,7 +41,7 @@ It was trained with `hf_reformer`, a package that plugs the Reformer into Huggin
 | class | `$model_class` |
 | parameters | $parameters |
 | attention, layer by layer | $layers |
-| tokens read of a text | $context_length; longer ones were cut |
+| tokens read of a text | $context_length; $longer |
 | tokenizer | `$tokenizer_class`, $vocab_size entries |
 | weights before training | $start |
 $labels
@@ -49,8 +49,6 @@ $labels
 
 ```python
 import hf_reformer
-from transformers import pipeline
-
 $usage
 ```
 

@@ -4,20 +4,31 @@ Labelled text for docs/tasks.md, from what every Python ships, and DNA with a pl
     python -m scripts.experiments.task_texts functions functions.csv  # which package a function is from
     python -m scripts.experiments.task_texts lines lines.csv          # Python, and C++ among it
     python -m scripts.experiments.task_texts dna dna.csv              # which strand a motif is on
+    python -m scripts.experiments.task_texts parts parts.jsonl        # docstrings, comments, ... in functions
+    python -m scripts.experiments.task_texts motifs motifs.jsonl      # where motifs are in DNA
+    python -m scripts.experiments.task_texts parameters parameters.jsonl  # what a parameter is, asked of docstrings
+    python -m scripts.experiments.task_texts sites sites.jsonl        # what follows a given sequence in DNA
 
 Functions are those of Python's standard library, from a definition to its end, with the package as the label. Lines
 are of files of the library that `hf-reformer train` holds out, and one in twenty is of PyTorch's C++ headers. DNA is
-in the form of genomic-benchmarks, a sequence and a label for each row.
+in the form of genomic-benchmarks, a sequence and a label for each row. Parts of functions and motifs are spans: start,
+end and label. Docstrings are those of scikit-learn; the answer is what stands behind the name of the parameter.
 """
 
 import argparse
 import ast
 import csv
+import io
+import json
+import re
 import sysconfig
+import textwrap
+import tokenize
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+import sklearn
 import torch
 
 from hf_reformer.training.corpus import TextArguments, read_standard_library, split_documents
@@ -37,6 +48,7 @@ PACKAGES = (
 )
 TESTS = {"test", "tests", "idle_test", "__pycache__"}
 SHORTEST_FUNCTION = 150
+PARAMETER = re.compile(r"^(\w+) : (.+)$", re.MULTILINE)
 SEED = 0
 NUM_LINES, ODD_SHARE, SHORTEST_LINE = 2000, 0.05, 20
 NUM_SEQUENCES, SHORTEST_SEQUENCE, LONGEST_SEQUENCE = 3000, 120, 600
@@ -66,6 +78,41 @@ def functions(packages: tuple[str, ...] = PACKAGES) -> Iterator[tuple[str, str]]
                         yield text, package
 
 
+def parts() -> Iterator[tuple[str, list[dict[str, str | int]]]]:
+    """The same functions, and in each its name, parameters, docstrings, other strings and comments."""
+    for source, _ in functions():
+        text = textwrap.dedent(source)
+        try:
+            nodes, tokens = list(ast.walk(ast.parse(text))), list(tokenize.generate_tokens(io.StringIO(text).readline))
+        except (SyntaxError, tokenize.TokenError):
+            continue
+        lines = text.splitlines(keepends=True)
+        begins = [0]
+        for line in lines:
+            begins.append(begins[-1] + len(line))
+        labels: dict[tuple[int, int], str] = {}
+        for node in nodes:
+            if isinstance(node, ast.arg):
+                column = len(lines[node.lineno - 1].encode()[: node.col_offset].decode())
+                labels[node.lineno, column] = "parameter"
+            elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+                labels[node.body[0].lineno, node.body[0].col_offset] = "docstring"
+        spans, after = [], ""
+        for token in tokens:
+            label = labels.get(token.start)
+            if token.type == tokenize.NAME and after in ("def", "class"):
+                label = "definition"
+            elif token.type == tokenize.COMMENT:
+                label = "comment"
+            elif token.type == tokenize.STRING and label is None:
+                label = "string"
+            if label is not None:
+                start, end = (begins[line - 1] + column for line, column in (token.start, token.end))
+                spans.append({"start": start, "end": end, "label": label})
+            after = token.string
+        yield text, spans
+
+
 def mutated(generator: np.random.Generator, motif: str) -> str:
     """The motif, some of its bases changed."""
     return "".join(base if generator.random() >= MUTATED else generator.choice(list("ACGT")) for base in motif)
@@ -73,6 +120,23 @@ def mutated(generator: np.random.Generator, motif: str) -> str:
 
 def sequences(count: int = NUM_SEQUENCES, seed: int = SEED) -> Iterator[tuple[str, str]]:
     """Sequences of ragged length with the motif on one strand or the other, some with runs of N or in lower case."""
+    for sequence, strand, _ in _sequences(count, seed):
+        yield sequence, strand
+
+
+def motifs(count: int = NUM_SEQUENCES, seed: int = SEED) -> Iterator[tuple[str, list[dict[str, str | int]]]]:
+    """The same sequences, and where the motif is."""
+    for sequence, strand, places in _sequences(count, seed):
+        # One that a later one was written over is not there any more.
+        whole = [
+            place
+            for number, place in enumerate(places)
+            if all(abs(later - place) >= len(MOTIF) for later in places[number + 1 :])
+        ]
+        yield sequence, [{"start": place, "end": place + len(MOTIF), "label": strand} for place in sorted(whole)]
+
+
+def _sequences(count: int, seed: int) -> Iterator[tuple[str, str, list[int]]]:
     generator = np.random.default_rng(seed)
     for number in range(count):
         strand = ("forward", "reverse")[number % 2]
@@ -82,11 +146,40 @@ def sequences(count: int = NUM_SEQUENCES, seed: int = SEED) -> Iterator[tuple[st
             begin = generator.integers(0, length - LONGEST_RUN)
             bases[begin : begin + generator.integers(10, LONGEST_RUN)] = "N"
         motif = MOTIF if strand == "forward" else MOTIF.translate(COMPLEMENT)[::-1]
+        places = []
         for _ in range(generator.integers(FEWEST_COPIES, MOST_COPIES + 1)):
-            place = int(generator.integers(0, length - len(motif) + 1))
-            bases[place : place + len(motif)] = list(mutated(generator, motif))
+            places.append(int(generator.integers(0, length - len(motif) + 1)))
+            bases[places[-1] : places[-1] + len(motif)] = list(mutated(generator, motif))
         sequence = "".join(bases)
-        yield sequence.lower() if generator.random() < LOWER_CASE_SHARE else sequence, strand
+        yield sequence.lower() if generator.random() < LOWER_CASE_SHARE else sequence, strand, places
+
+
+def parameters() -> Iterator[tuple[str, str, list[dict[str, str | int]]]]:
+    """A question about each described parameter of scikit-learn's docstrings, the docstring, and its type."""
+    seen = set()
+    for path in sorted(Path(sklearn.__file__).parent.rglob("*.py")):
+        if TESTS.intersection(path.parts):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
+            if text is None or text in seen:
+                continue
+            seen.add(text)
+            for found in PARAMETER.finditer(text):
+                yield f"What is {found[1]}?", text, [{"text": found[2], "answer_start": found.start(2)}]
+
+
+def sites(count: int = NUM_SEQUENCES, seed: int = SEED) -> Iterator[tuple[str, str, list[dict[str, str | int]]]]:
+    """A sequence of bases as the question, random DNA with it somewhere, and the bases behind it."""
+    generator = np.random.default_rng(seed)
+    for _ in range(count):
+        length = int(generator.integers(SHORTEST_SEQUENCE, LONGEST_SEQUENCE + 1))
+        context = "".join(generator.choice(list("ACGT"), length))
+        place = int(generator.integers(0, length - 2 * len(MOTIF)))
+        asked, behind = context[place : place + len(MOTIF)], place + len(MOTIF)
+        answer = context[behind : behind + len(MOTIF)]
+        if context.count(asked) == 1:
+            yield asked, context, [{"text": answer, "answer_start": behind}]
 
 
 def lines(count: int = NUM_LINES, seed: int = SEED) -> Iterator[tuple[str, str]]:
@@ -111,17 +204,24 @@ KINDS = {
     "functions": (functions, ("text", "label")),
     "lines": (lines, ("text", "odd")),
     "dna": (sequences, ("sequence", "label")),
+    "parts": (parts, ("text", "spans")),
+    "motifs": (motifs, ("text", "spans")),
+    "parameters": (parameters, ("question", "context", "answers")),
+    "sites": (sites, ("question", "context", "answers")),
 }
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write a csv file."""
+    """Write a csv file, or one of a JSON record in each line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("kind", choices=tuple(KINDS))
     parser.add_argument("path", type=Path)
     arguments = parser.parse_args(argv)
     rows, columns = KINDS[arguments.kind]
     with arguments.path.open("w", encoding="utf-8", newline="") as file:
+        if arguments.path.suffix == ".jsonl":
+            file.writelines(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows())
+            return
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(rows())

@@ -1,0 +1,89 @@
+"""What every task is asked for: its rows, which of them are held out, and what a trained model shall be put to."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from .tables import check_writable
+
+
+@dataclass
+class TaskDataArguments:
+    """Where the rows of a task come from, and which of them are held out; or the rows to put a trained model to."""
+
+    held_out_of: ClassVar[str] = "the texts"
+    predictions_end: ClassVar[str] = ".csv"
+
+    data: str | None = field(default=None, metadata={"help": "The file of the rows to train on."})
+    validation_data: str | None = field(
+        default=None, metadata={"help": "A file of texts to hold out, instead of a part of data."}
+    )
+    test_data: str | None = field(
+        default=None, metadata={"help": "A file of further texts, which nothing but the last figures is from."}
+    )
+    held_out_fraction: float = field(default=0.2, metadata={"help": "Share of the texts held out."})
+    drop_incomplete: bool = field(
+        default=False, metadata={"help": "Leave out rows that lack something, instead of refusing them."}
+    )
+    baseline: bool = field(
+        default=True, metadata={"help": "Fit a model without a Reformer to the same rows, to stand beside."}
+    )
+    predict: str | None = field(
+        default=None, metadata={"help": "A file to put --model_name_or_path to, instead of training."}
+    )
+    predictions_path: str | None = field(
+        default=None, metadata={"help": "Where its answers go: csv, jsonl or parquet; by default beside the file."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.held_out_fraction < 1:
+            raise ValueError(f"held_out_fraction is {self.held_out_fraction}; it must lie between 0 and 1.")
+        if self.predict and self.data:
+            raise ValueError(
+                f"Both data ({self.data}) and predict ({self.predict}) were given: train first, then predict."
+            )
+        if self.predictions_path is not None:
+            check_writable(self.predictions_path)
+
+    @property
+    def source(self) -> str:
+        """One line for a person: what text this is."""
+        return ", ".join(Path(name).name for name in (self.data, self.validation_data, self.test_data) if name)
+
+    @property
+    def predictions(self) -> Path:
+        """Where the answers of a trained model go."""
+        given = Path(self.predict or "")
+        return Path(self.predictions_path or given.with_name(f"{given.stem}_predictions{self.predictions_end}"))
+
+    @property
+    def how(self) -> str:
+        """One line for a person: how it is parted."""
+        if self.validation_data:
+            how = f"{Path(self.validation_data).name} is held out"
+        else:
+            share = f"{100 * self.held_out_fraction:g}% of {self.held_out_of}"
+            how = f"{share} are held out, chosen by a hash of the text, copies on one side"
+        return f"{how}; the figures are of {Path(self.test_data).name}" if self.test_data else how
+
+
+def hash_of(text: str) -> bytes:
+    """A hash of a text, the same on every machine."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def places_held_out(texts: Sequence[str], fraction: float) -> list[bool]:
+    """
+    Which texts are held out: those with the smallest hashes. Copies of a text are on one side.
+
+    Raises:
+        ValueError: There is one text only.
+    """
+    different = sorted(set(texts), key=hash_of)
+    if len(different) < 2:
+        raise ValueError("There is one text, copies aside, so none can be held out. Give more, or validation_data.")
+    count = min(max(round(fraction * len(different)), 1), len(different) - 1)
+    held_out = set(different[:count])
+    return [text in held_out for text in texts]

@@ -1,0 +1,216 @@
+"""Questions about texts, answered by a part of the text: tables of them, and the format of SQuAD."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .held_out import TaskDataArguments, places_held_out
+from .tables import column_of, excerpt, is_missing, read_table, texts_of
+
+
+class Answer(NamedTuple):
+    """A part of a context: its first character, and the characters."""
+
+    start: int
+    text: str
+
+
+@dataclass
+class QuestionDataArguments(TaskDataArguments):
+    """Where questions, contexts and answers come from."""
+
+    held_out_of = "the contexts"
+    predictions_end = ".jsonl"
+
+    data: str | None = field(
+        default=None, metadata={"help": "csv, json, jsonl or parquet with a question in each row; or SQuAD's json."}
+    )
+    question_column: str = field(default="question", metadata={"help": "The column of the questions."})
+    context_column: str = field(default="context", metadata={"help": "The column of the texts they are about."})
+    answers_column: str = field(
+        default="answers",
+        metadata={
+            "help": "The column of the answers: a part of the text, or text and answer_start of one or several."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Questions:
+    """
+    Questions, each with its context and the answers that are right.
+
+    Attributes:
+        answers: Of each question; none where the context has no answer.
+        rows: The row of its file that each is from, counted from 0.
+    """
+
+    questions: list[str]
+    contexts: list[str]
+    answers: list[list[Answer]]
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    @cached_property
+    def digest(self) -> str:
+        """A short name for these questions in this order."""
+        return hashlib.sha256(json.dumps([self.questions, self.contexts, self.answers]).encode()).hexdigest()[:16]
+
+    def select(self, places: Sequence[int]) -> "Questions":
+        """Those at these places."""
+        return Questions(
+            [self.questions[place] for place in places],
+            [self.contexts[place] for place in places],
+            [self.answers[place] for place in places],
+            [self.rows[place] for place in places],
+        )
+
+    def describe(self) -> str:
+        """One line for a person."""
+        without = sum(not answers for answers in self.answers)
+        unanswered = f", {without:,} without an answer" if without else ""
+        longest = max(map(len, self.contexts))
+        about = f"{len(set(self.contexts)):,} texts of up to {longest:,} characters"
+        return f"{len(self):,} questions about {about}{unanswered}"
+
+
+@dataclass(frozen=True)
+class QuestionSides:
+    """
+    Questions for training, those that training is watched on, and, if there are any, others for the last figures.
+
+    Attributes:
+        how: How they were parted, for a person.
+    """
+
+    train: Questions
+    held_out: Questions
+    test: Questions | None
+    how: str
+
+    @property
+    def measured(self) -> Questions:
+        """What the last figures are from."""
+        return self.held_out if self.test is None else self.test
+
+
+def read_questions(arguments: QuestionDataArguments) -> QuestionSides:
+    """
+    Read, check and split; questions about one context are on one side.
+
+    Raises:
+        ValueError: Something is missing, or an answer is no part of its context.
+    """
+    if arguments.data is None:
+        raise ValueError(
+            "Name a file with --data: csv, json, jsonl or parquet with a question in each row, or SQuAD's json."
+        )
+    everything = questions_of(arguments.data, arguments)
+    if arguments.validation_data:
+        train, held_out = everything, questions_of(arguments.validation_data, arguments)
+    else:
+        is_out = places_held_out(everything.contexts, arguments.held_out_fraction)
+        train, held_out = (
+            everything.select([place for place, out in enumerate(is_out) if out == wanted]) for wanted in (False, True)
+        )
+    if not any(train.answers):
+        raise ValueError(f"No question of {arguments.data} has an answer, so there is nothing to learn.")
+    test = questions_of(arguments.test_data, arguments) if arguments.test_data else None
+    return QuestionSides(train, held_out, test, arguments.how)
+
+
+def questions_of(path: str, arguments: QuestionDataArguments, *, with_answers: bool = True) -> Questions:
+    """
+    The questions of a file.
+
+    Args:
+        with_answers: There must be answers; otherwise they are left out.
+
+    Raises:
+        ValueError: It cannot be read, or an answer is no part of its context.
+    """
+    squad = _read_squad(Path(path))
+    if squad is not None:
+        rows = list(range(len(squad)))
+        questions, contexts, given = ([one[part] for one in squad] for part in range(3))
+    else:
+        table = read_table(path)
+        contexts, rows = texts_of(table, arguments.context_column, path, drop=arguments.drop_incomplete)
+        asked = column_of(table, arguments.question_column, "question_column", path)
+        given = (
+            column_of(table, arguments.answers_column, "answers_column", path) if with_answers else [None] * len(asked)
+        )
+        missing = [row for row in rows if is_missing(asked[row])]
+        if missing and not arguments.drop_incomplete:
+            raise ValueError(
+                f"{len(missing):,} rows of {path} have no question in column {arguments.question_column!r} (the first "
+                f"is row {missing[0] + 1}). Fill them in, or leave them out with --drop_incomplete True."
+            )
+        kept = [place for place, row in enumerate(rows) if not is_missing(asked[row])]
+        contexts, rows = [contexts[place] for place in kept], [rows[place] for place in kept]
+        questions, given = [str(asked[row]) for row in rows], [given[row] for row in rows]
+    if not questions:
+        raise ValueError(f"{path} has no questions.")
+    answers = [
+        read_answers(one, context, row, path) if with_answers else []
+        for one, context, row in zip(given, contexts, rows, strict=True)
+    ]
+    return Questions(questions, contexts, answers, rows)
+
+
+def read_answers(given: Any, context: str, row: int, source: str) -> list[Answer]:
+    """
+    The answers to a question.
+
+    Args:
+        given: A text, of which the first place in the context is taken; a mapping of lists `text` and `answer_start`;
+            or a list of mappings with a `text` and perhaps an `answer_start`. Nothing means that there is no answer.
+        row: For the error.
+
+    Raises:
+        ValueError: One is not in the context, or not where it is said to be.
+    """
+    if isinstance(given, Mapping):
+        texts = given.get("text") or []
+        starts = given.get("answer_start") or [None] * len(texts)
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    elif isinstance(given, str):
+        given = [{"text": given, "answer_start": None}] if given else []
+    found = []
+    for one in given or []:
+        text, start = one.get("text") or "", one.get("answer_start")
+        place = context.find(text) if start is None else start
+        if not text or context[place : place + len(text)] != text or place < 0:
+            where = (
+                "" if start is None else f" at character {start}, where stands {context[start : start + len(text)]!r}"
+            )
+            raise ValueError(
+                f"Row {row + 1} of {source} has the answer {excerpt(text)!r}, which is not in its context{where}. An "
+                "answer is a part of the context, letter by letter."
+            )
+        found.append(Answer(place, text))
+    return found
+
+
+def _read_squad(path: Path) -> list[tuple[str, str, Any]] | None:
+    """Question, context and answers of a file in SQuAD's format; None for any other."""
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        return None
+    return [
+        (asked["question"], paragraph["context"], asked.get("answers") or [])
+        for article in content["data"]
+        for paragraph in article.get("paragraphs", [])
+        for asked in paragraph["qas"]
+    ]
