@@ -1,9 +1,10 @@
 """
-Predict the memory of a training step, show what takes it, and which setting would help.
+Predict the memory of a training step, or of reading a text; show what takes it, and which setting would help.
 
     hf-reformer memory --length 65536 --batch_size 4 --attn_layers local lsh local lsh --hidden_size 512
     hf-reformer memory --model_name_or_path runs/demo --length 4096 --optimizer muon --set reversible=False
     hf-reformer memory --length 4096 --measure
+    hf-reformer memory --length 1048576 --mode forward --attn_layers local lsh --hidden_size 256
 
 Nothing is allocated, except with --measure, which makes the step in a process of its own.
 """
@@ -21,7 +22,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from ..configuration.configuration_reformer import ReformerConfig
-from ..modeling.memory.memory_estimate import MemoryEstimate, TensorGroup, TrainingSetup, estimate_memory
+from ..modeling.memory.memory_estimate import MODES, MemoryEstimate, TensorGroup, TrainingSetup, estimate_memory
 from ..modeling.memory.memory_measurement import Measurement, measure
 from ..training.muon import MuonWithAdamW
 from ..training.recipe import ModelRecipe, recipe_config
@@ -29,6 +30,7 @@ from .command_line import make_parser, parse_settings, refuse_recipe
 
 
 MUON = partial(MuonWithAdamW, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98))
+STEPS = {"training": "a training step", "forward": "reading the text", "prefill": "reading the text into a cache"}
 # A setting that saves less of the peak is not worth a line.
 WORTH_NAMING = 0.01
 
@@ -42,6 +44,10 @@ class MemoryArguments:
     )
     length: int = field(default=65536, metadata={"help": "Tokens in a row of the batch."})
     batch_size: int = field(default=1, metadata={"help": "Rows in a batch."})
+    mode: str = field(
+        default="training",
+        metadata={"help": "Train, or read without gradients, perhaps into a cache.", "choices": list(MODES)},
+    )
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches in a step of the optimizer."})
     dtype: str = field(
         default="float32", metadata={"help": "Of the parameters.", "choices": ["float32", "bfloat16", "float16"]}
@@ -67,6 +73,7 @@ def make_setup(arguments: MemoryArguments) -> TrainingSetup:
     return TrainingSetup(
         batch_size=arguments.batch_size,
         length=arguments.length,
+        mode=arguments.mode,
         dtype=getattr(torch, arguments.dtype),
         autocast_dtype=None if arguments.autocast == "none" else getattr(torch, arguments.autocast),
         optimizer=MUON if arguments.optimizer == "muon" else arguments.optimizer,
@@ -104,9 +111,11 @@ def changed(config: ReformerConfig, **settings) -> ReformerConfig:
 def alternatives(config: ReformerConfig, setup: TrainingSetup) -> dict[str, tuple[ReformerConfig, TrainingSetup]]:
     """What could be set otherwise to save memory, in words."""
     found = {}
-    if not config.reversible:
+    trains = setup.mode == "training"
+    if not config.reversible and trains:
         found["reversible=True: recompute activations"] = changed(config, reversible=True), setup
-    if config.exact_inversion is not False and setup.dtype == torch.float32 and setup.autocast_dtype is None:
+    in_float32 = setup.dtype == torch.float32 and setup.autocast_dtype is None
+    if config.exact_inversion is not False and in_float32 and trains:
         words = "exact_inversion=False: float32 streams, which deep stacks invert less exactly"
         found[words] = changed(config, exact_inversion=False), setup
     length = cast(int, setup.length)
@@ -116,18 +125,19 @@ def alternatives(config: ReformerConfig, setup: TrainingSetup) -> dict[str, tupl
             found[f"{name}={chunk}: smaller pieces, the same numbers"] = changed(config, **{name: chunk}), setup
     if config.num_hashes > 1 and "lsh" in config.attn_layers:
         found["num_hashes=1: fewer rounds, which find less"] = changed(config, num_hashes=1), setup
-    if setup.batch_size > 1:
+    if setup.batch_size > 1 and trains:
         steps = setup.batch_size * setup.gradient_accumulation_steps
         words = f"batch_size=1 gradient_accumulation_steps={steps}: the same step, row by row"
         found[words] = config, replace(setup, batch_size=1, gradient_accumulation_steps=steps)
     if setup.dtype == torch.float32:
         if setup.autocast_dtype is None:
             found["autocast=bfloat16"] = config, replace(setup, autocast_dtype=torch.bfloat16)
-        found["dtype=bfloat16: parameters, gradients and optimizer state, too"] = (
+        what = ": parameters, gradients and optimizer state, too" if trains else ""
+        found[f"dtype=bfloat16{what}"] = (
             config,
             replace(setup, dtype=torch.bfloat16, autocast_dtype=None),
         )
-    if setup.optimizer == "adamw":
+    if setup.optimizer == "adamw" and trains:
         found["optimizer=muon: one number per weight of a matrix instead of two"] = (
             config,
             replace(setup, optimizer=MUON),
@@ -168,9 +178,9 @@ def describe(group: TensorGroup) -> str:
     return f"{group.purpose}{group.place and f', {group.place}'}: {times}{tensors}"
 
 
-def print_estimate(predicted: MemoryEstimate, num_groups: int) -> None:
+def print_estimate(predicted: MemoryEstimate, num_groups: int, mode: str) -> None:
     """The peak, its four parts, and the largest groups of tensors in it."""
-    print(f"{mebibytes(predicted.peak)}  predicted peak of a training step")
+    print(f"{mebibytes(predicted.peak)}  predicted peak of {STEPS[mode]}")
     for part in ("parameters", "gradients", "optimizer_state", "activations"):
         print(f"{mebibytes(getattr(predicted, part))}    {part.replace('_', ' ')}")
     print("\nWhat is in memory at the peak:")
@@ -193,7 +203,7 @@ def run(arguments: MemoryArguments, recipe: ModelRecipe) -> None:
     """Predict, explain, and measure if asked to."""
     setup, config = make_setup(arguments), make_config(arguments, recipe)
     predicted = estimate(config, setup)
-    print_estimate(predicted, arguments.groups)
+    print_estimate(predicted, arguments.groups, setup.mode)
     if arguments.measure:
         measured = measure_in_fresh_process(config, setup)
         print(f"\n{mebibytes(measured.allocated)}  measured, allocated by PyTorch", end="")

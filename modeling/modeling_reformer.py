@@ -192,6 +192,7 @@ class ReformerModel(ReformerPreTrainedModel):
             circle_length=circle_length_of(self.config, past_length + hidden_states.shape[1]),
             num_hashes=num_hashes,
             cached=cached,
+            owns_input=inputs_embeds is None and self.embeddings.makes_own_memory(),
         )
         if cache is not None and step is not None:
             cache.end(step)

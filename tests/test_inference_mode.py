@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import STACKS, assert_equal_tensors, gradients, left_padded, make_model, random_ids
+from tiny_models import POSITIONS, STACKS, assert_equal_tensors, gradients, left_padded, make_model, random_ids
 
 from hf_reformer import (
     ReformerForCausalLM,
@@ -14,6 +14,7 @@ from hf_reformer import (
     ReformerModel,
 )
 from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
+from hf_reformer.modeling.layers import encoder, rotary_positions
 
 
 MIXED = {"attn_layers": STACKS["mixed"]}
@@ -98,3 +99,95 @@ def test_without_gradients_streams_are_as_narrow_as_the_layers(stack, exact_inve
         actual = model(ids).logits
     assert dtypes == [torch.float32 if exact_inversion is False else torch.float64, torch.float32]
     assert (actual - expected).norm() <= 1e-6 * expected.norm()
+
+
+# Streams that are overwritten.
+
+
+@pytest.fixture
+def overwriting(monkeypatch):
+    """Streams of any length keep their memory through all layers."""
+    monkeypatch.setattr(encoder, "LARGE_STREAM", 0)
+
+
+@pytest.fixture
+def model_and_ids():
+    return make_model(ReformerModel, **MIXED), random_ids(2, 100)
+
+
+def read(model, *args, **kwargs):
+    with torch.no_grad():
+        return model(*args, **kwargs)
+
+
+@pytest.mark.parametrize("positions", ["axial", "rotary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_overwritten_streams_give_the_same_numbers(positions, dtype, monkeypatch):
+    model, ids = make_model(ReformerModel, **MIXED | POSITIONS[positions]).to(dtype), random_ids(2, 100)
+    expected = read(model, ids, use_cache=False).last_hidden_state
+    monkeypatch.setattr(encoder, "LARGE_STREAM", 0)
+    monkeypatch.setattr(rotary_positions, "TURNED_AT_ONCE", 300)
+    assert torch.equal(read(model, ids, use_cache=False).last_hidden_state, expected)
+
+
+def test_a_caller_keeps_what_it_gave(overwriting, model_and_ids):
+    model, ids = model_and_ids
+    embeds = model.get_input_embeddings()(ids).detach()
+    before = embeds.clone()
+    expected = read(model, ids, use_cache=False).last_hidden_state
+    assert torch.equal(read(model, inputs_embeds=embeds, use_cache=False).last_hidden_state, expected)
+    assert torch.equal(embeds, before)
+
+
+@pytest.mark.parametrize("place", ["layers.0", "layers.1.attention", "layers.1.feed_forward.layer_norm", "embeddings"])
+@pytest.mark.parametrize("kind", ["forward", "pre", "global"])
+def test_who_looks_keeps_what_it_saw(place, kind, overwriting, model_and_ids):
+    """A hook may keep a stream: it must not change afterwards."""
+    model, ids = model_and_ids
+    module = model.encoder.get_submodule(place) if "layers" in place else model.get_submodule(place)
+    seen, copies = [], []
+
+    def keep(given):
+        for tensor in given if isinstance(given, tuple) else (given,):
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                seen.append(tensor)
+                copies.append(tensor.clone())
+
+    if kind == "forward":
+        handle = module.register_forward_hook(lambda module, args, output: keep(output))
+    elif kind == "pre":
+        handle = module.register_forward_pre_hook(lambda module, args: keep(args))
+    else:
+        handle = torch.nn.modules.module.register_module_forward_hook(lambda module, args, output: keep(output))
+    try:
+        read(model, ids, use_cache=False)
+    finally:
+        handle.remove()
+    assert seen or (kind, place) == ("pre", "embeddings")
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(seen, copies, strict=True))
+
+
+def test_hidden_states_are_those_of_each_layer(overwriting, model_and_ids):
+    model, ids = model_and_ids
+    shown = read(model, ids, use_cache=False, output_hidden_states=True).hidden_states
+    with torch.enable_grad():
+        expected = model(ids, use_cache=False, output_hidden_states=True).hidden_states
+    for ours, theirs in zip(shown, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_streams_take_no_memory_layer_by_layer(overwriting, model_and_ids):
+    """Without anybody who looks, the two streams of the first layer are those of the last."""
+    model, ids = model_and_ids
+    overwrites = []
+    forward = encoder.run_with_graph
+
+    def watch(call, x1, x2):
+        y1, y2, weights = forward(call, x1, x2)
+        overwrites.append((y1.data_ptr() == x1.data_ptr(), y2.data_ptr() == x2.data_ptr()))
+        return y1, y2, weights
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoder, "run_with_graph", watch)
+        read(model, ids, use_cache=False)
+    assert overwrites == [(True, True)] * len(model.encoder.layers)

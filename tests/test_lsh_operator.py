@@ -2,7 +2,6 @@
 
 import doctest
 import importlib
-from functools import partial
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hf_reformer.modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 from hf_reformer.modeling.ops.lsh_operator import attend_by_hash, lsh_attention
 from hf_reformer.modeling.ops.lsh_options import LSHOptions
 from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
+from hf_reformer.modeling.ops.value_shift import of_shifted, shift_values
 
 
 # The third is tested in test_triton.py.
@@ -193,7 +193,14 @@ def check_against_the_oracle(case, mask, implementation):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
 
 
-attend_to_everything = partial(attend_by_hash, buckets=None)
+def attend_to_everything(query_key, value, options, attention_mask=None, **how):
+    """Dense attention, as LSH layers ask for it."""
+    if options.value_shift:
+        value = shift_values(value, attention_mask)
+    output, weights = attend_by_hash(query_key, value, None, options, attention_mask=attention_mask, **how)
+    return of_shifted(output, weights, attention_mask) if options.value_shift else (output, weights)
+
+
 DENSE = {"both directions": {}, "causal": {"causal": True}, "successors": {"causal": True, "value_shift": 1}}
 
 

@@ -53,6 +53,9 @@ CASES = {
     "rotary positions": ({"attn_layers": ["local", "lsh"] * 2} | POSITIONS["LSH rotary"], {}),
     "weights, accumulation": (CHUNKED | {"vocab_size": 20000}, {"length": 128, "gradient_accumulation_steps": 3}),
     "weights, tied": (CHUNKED | TIED | {"vocab_size": 20000}, {"length": 128}),
+    "forward": ({"attn_layers": ["local", "lsh"] * 2} | POSITIONS["rotary"], {"mode": "forward", "batch_size": 4}),
+    "forward, full, masked": ({"is_decoder": False, "attn_layers": ["full", "lsh"]}, {"mode": "forward"}),
+    "prefill": ({"attn_layers": ["local", "lsh"] * 2}, {"mode": "prefill", "batch_size": 4}),
     "weights, Muon": ({"feed_forward_size": 20000}, {"length": 16, "optimizer": memory.MUON}),
 }
 
@@ -86,6 +89,23 @@ def test_parts_of_the_peak(settings, setup):
     parts = (estimate.parameters, estimate.gradients, estimate.optimizer_state, estimate.activations)
     assert estimate.peak == sum(parts) == sum(group.nbytes for group in estimate.groups)
     assert estimate_memory(config, **setup | {"optimizer": "none"}).optimizer_state == 0
+
+
+@pytest.mark.parametrize("mode", ["forward", "prefill"])
+def test_reading_takes_no_more_for_more_layers(mode):
+    """But for what a cache keeps of each, keys, values, and beside them what finds them again."""
+    two, six = (
+        estimate_memory(make_config(attn_layers=["local", "lsh"] * pairs), mode=mode, length=1000) for pairs in (1, 3)
+    )
+    grown = six.activations - two.activations
+    assert (two.gradients, two.optimizer_state) == (0, 0)
+    config = make_config()
+    keys_and_values = 2 * 1000 * config.num_attention_heads * config.attention_head_size * 4
+    assert grown < 0.02 * two.activations if mode == "forward" else grown > 2 * keys_and_values
+    with pytest.raises(ValueError, match=r"one of \['training', 'forward', 'prefill'\], but got 'eval'"):
+        estimate_memory(make_config(), mode="eval")
+    with pytest.raises(ValueError, match=r"`mode='prefill'` is for causal models"):
+        estimate_memory(make_config(is_decoder=False), mode="prefill")
 
 
 def test_accumulation_keeps_gradients_beside_the_next_batch():
@@ -138,7 +158,7 @@ def test_precision_is_that_of_the_setup():
 
 def test_example():
     results = doctest.testmod(importlib.import_module("hf_reformer.modeling.memory.memory_estimate"))
-    assert (results.attempted, results.failed) == (4, 0)
+    assert (results.attempted, results.failed) == (6, 0)
 
 
 # What is where.
@@ -169,7 +189,7 @@ def test_backward_is_attributed_to_the_layer_whose_it_is(reversible):
     """Each layer's gradients of its own weights are made in its own backward, recomputed or not."""
     step = TrainingStep(make_config(attn_layers=["local"] * 3, reversible=reversible), TrainingSetup(length=64))
     with AllocationLedger() as ledger, ledger.watch_modules(step.model):
-        step.accumulate_gradients()
+        step.compute()
     names = {id(parameter.grad.untyped_storage()): name for name, parameter in step.model.named_parameters()}
     assert len(names) == len([*step.model.parameters()])
     for name, parameter in step.model.named_parameters():

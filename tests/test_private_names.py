@@ -28,6 +28,7 @@ NAMES = {
     "torch._assert_async",
     "torch._dynamo.decorators.skip",
     "torch._dynamo.maybe_mark_dynamic",
+    "torch.nn.modules.module._has_any_global_hook",
     "torch._subclasses.fake_tensor.FakeTensor",
     "torch._subclasses.fake_tensor.FakeTensorMode",
     "torch.utils._python_dispatch.TorchDispatchMode",

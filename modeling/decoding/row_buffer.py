@@ -53,12 +53,15 @@ class RowBuffer:
             for tensor, rows in zip(self.tensors, new, strict=True):
                 tensor[:, first : first + count] = rows
             return
-        if step.is_real is None and (self.ring is None or count <= self.ring):
-            rows_of_batch, slots = torch.arange(len(new[0]), device=new[0].device)[:, None], self.slots(step.positions)
+        if step.is_real is None:
+            # A ring keeps the newest.
+            newest = count if self.ring is None else min(count, self.ring)
+            slots = self.slots(step.positions[:, count - newest :])
+            rows_of_batch = torch.arange(len(new[0]), device=new[0].device)[:, None]
             for tensor, rows in zip(self.tensors, new, strict=True):
-                tensor[rows_of_batch, slots] = rows.to(tensor.dtype)
+                tensor[rows_of_batch, slots] = rows[:, count - newest :].to(tensor.dtype)
             return
-        kept = torch.ones_like(step.positions, dtype=torch.bool) if step.is_real is None else step.is_real
+        kept = step.is_real
         if self.ring is not None and count > self.ring:
             kept = kept & (step.positions >= step.lengths[:, None] - self.ring)
         row, column = kept.nonzero(as_tuple=True)

@@ -5,6 +5,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from .hooks import works_unseen
 from .position_embeddings import AxialPositionEmbeddings, PositionEmbeddings
 
 
@@ -48,6 +49,10 @@ class ReformerEmbeddings(nn.Module):
         position_ids = position_ids.expand(batch, length)
         positions = _look_up(self.position_embeddings, position_ids, "position_ids", self.config.max_sequence_length)
         return self.dropout(inputs_embeds) + positions
+
+    def makes_own_memory(self) -> bool:
+        """Whether nobody else has what `forward` makes of ids."""
+        return type(self.word_embeddings) is nn.Embedding and works_unseen(self)
 
     def check_length(self, length: int):
         """ValueError unless there are positions for `length` tokens."""

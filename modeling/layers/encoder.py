@@ -12,6 +12,7 @@ from ..ops.differentiation import is_inside_transform
 from ..ops.row_layout import RowLayout, out_of_rows
 from .feed_forward import ChunkReformerFeedForward
 from .full_attention import FullSelfAttention
+from .hooks import works_unseen
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
 from .reversible import (
@@ -27,6 +28,8 @@ from .rotary_positions import rotation_of
 from .traced_stack import TracedStack, can_be_traced, is_repeatable
 
 
+# Elements of a stream from which its memory is worth saving.
+LARGE_STREAM = 2**20
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
 
 
@@ -90,6 +93,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         tape: ReversibleTape,
         stores_output: bool,
         on_grid: bool = False,
+        overwrites: bool = False,
         num_hashes: int | None = None,
         length: int | None = None,
         circle_length: int | None = None,
@@ -100,7 +104,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         """
         Args:
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
-            tape, stores_output, on_grid: See `reversible.ReversibleLayerCall`.
+            tape, stores_output, on_grid, overwrites: See `reversible.ReversibleLayerCall`.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
             cached: What is known of the text so far, and where the tokens of this call go in it.
@@ -125,6 +129,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
+            overwrites=overwrites,
         )
         # A cache must see each token once, so nothing may be recomputed. A map with a gradient needs a graph.
         reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
@@ -218,6 +223,7 @@ class ReformerEncoder(nn.Module):
         return_weights: bool = False,
         layout: RowLayout | None = None,
         cached: list[CachedStep] | None = None,
+        owns_input: bool = False,
         **kwargs,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor, ...] | None]:
         """
@@ -230,6 +236,7 @@ class ReformerEncoder(nn.Module):
             layout: Where the caller's tokens stand in the rows; None if the rows are the caller's. Results are in the
                 caller's order.
             cached: What each layer knows of the text so far, and where the tokens of this call go in it.
+            owns_input: Nobody else has `hidden_states`.
             **kwargs: Passed to each layer.
 
         Returns:
@@ -239,12 +246,13 @@ class ReformerEncoder(nn.Module):
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, layout)
         rotation = rotation_of(self.config, position_ids, hidden_states)
-        hidden_states, on_grid = self._begin_streams(hidden_states)
+        given, (hidden_states, on_grid) = hidden_states, self._begin_streams(hidden_states)
+        owns_input = owns_input or hidden_states is not given
         how = {"on_grid": on_grid, "return_weights": return_weights, "layout": layout, "rotation": rotation, **kwargs}
         if torch.compiler.is_compiling() and not shown and self._can_be_traced():
             streams, all_attentions = self._trace_layers(hidden_states, cached, **how)
         else:
-            streams, all_attentions = self._run_layers(hidden_states, shown, cached, **how)
+            streams, all_attentions = self._run_layers(hidden_states, shown, cached, owns_input, **how)
         output = self.layer_norm(self._combine_streams(streams))
         return (
             out_of_rows(layout, self.dropout(output)),
@@ -271,10 +279,15 @@ class ReformerEncoder(nn.Module):
     # The compiler would make a program for each layer, because `layer_idx` differs. It compiles what `forward` calls.
     # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.
     @skip
-    def _run_layers(self, hidden_states, shown, cached, **kwargs):
+    def _run_layers(self, hidden_states, shown, cached, owns_input, **kwargs):
         """The last layer's streams and all attention maps, one layer after the other."""
         attn_output = hidden_states = shown.append(hidden_states)
         all_attentions = []
+        overwrites = not shown and hidden_states.numel() >= LARGE_STREAM and works_unseen(self.layers)
+        if overwrites:
+            # From here on each stream has memory of its own, and keeps it through all layers.
+            attn_output = hidden_states.clone()
+            hidden_states = hidden_states if owns_input else hidden_states.clone()
         tape = ReversibleTape((attn_output, hidden_states))
         for layer in self.layers:
             is_last, is_kept = layer.layer_idx == len(self.layers) - 1, shown.wants(layer.layer_idx + 1)
@@ -286,6 +299,7 @@ class ReformerEncoder(nn.Module):
                 hidden_states,
                 tape=tape,
                 stores_output=is_last or is_kept,
+                overwrites=overwrites,
                 cached=None if cached is None else cached[layer.layer_idx],
                 **kwargs,
             )

@@ -54,7 +54,9 @@ class LocalSelfAttention(nn.Module):
         projections = self.query, self.key, self.value
         query, key, value = (project(hidden_states).unflatten(-1, (-1, self.head_size)) for project in projections)
         if rotation is not None:
-            query, key = rotation.turn(query), rotation.turn(key)
+            # One after the other, so that one is freed before the next is turned.
+            query = rotation.turn(query)
+            key = rotation.turn(key)
         if cached is not None:
             if not cached.step.is_first:
                 output, weights = self._attend_to_cache(query, key, value, cached, circle_length, return_weights)

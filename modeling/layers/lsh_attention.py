@@ -16,7 +16,7 @@ from ..ops.lsh_operator import attend_by_hash
 from ..ops.lsh_options import LSHOptions
 from ..ops.padding import last_real_token
 from ..ops.row_layout import RowLayout, attend_by_map
-from ..ops.value_shift import zero_of_masked
+from ..ops.value_shift import of_shifted, shift_values, zero_of_masked
 from .dense_threshold import DenseThreshold
 from .rotary_positions import Rotation
 
@@ -107,7 +107,7 @@ class LSHSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """
         Args:
-            hidden_states, attention_mask: `[B, L, hidden_size]`; `[B, L]`, bool, or None.
+            hidden_states, attention_mask: `[B, L, hidden_size]`, or a shard of L tokens; `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             rotations, buckets: From `draw_rotations`, or from an earlier call that is to be repeated, `[B, H, R, L]`.
             layout, documents: Where the caller's tokens stand, and the documents of each row; None for as they came.
@@ -122,12 +122,12 @@ class LSHSelfAttention(nn.Module):
             cached.layer.update(query_key, value, cached.step, to_hash)
             if not cached.step.is_first:
                 return self._attend_to_cache(query_key, to_hash, cached, circle_length, return_weights)
-        # Longer than `hidden_states` where the sequence is sharded over processes (docs/sequence_parallel.md).
         length, implementation = query_key.shape[1], self.config._attn_implementation
-        dropout_p = self.dropout.p if self.dropout.training else 0.0
-        options = replace(self.options, dropout_p=dropout_p) if dropout_p else self.options
+        options = replace(self.options, dropout_p=self.dropout.p) if self.dropout.training else self.options
         how = {"options": options, "return_weights": return_weights, "implementation": implementation}
-        how |= {"attention_mask": attention_mask, "documents": None if documents is None else documents.number}
+        numbers, shown = None if documents is None else documents.number, value if return_weights else None
+        how |= {"attention_mask": attention_mask, "documents": numbers}
+        value = shift_values(value, attention_mask, numbers) if options.value_shift else value
         if self.threshold.covers(length, circle_length):
             buckets, (output, weights) = None, attend_by_hash(query_key, value, None, **how)
         else:
@@ -136,9 +136,8 @@ class LSHSelfAttention(nn.Module):
                 buckets = hash_vectors(to_hash.detach(), cast(torch.Tensor, rotations), num_buckets, implementation)
                 if cached is not None:
                     cached.layer.add_to_order(buckets, cached.step, all_positions=True)
-            output, weights = attend_by_hash(
-                query_key, value, buckets, padded_length=circle_length, num_buckets=num_buckets, **how
-            )
+            how |= {"num_buckets": num_buckets}
+            output, weights = attend_by_hash(query_key, value, buckets, padded_length=circle_length, **how)
             if self.threshold.keeps_beginning or (self.threshold.by_row and attention_mask is not None):
                 if documents is None:
                     first = slice(self.threshold.length)
@@ -147,8 +146,10 @@ class LSHSelfAttention(nn.Module):
                     output, weights = self._put_dense_rows(dense, (output, weights), attention_mask)
                 else:
                     output, weights = self._put_dense_documents((output, weights), query_key, value, documents, how)
+        if options.value_shift and (return_weights or attention_mask is not None):
+            output, weights = of_shifted(output, weights, attention_mask, numbers)
         if weights is not None:
-            output, weights = attend_by_map(weights, value, layout)
+            output, weights = attend_by_map(weights, cast(torch.Tensor, shown), layout)
         return output.flatten(2), weights, buckets
 
     def _project(self, hidden_states, rotation):
@@ -200,13 +201,17 @@ class LSHSelfAttention(nn.Module):
     def _put_dense_rows(self, dense, hashed, attention_mask):
         """`hashed`, output and map, with `dense`, that of the beginning, in the place of what the threshold covers."""
         (dense_output, dense_weights), (output, weights) = dense, hashed
-        batch, length = output.shape[:2]
-        row_lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
-        positions = torch.arange(length, device=output.device).expand(batch, -1)
-        rest = length - self.threshold.length
+        rest = output.shape[1] - self.threshold.length
+        if weights is not None:
+            dense_weights = nn.functional.pad(dense_weights, (0, rest))
+        if self.threshold.keeps_beginning:
+            output = _with_first(output, dense_output, dim=1)
+            return output, None if weights is None else _with_first(weights, dense_weights, dim=2)
         dense_output = nn.functional.pad(dense_output, (0, 0, 0, 0, 0, rest))
         if weights is not None:
-            dense_weights = nn.functional.pad(dense_weights, (0, rest, 0, rest))
+            dense_weights = nn.functional.pad(dense_weights, (0, 0, 0, rest))
+        row_lengths = None if attention_mask is None else last_real_token(attention_mask) + 1
+        positions = torch.arange(output.shape[1], device=output.device).expand(len(output), -1)
         return _choose(self.threshold.queries(positions, row_lengths), (dense_output, dense_weights), hashed)
 
     def _put_dense_documents(self, hashed, query_key, value, documents, how):
@@ -233,6 +238,15 @@ class LSHSelfAttention(nn.Module):
 
 def _heads(weights):
     return torch.arange(weights.shape[1], device=weights.device)
+
+
+def _with_first(whole, first, dim):
+    """`whole`, of which nobody else knows, that begins with `first`."""
+    count = first.shape[dim]
+    if torch.is_grad_enabled():
+        return torch.cat([first, whole.narrow(dim, count, whole.shape[dim] - count)], dim=dim)
+    whole.narrow(dim, 0, count).copy_(first)
+    return whole
 
 
 def _choose(is_dense, dense, hashed):

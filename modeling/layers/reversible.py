@@ -18,6 +18,7 @@ from torch import nn
 
 from ..ops.differentiation import is_inside_transform, once_differentiable, refuse_derivatives
 from ..ops.row_layout import RowLayout, into_rows, out_of_rows
+from ..ops.softmax_kernels import distinct
 from .feed_forward import ChunkReformerFeedForward
 from .replay import Recording, version_of
 
@@ -221,6 +222,7 @@ class ReversibleLayerCall:
         tape: Shared by the layers of one forward pass.
         layer_idx: Place of the layer in the stack, 0 first.
         stores_output: Whether the layer keeps its own output, as the last one must.
+        overwrites: Nobody needs the streams that come in: without a graph, those that go out take their memory.
         of_attention, of_feed_forward: Recordings of the modules.
         autocast: Of the forward pass.
     """
@@ -232,6 +234,7 @@ class ReversibleLayerCall:
     tape: ReversibleTape
     layer_idx: int
     stores_output: bool
+    overwrites: bool = False
     of_attention: Recording = field(init=False)
     of_feed_forward: Recording = field(init=False)
     autocast: dict[str, Any] = field(init=False)
@@ -251,10 +254,20 @@ def run_with_graph(
     """
     attention, feed_forward = call.attention, call.feed_forward
     update, weights, _ = attention(narrowed(x2, attention), **call.attention_kwargs)
-    y1 = _add(x1, update, call.on_grid)
     # The pieces are split here, as in backward. So random numbers are the same, and a compiled module is one program.
-    updates = [feed_forward(narrowed(piece, feed_forward)) for piece in feed_forward.split(y1)]
-    return y1, _add(x2, feed_forward.join(updates), call.on_grid), weights
+    split = feed_forward.split
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        y1 = x1 + _update_of(x1, update, call)
+        updates = [feed_forward(narrowed(piece, feed_forward)) for piece in split(y1)]
+        return y1, x2 + _update_of(x2, feed_forward.join(updates), call), weights
+    y1, y2 = (stream if call.overwrites else torch.empty_like(stream) for stream in (x1, x2))
+    _add_in_pieces(x1, update, y1, on_grid=call.on_grid)
+    # Freed before something else takes memory.
+    del update
+    for x2_piece, y1_piece, y2_piece in distinct(zip(*map(split, (x2, y1, y2)), strict=True), x2):
+        update = feed_forward(narrowed(y1_piece, feed_forward))
+        _add_in_pieces(x2_piece, update, y2_piece, on_grid=call.on_grid)
+    return y1, y2, weights
 
 
 # `torch.compile` of a whole model would compile forward and not the recomputation in backward, which then drew other
@@ -356,11 +369,9 @@ def _memory_for_input(call, output_stream):
     return output_stream if was_copied and not call.stores_output else torch.empty_like(output_stream)
 
 
-def _add(stream, update, on_grid):
-    """`stream + update`, with a graph where there is one."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return stream + (round_to_grid(update, stream.dtype) if on_grid else update)
-    return _add_in_pieces(stream, update, torch.empty_like(stream), on_grid=on_grid)
+def _update_of(stream, update, call):
+    """What is added to a stream, with a graph where there is one."""
+    return round_to_grid(update, stream.dtype) if call.on_grid else update
 
 
 def _add_in_pieces(stream, update, out, *, sign=1, on_grid=False):
@@ -368,8 +379,8 @@ def _add_in_pieces(stream, update, out, *, sign=1, on_grid=False):
     rows = stream.shape[1]
     if stream.device.type == "cpu":
         rows = max(1, ADDED_AT_ONCE * rows // max(1, stream.numel()))
-    pieces = stream.split(rows, dim=1), update.split(rows, dim=1), out.split(rows, dim=1)
-    for stream_piece, update_piece, out_piece in zip(*pieces, strict=True):
+    pieces = zip(*(whole.split(rows, dim=1) for whole in (stream, update, out)), strict=True)
+    for stream_piece, update_piece, out_piece in distinct(pieces, stream):
         update_piece = _on_grid(update_piece, stream.dtype) if on_grid else update_piece
         torch.add(stream_piece, update_piece, alpha=sign, out=out_piece)
     return out

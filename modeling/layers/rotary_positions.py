@@ -7,6 +7,11 @@ import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..ops.movable import Movable
+from ..ops.softmax_kernels import distinct
+
+
+# Elements that are turned at a time where no graph is made, in memory that one piece leaves to the next.
+TURNED_AT_ONCE = 2**20
 
 
 # trf-ignore: TRF031 this goes into the layers, it is no output
@@ -24,6 +29,13 @@ class Rotation(Movable):
 
     def turn(self, vectors: torch.Tensor) -> torch.Tensor:
         """`[B, L, H, D]`, turned in planes of the numbers `i` and `i + D / 2`, as Llama does."""
+        rows = max(1, TURNED_AT_ONCE // max(1, vectors[:, :1].numel()))
+        if vectors.shape[1] > rows and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            out = torch.empty_like(vectors)
+            pieces = zip(*(whole.split(rows, dim=1) for whole in (vectors, out, self.cos, self.sin)), strict=True)
+            for piece, out_piece, cos, sin in distinct(pieces, vectors):
+                out_piece.copy_(Rotation(cos, sin).turn(piece))
+            return out
         first, second = vectors.chunk(2, dim=-1)
         turned = first * self.cos - second * self.sin, second * self.cos + first * self.sin
         return torch.cat(turned, dim=-1).to(vectors.dtype)

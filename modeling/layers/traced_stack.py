@@ -21,6 +21,7 @@ from torch.func import functional_call, vjp
 from ..decoding.decoding_cache import CachedStep
 from .feed_forward import ChunkReformerFeedForward, ReformerFeedForwardDense, ReformerFeedForwardOutput
 from .full_attention import FullSelfAttention
+from .hooks import is_wrapped
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
 from .reversible import autocast_state, narrowed, round_to_grid
@@ -44,7 +45,7 @@ ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 def can_be_traced(layer: Any) -> bool:
     """Whether calling a layer is no more than what its parts compute. Hooks, wrappers and checkpoints do more."""
     is_checkpointed = layer.gradient_checkpointing and layer.training and not layer.config.reversible
-    return not _is_wrapped(layer) and not is_checkpointed
+    return not is_wrapped(layer) and not is_checkpointed
 
 
 def is_repeatable(layers: nn.ModuleList, others: Sequence[type]) -> bool:
@@ -55,18 +56,13 @@ def is_repeatable(layers: nn.ModuleList, others: Sequence[type]) -> bool:
         others: Further types of modules that do.
     """
     for module in layers.modules():
-        if _is_wrapped(module) or (type(module) is nn.Dropout and module.training and module.p > 0):
+        if is_wrapped(module) or (type(module) is nn.Dropout and module.training and module.p > 0):
             return False
         is_activation = module.__module__ in ACTIVATIONS and type(module) is not nn.RReLU
         if not is_activation and type(module) not in (nn.ModuleList, *REPEATABLE, *others):
             return False
     # All together count a shared weight once.
     return len(_trained(layers)) == sum(len(_trained(part)) for part in _parts(layers))
-
-
-def _is_wrapped(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(len(each) > 0 for each in hooks) or "forward" in module.__dict__
 
 
 def _parts(layers: nn.ModuleList) -> list[nn.Module]:

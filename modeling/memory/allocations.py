@@ -23,6 +23,7 @@ from torch.autograd.function import BackwardCFunction
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..layers.hooks import blind
 from ..ops.operators import IMPLEMENTATIONS
 
 
@@ -145,8 +146,8 @@ class _ModulesAtWork:
         handles = []
         for name, module in model.named_modules():
             handles += [
-                module.register_forward_pre_hook(lambda module, args, name=name: self._enter(name)),
-                module.register_forward_hook(lambda module, args, output: self._leave(), always_call=True),
+                module.register_forward_pre_hook(blind(lambda module, args, name=name: self._enter(name))),
+                module.register_forward_hook(blind(lambda module, args, output: self._leave()), always_call=True),
             ]
         try:
             yield

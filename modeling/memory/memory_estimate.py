@@ -1,5 +1,5 @@
 """
-Predicts the memory of a training step without allocating it.
+Predicts the memory of a training step, or of reading a text, without allocating it.
 
 The model's own step runs with fake tensors, which have shapes and no memory, while a ledger keeps account of them. So
 the prediction follows what the code does; there is no formula to keep up to date.
@@ -24,6 +24,7 @@ OPTIMIZERS = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD, "none": None}
 
 PARAMETERS, GRADIENTS, ACTIVATIONS = "parameters", "gradients", "activations"
 OPTIMIZER_STATE, OPTIMIZER_STEP = "optimizer state", "optimizer step"
+MODES = ("training", "forward", "prefill")
 KIND_OF_ATTENTION = {"lsh": "LSH", "local": "local", "full": "full"}
 
 
@@ -31,9 +32,11 @@ KIND_OF_ATTENTION = {"lsh": "LSH", "local": "local", "full": "full"}
 @dataclass(frozen=True)
 class TrainingSetup:
     """
-    How a language model is trained, as far as memory depends on it.
+    How a language model is trained or used, as far as memory depends on it.
 
     Attributes:
+        mode: "training"; "forward", a pass without gradients of which the last token's logits are kept, or a masked
+            model's all; or "prefill", the same into a cache, as `generate` begins. The latter two have no optimizer.
         batch_size, length: Rows of a batch, and tokens of each; by default as many as the config allows.
             Without a bound it is `max_position_embeddings`.
         dtype: Of the parameters.
@@ -48,6 +51,7 @@ class TrainingSetup:
 
     batch_size: int = 1
     length: int | None = None
+    mode: str = "training"
     dtype: torch.dtype = torch.float32
     autocast_dtype: torch.dtype | None = None
     optimizer: str | Callable[[nn.Module], torch.optim.Optimizer] = "adamw"
@@ -59,6 +63,8 @@ class TrainingSetup:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {value}.")
+        if self.mode not in MODES:
+            raise ValueError(f"`mode` must be one of {list(MODES)}, but got {self.mode!r}.")
         if not self.dtype.is_floating_point:
             raise ValueError(f"`dtype` must be a floating-point type, but got {self.dtype}.")
         if self.autocast_dtype not in (None, torch.bfloat16, torch.float16):
@@ -86,14 +92,18 @@ class TrainingStep:
     """
     A language model, its optimizer and a batch of random tokens; calling it makes one step, like any but the first.
 
-    It is causal if `config.is_decoder`, else masked. Runs with real tensors, or under `FakeTensorMode` with fake ones.
+    A step of another `mode` than "training" reads the tokens. The model is causal if `config.is_decoder`, else masked.
+    Runs with real tensors, or under `FakeTensorMode` with fake ones.
     """
 
     def __init__(self, config: ReformerConfig, setup: TrainingSetup):
         self.setup = setup
         auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
         with torch.device(setup.device):
-            self.model = auto_class.from_config(deepcopy(config), dtype=setup.dtype).train()
+            self.model = auto_class.from_config(deepcopy(config), dtype=setup.dtype)
+        self.model.train(setup.mode == "training")
+        if setup.mode == "prefill" and not config.is_decoder:
+            raise ValueError("`mode='prefill'` is for causal models, which have a cache. Take 'forward'.")
         length = cast(int, setup.length or config.max_sequence_length or config.max_position_embeddings)
         self.input_ids = torch.randint(config.vocab_size, (setup.batch_size, length), device=setup.device)
         self.optimizer = None
@@ -101,7 +111,7 @@ class TrainingStep:
     def make_optimizer(self):
         """Make the optimizer and let it allocate its state."""
         make = OPTIMIZERS.get(self.setup.optimizer, self.setup.optimizer)
-        if make is None:
+        if make is None or self.setup.mode != "training":
             return
         self.optimizer = make(self.model if make is self.setup.optimizer else self.model.parameters())
         for parameter in self.model.parameters():
@@ -110,17 +120,22 @@ class TrainingStep:
         self.optimizer.zero_grad()
 
     def __call__(self):
-        self.accumulate_gradients()
+        self.compute()
         self.update_parameters()
 
-    def accumulate_gradients(self):
-        """Forward and backward, for as many batches as make a difference."""
+    def compute(self):
+        """Forward and backward, for as many batches as make a difference; or read the tokens."""
         setup = self.setup
         enabled = setup.autocast_dtype is not None
+        if setup.mode != "training":
+            how = {"use_cache": setup.mode == "prefill", "logits_to_keep": 1} if self.model.config.is_decoder else {}
+            with torch.no_grad(), torch.autocast(setup.device, setup.autocast_dtype, enabled=enabled):
+                return self.model(self.input_ids, **how)
         for _ in range(min(setup.gradient_accumulation_steps, 2)):
             with torch.autocast(setup.device, setup.autocast_dtype, enabled=enabled):
                 loss = self.model(self.input_ids, labels=self.input_ids).loss
             loss.backward()
+        return None
 
     def update_parameters(self):
         """What the optimizer does once the gradients are there."""
@@ -154,7 +169,7 @@ class TensorGroup:
 @dataclass(frozen=True)
 class MemoryEstimate:
     """
-    The memory of a training step at its peak, in bytes.
+    The memory of a step at its peak, in bytes.
 
     Attributes:
         peak: All of it, the sum of the following four.
@@ -175,7 +190,7 @@ class MemoryEstimate:
 
 def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
     """
-    Predict the peak memory of a training step of a language model, without allocating it.
+    Predict the peak memory of a training step of a language model, or of reading a text, without allocating it.
 
     Args:
         config: Of a causal language model if `is_decoder` is set, else of a masked one.
@@ -195,6 +210,9 @@ def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
     >>> estimate = estimate_memory(config, length=4096, optimizer="adamw")
     >>> estimate.peak / 2**20 < 400
     True
+    >>> reading = estimate_memory(config, length=4096, mode="forward")
+    >>> reading.peak < estimate.peak / 2
+    True
     """
     training = TrainingSetup(**setup)
     with FakeTensorMode(), AllocationLedger(PARAMETERS) as ledger:
@@ -205,7 +223,7 @@ def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
         ledger.purpose = ACTIVATIONS
         ledger.restart_peak()
         with ledger.watch_modules(step.model):
-            step.accumulate_gradients()
+            step.compute()
         for name, parameter in step.model.named_parameters():
             ledger.find(parameter).module = name
             if parameter.grad is not None:

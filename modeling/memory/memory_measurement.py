@@ -1,4 +1,4 @@
-"""Measure the memory of a training step, by means that have nothing to do with the prediction."""
+"""Measure the memory of a step, by means that have nothing to do with the prediction."""
 
 import re
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class Measurement:
 
 
 def measure(config: ReformerConfig, setup: TrainingSetup) -> Measurement:
-    """Make a training step with real tensors, in a process that has not allocated much before.
+    """Make a step with real tensors, in a process that has not allocated much before.
 
     Raises:
         MemoryError: there is not enough memory.

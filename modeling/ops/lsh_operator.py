@@ -35,7 +35,7 @@ from .lsh_options import LSHOptions
 from .lsh_sdpa import lsh_attention_sdpa, why_not_sdpa
 from .lsh_triton import lsh_attention_triton
 from .triton_support import why_not_triton
-from .value_shift import shift_values, weights_of_values, zero_of_masked
+from .value_shift import of_shifted, shift_values
 
 
 # What int32 holds.
@@ -72,7 +72,9 @@ def lsh_attention(
     """
     `attend_by_hash` for callers without a layer: with the attributes of `LSHOptions` as arguments, which are checked.
 
-    Shapes and results are those of `attend_by_hash`; the attention mask may be of any dtype, nonzero for real tokens.
+    With `value_shift=1` it shifts the values, and a column of the map is what a query reads of that token's value.
+    Shapes and results are else those of `attend_by_hash`; the attention mask may be of any dtype, nonzero for real
+    tokens.
 
     Raises:
         ValueError: Shapes or values that do not fit together; an implementation that cannot do what is asked.
@@ -91,18 +93,20 @@ def lsh_attention(
     )
     _check_shapes(query_key, value, buckets, attention_mask)
     _check_padded_length(padded_length, query_key.shape[1], chunk_length)
-    return attend_by_hash(
+    attention_mask = None if attention_mask is None else attention_mask.bool()
+    output, weights = attend_by_hash(
         query_key,
-        value,
+        shift_values(value, attention_mask, documents) if value_shift else value,
         buckets,
         options,
-        attention_mask=None if attention_mask is None else attention_mask.bool(),
+        attention_mask=attention_mask,
         documents=documents,
         padded_length=padded_length,
         return_weights=return_weights,
         num_buckets=num_buckets,
         implementation=implementation,
     )
+    return of_shifted(output, weights, attention_mask, documents) if value_shift else (output, weights)
 
 
 def attend_by_hash(
@@ -126,14 +130,14 @@ def attend_by_hash(
     only when it has nothing else. The rounds are combined as one softmax over everything they found.
 
     Args:
-        query_key, value: `[B, L, H, D]`, one floating dtype.
+        query_key, value: `[B, L, H, D]`, one floating dtype; with `options.value_shift` what the keys carry.
         buckets: `[B, H, R, L]`, integer, from `lsh_hashing.hash_vectors`; or None for dense attention with shared
             queries and keys: one bucket and one chunk hold everything.
         attention_mask: `[B, L]`, bool, True for real tokens. Masked ones are sorted last and do not influence those.
         documents: `[B, L]`, integer, from 0 to L: which document of its row a token belongs to. No document attends to
             another, and masked tokens are sorted last in theirs. Pass None if each row is one document.
         padded_length: Length of a round on the circle: a multiple of `chunk_length`, by default the next one.
-        return_weights: Also return the attention probabilities, `[B, H, L, L]`, by the token whose value is read.
+        return_weights: Also return the attention probabilities, `[B, H, L, L]`.
         num_buckets: What the vectors were hashed with, if it is known; kernels can then sort by counting.
         implementation: One of `LSH_IMPLEMENTATIONS`, or None for the fastest that can do what is asked.
 
@@ -157,14 +161,7 @@ def attend_by_hash(
     if may_pad(padded_length - buckets.shape[3]):
         buckets, key_mask, document_of = _pad(buckets, key_mask, document_of, padded_length, most)
     order = sort_by_bucket(buckets, key_mask if documents is None else None, most, implementation)
-    if options.value_shift:
-        value = shift_values(value, attention_mask, documents)
-    output, weights = attend(query_key, value, buckets, order, key_mask, document_of, options, return_weights)
-    if options.value_shift and weights is not None:
-        weights = weights_of_values(weights, attention_mask, documents)
-    if options.value_shift and attention_mask is not None:
-        return zero_of_masked(output, weights, attention_mask)
-    return output, weights
+    return attend(query_key, value, buckets, order, key_mask, document_of, options, return_weights)
 
 
 def _in_one_bucket(query_key, options):

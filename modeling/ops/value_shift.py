@@ -38,8 +38,10 @@ def shift_values(
     Args:
         value: `[B, L, H, D]`.
         attention_mask: `[B, L]`, bool, or None if every token is real.
-        documents: See `next_real_token`; with a mask only.
+        documents: See `next_real_token`.
     """
+    if documents is not None and attention_mask is None:
+        attention_mask = torch.ones_like(documents, dtype=torch.bool)
     if attention_mask is None:
         return nn.functional.pad(value[:, 1:], (0, 0, 0, 0, 0, 1))
     successor = next_real_token(attention_mask, documents)[:, :, None, None].expand(-1, -1, *value.shape[2:])
@@ -55,12 +57,32 @@ def weights_of_values(
     Args:
         weights: `[B, H, M, L]`, of M queries.
         attention_mask: `[B, L]`, bool, or None if every token is real.
-        documents: See `next_real_token`; with a mask only.
+        documents: See `next_real_token`.
     """
+    if documents is not None and attention_mask is None:
+        attention_mask = torch.ones_like(documents, dtype=torch.bool)
     if attention_mask is None:
         return nn.functional.pad(weights[..., :-1], (1, 0))
     successor = next_real_token(attention_mask, documents)[:, None, None].expand_as(weights)
     return nn.functional.pad(torch.zeros_like(weights), (0, 1)).scatter_add(3, successor, weights)[..., :-1]
+
+
+def of_shifted(
+    output: torch.Tensor,
+    weights: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    documents: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Of attention to values from `shift_values`: the output, and the map by the token whose value is read.
+
+    Args:
+        output: `[B, L, H, D]`; masked queries read nothing.
+        weights: The map `[B, H, L, L]` by keys, or None.
+    """
+    if weights is not None:
+        weights = weights_of_values(weights, attention_mask, documents)
+    return (output, weights) if attention_mask is None else zero_of_masked(output, weights, attention_mask)
 
 
 def zero_of_masked(
