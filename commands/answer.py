@@ -29,8 +29,10 @@ from ..training.answering import (
     answer_figures,
     baseline,
     find_answers,
+    num_cut,
     position_figures,
     rows_of,
+    says_something,
     windows_of,
 )
 from ..training.questions import Answer, QuestionDataArguments, Questions, QuestionSides, questions_of, read_questions
@@ -38,7 +40,7 @@ from ..training.recipe import ModelRecipe
 from ..training.row_batches import check_length
 from ..training.tables import excerpt, write_table
 from ..training.task_run import Measure, TaskRows
-from ..training.task_trainer import TaskRunArguments, TaskTrainer
+from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
 from .command_line import mistakes_end, parse_groups
 from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
 from .task_models import TaskModelArguments, existing_config, load_config, load_tokenizer
@@ -89,6 +91,15 @@ class AnswerQuestions(Task):
         tokenizer.model_max_length = context_length
         train = windows_of(sides.train, tokenizer, context_length)
         held_out = windows_of(sides.held_out, tokenizer, context_length)
+        self.measured_windows = held_out if sides.test is None else windows_of(sides.test, tokenizer, context_length)
+        self.says_something = says_something(held_out, sides.held_out)
+        cut = num_cut(train, sides.train)
+        if cut:
+            print(
+                f"{cut:,} questions for training have an answer that no window of {context_length:,} tokens holds "
+                "whole, and learn that there is none; --context_length says how long windows are",
+                flush=True,
+            )
         rows = TaskRows(rows_of(train), rows_of(held_out), sides, [len(window.ids) for window in train])
         return Prepared(tokenizer, config, rows)
 
@@ -101,11 +112,12 @@ class AnswerQuestions(Task):
         return DataCollatorWithPadding(tokenizer)
 
     def measure(self, sides: QuestionSides, beside: Figures) -> Measure:
-        """Figures of tokens, each window by itself: close to those of words, which the report has."""
+        """Figures of tokens, of each window that has an answer, and of all where a question has none."""
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
             given, found = evaluation.label_ids, evaluation.predictions
-            return position_figures(np.stack([*given], axis=1), np.stack([*found], axis=1))
+            kept = self.says_something
+            return position_figures(np.stack([*given], axis=1)[kept], np.stack([*found], axis=1)[kept])
 
         def reduce(logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
             starts, ends = logits[:2]
@@ -117,12 +129,13 @@ class AnswerQuestions(Task):
     def report(self, trainer: TaskTrainer, sides: QuestionSides, beside: Figures) -> Report:
         """Figures, and predictions.jsonl of the questions that the figures are of."""
         folder, measured, tokenizer = Path(trainer.args.output_dir), sides.measured, trainer.processing_class
-        windows = windows_of(measured, tokenizer, tokenizer.model_max_length)
+        windows = self.measured_windows
         quiet = bool(trainer.args.disable_tqdm)
         how = {"pad_token_id": tokenizer.pad_token_id, "quiet": quiet}
         answers, chances = find_answers(trainer.model, windows, measured, **how)
         columns = _columns(measured, answers, chances)
-        columns["answers"] = [[one.text for one in right] for right in measured.answers]
+        columns["answers"] = _right(measured)
+        columns["context"] = [excerpt(context, EXCERPT) for context in measured.contexts]
         write_table(folder / "predictions.jsonl", columns)
         facts = _card_facts(sides, len(windows))
         return Report(answer_figures(measured, answers), facts, ["predictions.jsonl"])
@@ -146,8 +159,12 @@ def _columns(questions: Questions, answers: Sequence[Answer | None], chances: Se
         "predicted": [None if found is None else found.text for found in answers],
         "start": [None if found is None else found.start for found in answers],
         "probability": [round(chance, 4) for chance in chances],
-        "context": [excerpt(context, EXCERPT) for context in questions.contexts],
     }
+
+
+def _right(questions: Questions) -> list[list[str]]:
+    """The right answers to each question."""
+    return [[one.text for one in right] for right in questions.answers]
 
 
 def _card_facts(sides: QuestionSides, num_windows: int) -> dict[str, Any]:
@@ -188,9 +205,15 @@ def predict(
     windows = windows_of(questions, tokenizer, tokenizer.model_max_length)
     quiet = bool(training_arguments.disable_tqdm)
     answers, chances = find_answers(model, windows, questions, pad_token_id=tokenizer.pad_token_id, quiet=quiet)
-    write_table(data_arguments.predictions, _columns(questions, answers, chances))
+    columns = _columns(questions, answers, chances) | {"context": questions.contexts}
+    has_answers = any(questions.answers)
+    if has_answers:
+        columns["answers"] = _right(questions)
+    write_table(data_arguments.predictions, questions.others | columns)
     without = sum(found is None for found in answers)
     print(f"{data_arguments.predictions}: {len(questions):,} questions, {without:,} without an answer")
+    if has_answers:
+        print(said(answer_figures(questions, answers)))
     return data_arguments.predictions
 
 

@@ -9,6 +9,7 @@ Texts with spans, or words with tags, are json, jsonl or parquet; words with tag
 csv, FASTA and lines of txt. Long texts are read in windows of the context. Every option of the Trainer works.
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +23,24 @@ from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.hub import cached_file
 
 from ..modeling.modeling_reformer import ReformerForTokenClassification
 from ..training.recipe import ModelRecipe
 from ..training.row_batches import check_length
-from ..training.tables import read_table, texts_of, write_table
+from ..training.tables import other_columns, read_table, texts_of, write_table
 from ..training.tagged_texts import (
+    COLUMN_FILES,
+    OUTSIDE,
     TaggedDataArguments,
     TaggedSides,
     TaggedTexts,
     are_of_spans,
+    kind_of,
     read_tagged,
     spans_of,
+    tagged_rows_of,
+    tagged_texts_of,
     units_of,
 )
 from ..training.tagging import (
@@ -47,7 +54,7 @@ from ..training.tagging import (
     windows_of,
 )
 from ..training.task_run import Measure, TaskRows
-from ..training.task_trainer import TaskRunArguments, TaskTrainer
+from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
 from .command_line import mistakes_end, parse_groups
 from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
 from .task_models import TaskModelArguments, existing_config, load_config, load_tokenizer
@@ -56,6 +63,8 @@ from .training_process import run_and_end
 
 # Labels that the card names.
 MOST_NAMED = 50
+# In a trained model's folder.
+UNITS = "units.json"
 USAGE = """from transformers import pipeline
 
 tagger = pipeline("token-classification", model="{name}", aggregation_strategy="simple")
@@ -64,8 +73,9 @@ print(tagger("A text."))"""
 
 @dataclass
 class TagRunArguments(TaskRunArguments):
-    """A run's arguments."""
+    """A run's arguments. Every token has a label to learn from, so that a larger rate than that of texts is better."""
 
+    learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate."})
     output_dir: str = field(default="runs/tag", metadata={"help": "Where checkpoints and the model go."})
 
 
@@ -82,6 +92,11 @@ class Tag(Task):
 
     def prepare(self, model_arguments: TaskModelArguments, recipe: ModelRecipe, sides: TaggedSides) -> Prepared:
         """Texts longer than the context become several windows."""
+        if getattr(existing_config(model_arguments), "is_decoder", False):
+            raise ValueError(
+                f"{model_arguments.model_name_or_path} is causal: at the first letter of a word it has not read the "
+                "word. Name a model that reads both ways, such as one of hf-reformer train --objective masked."
+            )
         tokenizer = load_tokenizer(model_arguments)
         whole = [len(window.ids) for window in windows_of(sides.train, tokenizer, sys.maxsize)]
         context_length = model_arguments.context_for(whole, existing_config(model_arguments))
@@ -90,9 +105,12 @@ class Tag(Task):
         tokenizer.model_max_length = context_length
         train = windows_of(sides.train, tokenizer, context_length)
         held_out = windows_of(sides.held_out, tokenizer, context_length)
-        lost = sum(map(len, sides.train.units)) - sum(len(window.units) for window in train)
-        if lost:
-            print(f"{lost:,} units share a token with the one before and cannot be told apart; bytes can", flush=True)
+        shared = sum(len(window.columns) - len(set(window.columns)) for window in train)
+        if shared:
+            print(
+                f"{shared:,} units begin inside of a token of another, whose label they go on with; bytes are finer",
+                flush=True,
+            )
         rows = TaskRows(
             rows_of(train, sides.train, sides.names),
             rows_of(held_out, sides.held_out, sides.names),
@@ -133,6 +151,8 @@ class Tag(Task):
         how = {"pad_token_id": tokenizer.pad_token_id, "quiet": quiet}
         tags, chances = find_tags(trainer.model, windows, measured, sides.names, **how)
         write_table(folder / "predictions.jsonl", _columns(measured, tags, chances, sides.has_spans, measured.tags))
+        # Texts to predict are cut as those for training.
+        (folder / UNITS).write_text(json.dumps({"units": sides.train.kind}) + "\n", encoding="utf-8")
         files = ["predictions.jsonl"]
         if sides.has_spans:
             draw_labels(folder / "labels.png", figures_by_label(measured.tags, tags))
@@ -198,8 +218,9 @@ def _card_facts(sides: TaggedSides, num_windows: int) -> dict[str, Any]:
         "longer": "longer ones are read in windows",
         "usage": USAGE,
         "measured_on": (
-            f"{measured}, of the {len(sides.measured):,} {which} texts, read in {num_windows:,} windows. The "
-            "baselines were fitted to the same training texts."
+            f"{measured}, of the {len(sides.measured):,} {which} texts, read in {num_windows:,} windows. Units are "
+            f"{sides.train.kind}, and a unit has the tag of its first token, as `hf-reformer tag --predict` gives it; "
+            "the pipeline above asks each token by itself. The baselines were fitted to the same training texts."
         ),
         "pictures": ("\n![F1 of each label](labels.png)\n" if sides.has_spans else "") + "\n![Curve](curve.png)\n",
     }
@@ -223,23 +244,55 @@ def predict(
         source,
         training_arguments.device,
     )
-    texts, rows = texts_of(read_table(source), data_arguments.text_column, source, drop=data_arguments.drop_incomplete)
-    units = units_of(texts)
-    untagged = TaggedTexts(texts, units, [["O"] * len(each) for each in units], rows)
-    windows = windows_of(untagged, tokenizer, tokenizer.model_max_length)
-    names = list((model.config.id2label or {}).values())
+    texts, others, has_tags = _read_new(data_arguments, source, _kind_of(model_arguments))
+    windows = windows_of(texts, tokenizer, tokenizer.model_max_length)
+    of_number = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    names = [of_number[number] for number in range(len(of_number))]
+    spans = are_of_spans(iter(names))
     tags, chances = find_tags(
         model,
         windows,
-        untagged,
+        texts,
         names,
         pad_token_id=tokenizer.pad_token_id,
         quiet=bool(training_arguments.disable_tqdm),
     )
-    columns = _columns(untagged, tags, chances, are_of_spans(iter(map(str, names))))
-    write_table(data_arguments.predictions, columns)
+    columns = _columns(texts, tags, chances, spans, texts.tags if has_tags else None)
+    write_table(data_arguments.predictions, others | columns)
     print(f"{data_arguments.predictions}: {len(texts):,} texts, read in {len(windows):,} windows")
+    if has_tags:
+        print(said(tag_figures(texts.tags, tags, spans)))
     return data_arguments.predictions
+
+
+def _read_new(
+    arguments: TaggedDataArguments, source: str, kind: str | None
+) -> tuple[TaggedTexts, dict[str, list[Any]], bool]:
+    """Texts to predict, the other columns of their file, and whether it says what is right."""
+    if Path(source).suffix.lower() in COLUMN_FILES:
+        return tagged_texts_of(source, arguments), {}, True
+    table = read_table(source)
+    names = table.column_names
+    own = (arguments.text_column, arguments.spans_column, arguments.tokens_column, arguments.tags_column)
+    has_words = arguments.tokens_column in names and arguments.spans_column not in names
+    has_tags = arguments.tags_column in names if has_words else arguments.spans_column in names
+    if has_words and not has_tags:
+        words = [[OUTSIDE] * len(row) for row in table[arguments.tokens_column][:]]
+        table = table.add_column(arguments.tags_column, words)
+    if has_words or has_tags:
+        texts = tagged_rows_of(table, source, arguments, kind)
+    else:
+        found, rows = texts_of(table, arguments.text_column, source, drop=arguments.drop_incomplete)
+        kind = kind or kind_of(found)
+        units = units_of(found, kind)
+        texts = TaggedTexts(found, units, [[OUTSIDE] * len(each) for each in units], rows, kind)
+    return texts, other_columns(table, texts.rows, [*own, "row", "predicted"]), has_tags
+
+
+def _kind_of(model_arguments: TaskModelArguments) -> str | None:
+    """What the texts were cut into that the model was trained on, if its folder says so."""
+    found = cached_file(str(model_arguments.model_name_or_path), UNITS, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))["units"]
 
 
 def parse_arguments(

@@ -134,7 +134,11 @@ def run_task(
         prepared.rows,
         task.measure(sides, figures),
         training_arguments,
-        {"objective": task.objective, "pretrain_steps": model_arguments.pretrain_steps},
+        {
+            "objective": task.objective,
+            "pretrain_steps": model_arguments.pretrain_steps,
+            "context_length": prepared.tokenizer.model_max_length,
+        },
         checkpoint,
     )
     with saving(training_arguments.output_dir):

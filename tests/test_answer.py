@@ -115,6 +115,33 @@ def test_every_form_says_the_same(tmp_path, years):
     assert found == [Answer(8, "short")]
 
 
+def test_every_form_of_an_answer():
+    record = {"text": "Severn", "answer_start": 10}
+    forms = (["Severn"], record, [record], "Severn", [record | {"answer_start": "10"}], json.dumps([record]))
+    for given in forms:
+        assert read_answers(given, CONTEXT, 0, "a.csv") == [Answer(10, "Severn")]
+    assert read_answers(1003, "In 1003.", 0, "a.csv") == [Answer(3, "1003")]
+    for given in (None, "", [], {"text": [], "answer_start": []}, "[]"):
+        assert read_answers(given, CONTEXT, 0, "a.csv") == []
+
+
+def test_rows_under_data_and_a_byte_order_mark(tmp_path):
+    rows = list(map(record, range(4)))
+    (tmp_path / "rows.json").write_text(json.dumps({"data": rows}), encoding="utf-8-sig")
+    (tmp_path / "squad.json").write_text(json.dumps(squad_of(rows)), encoding="utf-8-sig")
+    found = [questions_of(str(tmp_path / name), QuestionDataArguments()) for name in ("rows.json", "squad.json")]
+    assert found[0].answers == found[1].answers and found[0].answers[1] == [Answer(8, "1001")]
+    assert found[1].others == {"id": ["0", "1", "2", "3"]}
+    lacks = squad_of(rows)
+    lacks["data"][0]["paragraphs"][1]["qas"][0]["question"] = " "
+    (tmp_path / "lacks.json").write_text(json.dumps(lacks))
+    with pytest.raises(ValueError, match=r"1 rows of .* have no question in column 'question' \(the first is row 2\)"):
+        questions_of(str(tmp_path / "lacks.json"), QuestionDataArguments())
+    (tmp_path / "other.csv").write_text("question,text\nWhat?,It.\n")
+    with pytest.raises(ValueError, match=r"no column 'context'; it has .* --context_column"):
+        questions_of(str(tmp_path / "other.csv"), QuestionDataArguments())
+
+
 def test_questions_about_one_text_are_on_one_side(tmp_path):
     rows = [record(number % 10) | {"question": f"When, {number}?"} for number in range(40)]
     path = tmp_path / "copies.jsonl"
@@ -131,6 +158,8 @@ def test_questions_about_one_text_are_on_one_side(tmp_path):
         ({"text": ["Severn"], "answer_start": [9]}, "'Severn', .* at character 9, where stands ' Sev"),
         ([{"text": "", "answer_start": 2}], "has the answer ''"),
         ([{"text": "Wye", "answer_start": -17}], "has the answer 'Wye'"),
+        ([{"answer_start": 3}], "an answer is a text, or a record of text and answer_start"),
+        ([7.5], r"has the answer 7\.5; an answer is a text"),
     ],
 )
 def test_answers_that_are_none_are_refused(given, message):
@@ -163,6 +192,21 @@ def test_windows_lose_nothing(length, has_head_tokens):
             assert tokenizer.decode(window.ids[first : last + 1]) == answers[place][0].text
             start, end = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
             assert CONTEXT[start:end] == answers[place][0].text
+
+
+def test_figures_in_training_are_of_windows_that_say_something():
+    contexts = [f"{'x ' * 40}Severn{' y' * 40}", "z " * 90]
+    questions = Questions(["Q?"] * 2, contexts, [[Answer(80, "Severn")], []], [0, 1])
+    windows = windows_of(questions, ReformerByteTokenizer(), 60)
+    kept = answering.says_something(windows, questions)
+    assert [window.span != (0, 0) for window in windows if window.question == 0] == [
+        bool(keeps) for window, keeps in zip(windows, kept, strict=True) if window.question == 0
+    ]
+    assert all(keeps for window, keeps in zip(windows, kept, strict=True) if window.question == 1)
+    assert 0 < kept[: len(kept) // 2].sum() < len(kept) // 2
+    assert answering.num_cut(windows, questions) == 0
+    long = Questions(["Q?"], contexts[:1], [[Answer(0, contexts[0])]], [0])
+    assert answering.num_cut(windows_of(long, ReformerByteTokenizer(), 60), long) == 1
 
 
 def test_a_question_needs_room_for_its_context():
@@ -257,7 +301,7 @@ def test_the_card_answers_the_same(trained, monkeypatch, capsys):
 
 
 def test_new_questions_are_answered(trained, tmp_path, capsys):
-    folder, _ = trained
+    folder, figures = trained
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     new = [{name: record(row["row"] - 1)[name] for name in ("question", "context")} for row in rows]
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new), encoding="utf-8")
@@ -266,6 +310,14 @@ def test_new_questions_are_answered(trained, tmp_path, capsys):
     found = [json.loads(line) for line in (tmp_path / "new_predictions.jsonl").read_text().splitlines()]
     assert [(row["predicted"], row["start"]) for row in found] == [(row["predicted"], row["start"]) for row in rows]
     assert re.search(rf"{len(rows)} questions, \d without an answer", capsys.readouterr().out)
+    assert [row["context"] for row in found] == [row["context"] for row in new]
+    # A file with answers is measured.
+    labelled = [{"id": str(row["row"]), **record(row["row"] - 1)} for row in rows]
+    (tmp_path / "labelled.json").write_text(json.dumps({"data": labelled}))
+    answer.main([*given[:3], str(tmp_path / "labelled.json"), *given[4:], "--disable_tqdm", "True"])
+    assert f"exact match {figures['this model']['exact_match']:.3f}" in capsys.readouterr().out
+    found = [json.loads(line) for line in (tmp_path / "labelled_predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in found] == [row["id"] for row in labelled]
     # In windows it answers, too.
     in_windows = ["--context_length", "20", "--predictions_path", str(tmp_path / "windows.jsonl")]
     answer.main([*given, "--disable_tqdm", "True", *in_windows])
@@ -285,6 +337,33 @@ def test_a_mistake_ends_with_its_message(years, trained, tmp_path):
     with pytest.raises(SystemExit, match=r"which cannot do this\. Name a folder that hf-reformer answer trained"):
         ReformerForQuestionAnswering.from_pretrained(folder).reformer.save_pretrained(tmp_path / "base")
         answer.main(["--model_name_or_path", str(tmp_path / "base"), "--predict", years])
+
+
+def test_a_test_is_cut_before_training(years, tmp_path):
+    (tmp_path / "test.csv").write_text(f"question,context,answers\n{'Why? ' * 40},It was so.,so\n")
+    with pytest.raises(SystemExit, match="leaves no room for its context in 37 tokens"):
+        answer.main(
+            [
+                "--data",
+                years,
+                "--test_data",
+                str(tmp_path / "test.csv"),
+                "--use_cpu",
+                "True",
+                "--context_length",
+                "37",
+                "--output_dir",
+                str(tmp_path / "run"),
+                "--baseline",
+                "False",
+            ]
+        )
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_no_words_no_baseline():
+    questions = Questions(["?"], ["... !"], [[Answer(0, "...")]], [0])
+    assert answering.baseline(questions) == {}
 
 
 def test_candidates_are_enough(monkeypatch):

@@ -1,21 +1,25 @@
 """`hf-reformer tag`: labelled spans, or words with tags, to a model that finds them in new texts."""
 
+import csv
 import json
+import shutil
 
 import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
 from sklearn.metrics import f1_score
-from tiny_models import TINY_RECIPE
-from transformers import AutoTokenizer, pipeline
+from tiny_models import TINY_RECIPE, make_model
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
-from hf_reformer import ReformerByteTokenizer, ReformerForTokenClassification
+from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForTokenClassification
 from hf_reformer.commands import tag
 from hf_reformer.training import tagging
 from hf_reformer.training.tagged_texts import (
     Span,
     TaggedDataArguments,
+    kind_of,
     read_spans,
     read_tagged,
     spans_of,
@@ -86,7 +90,7 @@ def trained(reports, tmp_path_factory):
 
 
 def test_spans_and_tags_are_the_same_thing():
-    (units,) = units_of([TEXT])
+    (units,) = units_of([TEXT], "words")
     assert [TEXT[start:end] for start, end in units] == [
         "Über", "Ada", "Lovelace", ",", "née", "Byron", ":", "born", "in", "London", ".",
     ]  # fmt: skip
@@ -98,7 +102,18 @@ def test_spans_and_tags_are_the_same_thing():
     assert spans_of(tags_of(beside, units), units) == beside
     assert spans_of(["O", "I-person", *["O"] * 9], units) == [Span(5, 8, "person")]
     # In DNA each base is a unit.
-    assert len(units_of(["ACGTNNnnacgt"])[0]) == 12
+    assert kind_of(["ACGTNNnnacgt", "ACGT"]) == "characters" and kind_of([TEXT, "ACGT"]) == "words"
+    assert len(units_of(["ACGTNNnnacgt"], "characters")[0]) == 12
+
+
+def test_words_of_all_scripts():
+    def words(text):
+        (units,) = units_of([text], "words")
+        return [text[start:end] for start, end in units]
+
+    assert words("cafe\u0301 हिन्दी, na\u00efve_1!") == ["cafe\u0301", "हिन्दी", ",", "na\u00efve_1", "!"]
+    # Where words have no blanks between them, a letter is a unit.
+    assert words("去了 2024年 กา") == ["去", "了", "2024", "年", "ก", "า"]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +124,8 @@ def test_spans_and_tags_are_the_same_thing():
         ([{"start": 4, "end": 4, "label": "x"}], "span 4 to 4"),
         ([{"start": "4", "end": 5, "label": "x"}], "a span has start, end and label"),
         ([{"start": 4, "end": 5}], "a span has start, end and label"),
+        (3, "has a span 3; a span has start, end and label"),
+        ("Ada", "has a span 'Ada'"),
     ],
 )
 def test_spans_that_are_none_are_refused(given, message):
@@ -116,8 +133,33 @@ def test_spans_that_are_none_are_refused(given, message):
         read_spans(given, TEXT, 0, "reports.jsonl")
 
 
+def test_every_form_of_a_span():
+    span = {"start": 5, "end": 17, "label": "person"}
+    lists = {name: [value] for name, value in span.items()}
+    for given in ([span], span, lists, [[5, 17, "person"]], json.dumps([span]), json.dumps(span)):
+        assert read_spans(given, TEXT, 0, "a.csv") == SPANS[:1]
+    assert read_spans(None, TEXT, 0, "a.csv") == read_spans("", TEXT, 0, "a.csv") == []
+
+
+def test_spans_in_csv_are_json(tmp_path):
+    spans = json.dumps([span._asdict() for span in SPANS])
+    with (tmp_path / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "spans"), (TEXT, spans), ("Nobody.", "")])
+    sides = read_tagged(TaggedDataArguments(data=str(tmp_path / "a.csv"), held_out_fraction=0.5))
+    assert TAGS in sides.train.tags + sides.held_out.tags
+
+
+def test_spans_inside_of_words_are_told(tmp_path, capsys):
+    rows = [{"text": "60mg in Yorkshire", "spans": [[0, 2, "dose"], [2, 4, "unit"], [8, 12, "place"]]}] * 2
+    rows.append({"text": "none here", "spans": []})
+    sides = read_tagged(TaggedDataArguments(data=write_jsonl(tmp_path / "a.jsonl", rows), held_out_fraction=0.5))
+    assert ["B-dose", "O", "B-place"] in sides.train.tags + sides.held_out.tags
+    said = capsys.readouterr().out
+    assert "4 spans of" in said and "taken whole" in said and "2 spans of" in said and "left out" in said
+
+
 def test_every_form_says_the_same(tmp_path):
-    (units,) = units_of([TEXT])
+    (units,) = units_of([TEXT], "words")
     words = [TEXT[start:end] for start, end in units]
     other = [["Bob", "smiles"], ["B-person", "O"]]
     bilou = ["O", "B-person", "L-person", *TAGS[3:9], "U-place", "O"]
@@ -156,6 +198,17 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, reports):
     uneven = write_jsonl(tmp_path / "uneven.jsonl", [{"tokens": ["a", "b"], "tags": ["O"]}])
     with pytest.raises(ValueError, match=r"Row 1 of .* has 2 words and 1 tags"):
         read(data=uneven)
+    gap = write_jsonl(tmp_path / "gap.jsonl", [{"tokens": ["a", "b"], "tags": ["A", None]}])
+    with pytest.raises(ValueError, match=r"Row 1 of .* has a word without a tag"):
+        read(data=gap)
+    (tmp_path / "latin.conll").write_bytes("né O\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.conll is not UTF-8 text \(byte 1\)"):
+        read(data=str(tmp_path / "latin.conll"))
+    odd = write_jsonl(tmp_path / "odd.jsonl", [{"tokens": ["a", "b"], "tags": ["B-person", "Y"]}])
+    with pytest.raises(ValueError, match=r"those of spans, but others have 'Y'"):
+        read(data=reports, validation_data=odd)
+    with pytest.warns(UserWarning, match="30 of the 30 held-out texts are training texts, too"):
+        read(data=reports, validation_data=reports)
     with pytest.raises(ValueError, match=r"neither a column 'tokens'.* it has 'text', 'label'"):
         read(data=write_jsonl(tmp_path / "labels.jsonl", [{"text": "a", "label": "b"}] * 2))
     with pytest.raises(ValueError, match="has the tag 'O', so there is nothing to find"):
@@ -191,8 +244,55 @@ def test_a_unit_may_begin_with_a_character_of_several_bytes():
     assert window.owners == [0, 0, 0, tagging.BETWEEN, 1, 1, 1, 1, 1]
 
 
+def subwords(texts, pattern):
+    """A tokenizer whose tokens are what a pattern finds, such as four letters."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["?", "<pad>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="?", pad_token="<pad>")
+
+
+class Perfect(torch.nn.Module):
+    """In the place of a model: it knows the label of every token."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, rows, num_labels):
+        super().__init__()
+        self.known = {tuple(row["input_ids"]): row["labels"] for row in rows}
+        self.num_labels = num_labels
+
+    def forward(self, input_ids, attention_mask):
+        labels = torch.zeros_like(input_ids)
+        for row, (ids, mask) in enumerate(zip(input_ids.tolist(), attention_mask.tolist(), strict=True)):
+            found = self.known[tuple(ids[: sum(mask)])]
+            labels[row, : len(found)] = torch.tensor(found).clamp(min=0)
+        return type("Output", (), {"logits": 9.0 * torch.nn.functional.one_hot(labels, self.num_labels)})
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "span", "pattern"),
+    [
+        (TEXT, "words", SPANS[0], r"\w{1,3}|\W"),
+        ("so Ada Byron said", "words", Span(3, 12, "person"), r"Ada Byron|."),
+        ("ACGTACGT" + "GATTACAG" + "TTGC" * 5, "characters", Span(8, 16, "motif"), ".{4}"),
+        ("ACGTACGT" + "GATTACAG" + "TTGC" * 5, "characters", Span(8, 16, "motif"), "."),
+    ],
+)
+def test_who_knows_every_token_finds_the_span(text, kind, span, pattern):
+    """A unit inside of a token goes on with the token's label."""
+    units = units_of([text], kind)
+    texts = tagging.TaggedTexts([text], units, [tags_of([span], units[0])], [0], kind)
+    tokenizer, names = subwords([text], pattern), ["O", f"B-{span.label}", f"I-{span.label}"]
+    windows = windows_of(texts, tokenizer, 1000)
+    model = Perfect(tagging.rows_of(windows, texts, names), 3)
+    found, chances = tagging.find_tags(model, windows, texts, names, pad_token_id=1, quiet=True)
+    assert spans_of(found[0], units[0]) == [span]
+    assert all(chance > 0.9 for chance in chances[0])
+
+
 def test_every_token_has_a_tag():
-    (units,) = units_of([TEXT])
+    (units,) = units_of([TEXT], "words")
     tokenizer = ReformerByteTokenizer()
     tokenizer.add_head_tokens()
     texts, names = (
@@ -214,7 +314,7 @@ def test_every_token_has_a_tag():
 def test_figures_do_not_depend_on_the_parts(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     names = ["O", "B-x", "I-x", "B-y", "I-y"]
-    (units,) = units_of(["a " * 500])
+    (units,) = units_of(["a " * 500], "words")
 
     def draw():
         drawn = [names[number] for number in torch.randint(5, (500,), generator=generator).tolist()]
@@ -271,7 +371,7 @@ def test_a_pipeline_finds_the_same(trained):
     assert isinstance(tagger.model, ReformerForTokenClassification)
     row = json.loads((folder / "predictions.jsonl").read_text().splitlines()[0])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = tagging.TaggedTexts([row["text"]], units_of([row["text"]]), [[]], [0])
+    texts = tagging.TaggedTexts([row["text"]], units_of([row["text"]], "words"), [[]], [0])
     (window,) = windows_of(texts, tokenizer, 10**6)
     with torch.no_grad():
         best = tagger.model(torch.tensor([window.ids])).logits.argmax(-1)[0, window.columns]
@@ -300,6 +400,52 @@ def test_new_texts_are_tagged(trained, reports, tmp_path, capsys):
     assert "read in 6 windows" not in capsys.readouterr().out
 
 
+def test_a_labelled_file_is_measured(trained, reports, tmp_path, capsys):
+    folder, figures = trained
+    given = ["--model_name_or_path", str(folder), "--use_cpu", "True", "--disable_tqdm", "True"]
+    sources = [json.loads(line) for line in open(reports, encoding="utf-8")]
+    held_out = [json.loads(line)["row"] - 1 for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    rows = [{"id": f"number {row}", **sources[row]} for row in held_out]
+    path = write_jsonl(tmp_path / "labelled.jsonl", rows)
+    tag.main([*given, "--predict", path, "--predictions_path", str(tmp_path / "out.csv")])
+    assert f"f1 {figures['this model']['f1']:.3f}" in capsys.readouterr().out
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        found = list(csv.DictReader(file))
+    # Other columns are kept, and spans are JSON.
+    assert [row["id"] for row in found] == [row["id"] for row in rows]
+    assert all(
+        {"start", "end", "label", "text"} <= set(span) for row in found for span in json.loads(row["predicted"])
+    )
+    words = [{"tokens": ["Ada7", "Byron", "lives", "in", "York"]}]
+    tag.main([*given, "--predict", write_jsonl(tmp_path / "words.jsonl", words)])
+    (row,) = [json.loads(line) for line in (tmp_path / "words_predictions.jsonl").read_text().splitlines()]
+    assert row["text"] == "Ada7 Byron lives in York"
+
+
+def test_labels_are_found_by_their_number(trained, tmp_path):
+    folder, _ = trained
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("checkpoint*", "pretrained"))
+    config = json.loads((copy / "config.json").read_text())
+    config["id2label"] = dict(reversed(config["id2label"].items()))
+    (copy / "config.json").write_text(json.dumps(config))
+    (tmp_path / "new.txt").write_text("Ada7 Byron lives in York 7.\n")
+    for name in (folder, copy):
+        tag.main(
+            [
+                "--model_name_or_path",
+                str(name),
+                "--predict",
+                str(tmp_path / "new.txt"),
+                "--use_cpu",
+                "True",
+                "--predictions_path",
+                str(tmp_path / f"{name.name}.jsonl"),
+            ]
+        )
+    assert (tmp_path / "copy.jsonl").read_text() == (tmp_path / f"{folder.name}.jsonl").read_text()
+
+
 def test_words_with_plain_tags(tmp_path):
     kinds = {"the": "article", "cat": "noun", "dog": "noun", "runs": "verb", "sees": "verb"}
     words = list(kinds)
@@ -315,10 +461,25 @@ def test_words_with_plain_tags(tmp_path):
     assert set(first["predicted"]) <= set(kinds.values())
 
 
-def test_a_mistake_ends_with_its_message(reports):
+def test_a_mistake_ends_with_its_message(reports, tmp_path):
     with pytest.raises(SystemExit, match=r"hf-reformer tag: predict is new\.txt, but no model"):
         tag.main(["--predict", "new.txt"])
     with pytest.raises(SystemExit, match="hf-reformer tag: Name a file with --data"):
         tag.main([])
     with pytest.raises(SystemExit, match=r"Both data .* and predict"):
         tag.main(["--data", reports, "--predict", "new.txt"])
+    with pytest.raises(SystemExit, match=r"new\.jsonl is read, so answers cannot go there"):
+        tag.main(["--predict", "new.jsonl", "--predictions_path", "./new.jsonl"])
+    with pytest.raises(SystemExit, match=r"cannot be written: /proc is no folder that you may write to|is no folder"):
+        tag.main(["--predict", "new.jsonl", "--predictions_path", f"{reports}/x.jsonl"])
+    make_model(ReformerForCausalLM).save_pretrained(tmp_path / "causal")
+    ReformerByteTokenizer().save_pretrained(tmp_path / "causal")
+    with pytest.raises(SystemExit, match=r"causal is causal: at the first letter of a word"):
+        tag.main(["--data", reports, "--model_name_or_path", str(tmp_path / "causal")])
+
+
+def test_a_baseline_that_cannot_be_fitted_is_left_out(tmp_path, reports):
+    rows = [{"text": f"nothing {number}", "spans": []} for number in range(8)]
+    path = write_jsonl(tmp_path / "none.jsonl", rows)
+    sides = read_tagged(TaggedDataArguments(data=path, validation_data=reports))
+    assert list(tagging.baselines(sides)) == ["the most frequent tag of each word"]

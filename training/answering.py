@@ -1,8 +1,8 @@
 """
 Questions as rows for a model, what it answers, and how good that is.
 
-A row is the question and its context, or a window of a context that is longer; windows overlap. The answer is the part
-of the context that begins at the likeliest token and ends at the likeliest one behind it.
+A row is the question and its context, or a window of a context that is longer; windows overlap by a quarter. The
+answer is the part of the context that begins at the likeliest token and ends at the likeliest one behind it.
 """
 
 import re
@@ -21,8 +21,8 @@ from .row_batches import check_offsets, each_through_model
 from .tables import excerpt
 
 
-# Tokens that neighbouring windows of a context share, and those of the longest answer.
-OVERLAP, LONGEST_ANSWER = 128, 512
+# Tokens of the longest answer.
+LONGEST_ANSWER = 512
 # Beginnings and ends that are paired.
 CANDIDATES = 20
 SENTENCE = re.compile(r"[^\n.!?]*\w[^\n.!?]*")
@@ -60,7 +60,7 @@ def windows_of(questions: Questions, tokenizer: PreTrainedTokenizerBase, length:
     windows = []
     for place in range(len(questions)):
         question = questions.questions[place]
-        room = length - len(tokenizer(question, split_special_tokens=True)["input_ids"]) - 2
+        room = length - len(tokenizer(question, split_special_tokens=True, verbose=False)["input_ids"]) - 2
         if room < 2:
             raise ValueError(
                 f"The question {excerpt(question, 40)!r} leaves no room for its context in {length:,} tokens. Give "
@@ -71,11 +71,12 @@ def windows_of(questions: Questions, tokenizer: PreTrainedTokenizerBase, length:
             questions.contexts[place],
             truncation="only_second",
             max_length=length,
-            stride=min(OVERLAP, room // 2),
+            stride=min(length // 4, room // 2),
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
             return_attention_mask=False,
             split_special_tokens=True,
+            verbose=False,
         )
         answer = questions.answers[place][0] if questions.answers[place] else None
         for number, ids in enumerate(encoded["input_ids"]):
@@ -95,6 +96,17 @@ def _span(answer: Answer | None, offsets: np.ndarray, first: int) -> tuple[int, 
     begins = int(np.searchsorted(offsets[:, 1], start, side="right"))
     ends = int(np.searchsorted(offsets[:, 0], end)) - 1
     return first + begins, first + max(begins, ends)
+
+
+def num_cut(windows: Sequence[Window], questions: Questions) -> int:
+    """How many questions have their answer whole in no window."""
+    whole = {window.question for window in windows if window.span != (0, 0)}
+    return sum(bool(answers) and place not in whole for place, answers in enumerate(questions.answers))
+
+
+def says_something(windows: Sequence[Window], questions: Questions) -> np.ndarray:
+    """Which windows figures in training are of, `[N]`, bool: those with an answer, and all where there is none."""
+    return np.array([window.span != (0, 0) or not questions.answers[window.question] for window in windows])
 
 
 def rows_of(windows: Sequence[Window]) -> Dataset:
@@ -182,7 +194,10 @@ def answer_figures(questions: Questions, found: Sequence[Answer | None]) -> dict
 def baseline(measured: Questions) -> dict[str, dict[str, float]]:
     """The same figures of the sentence or line of the context that is most like the question, by TF-IDF."""
     vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\w+")
-    vectorizer.fit([*measured.questions, *dict.fromkeys(measured.contexts)])
+    texts = [*measured.questions, *dict.fromkeys(measured.contexts)]
+    if not any(re.search(r"\w", text) for text in texts):
+        return {}
+    vectorizer.fit(texts)
     answers: list[Answer | None] = []
     for question, context in zip(measured.questions, measured.contexts, strict=True):
         parts = [(found.start(), found[0]) for found in SENTENCE.finditer(context)] or [(0, context)]

@@ -1,10 +1,11 @@
 """What every task is asked for: its rows, which of them are held out, and what a trained model shall be put to."""
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .tables import check_writable
 
@@ -46,6 +47,8 @@ class TaskDataArguments:
             )
         if self.predictions_path is not None:
             check_writable(self.predictions_path)
+        if self.predict and self.predictions.resolve() == Path(self.predict).resolve():
+            raise ValueError(f"{self.predict} is read, so answers cannot go there. Give another predictions_path.")
 
     @property
     def source(self) -> str:
@@ -67,6 +70,19 @@ class TaskDataArguments:
             share = f"{100 * self.held_out_fraction:g}% of {self.held_out_of}"
             how = f"{share} are held out, chosen by a hash of the text, copies on one side"
         return f"{how}; the figures are of {Path(self.test_data).name}" if self.test_data else how
+
+
+def warn_of_copies(train: Sequence[Any], others: Mapping[str, Sequence[Any] | None]) -> None:
+    """Say how many texts of other sides are training texts, too."""
+    known = set(train)
+    for name, texts in others.items():
+        copies = sum(text in known for text in texts or ())
+        if copies:
+            warnings.warn(
+                f"{copies:,} of the {len(texts or ()):,} {name} texts are training texts, too: figures of them say "
+                "nothing about new texts.",
+                stacklevel=3,
+            )
 
 
 def hash_of(text: str) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .held_out import TaskDataArguments, hash_of
+from .held_out import TaskDataArguments, hash_of, warn_of_copies
 from .tables import column_of, excerpt, is_missing, read_table, texts_of
 
 
@@ -151,6 +151,9 @@ def read_labelled(arguments: LabelledDataArguments) -> LabelledSides:
                 f"The {name.replace('_', '-')} texts have labels that no training text has: {_listed(unknown)}. Leave "
                 "them out, or put texts of them into the training data."
             )
+    warn_of_copies(
+        sides["train"].texts, {name.replace("_", "-"): side.texts for name, side in sides.items() if name != "train"}
+    )
     return LabelledSides(sides["train"], sides["held_out"], sides.get("test"), arguments.how)
 
 

@@ -8,8 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .held_out import TaskDataArguments, places_held_out
-from .tables import column_of, excerpt, is_missing, read_table, texts_of
+from datasets import Dataset
+
+from .held_out import TaskDataArguments, places_held_out, warn_of_copies
+from .tables import column_of, excerpt, is_missing, other_columns, parsed, read_table, texts_of
 
 
 class Answer(NamedTuple):
@@ -47,12 +49,14 @@ class Questions:
     Attributes:
         answers: Of each question; none where the context has no answer.
         rows: The row of its file that each is from, counted from 0.
+        others: Further columns of the file.
     """
 
     questions: list[str]
     contexts: list[str]
     answers: list[list[Answer]]
     rows: list[int]
+    others: dict[str, list[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -69,6 +73,7 @@ class Questions:
             [self.contexts[place] for place in places],
             [self.answers[place] for place in places],
             [self.rows[place] for place in places],
+            {name: [values[place] for place in places] for name, values in self.others.items()},
         )
 
     def describe(self) -> str:
@@ -122,6 +127,8 @@ def read_questions(arguments: QuestionDataArguments) -> QuestionSides:
     if not any(train.answers):
         raise ValueError(f"No question of {arguments.data} has an answer, so there is nothing to learn.")
     test = questions_of(arguments.test_data, arguments) if arguments.test_data else None
+    pairs = [list(zip(side.questions, side.contexts, strict=True)) for side in (train, held_out, test) if side]
+    warn_of_copies(pairs[0], dict(zip(("held-out", "test"), pairs[1:], strict=False)))
     return QuestionSides(train, held_out, test, arguments.how)
 
 
@@ -130,38 +137,36 @@ def questions_of(path: str, arguments: QuestionDataArguments, *, with_answers: b
     The questions of a file.
 
     Args:
-        with_answers: There must be answers; otherwise they are left out.
+        with_answers: There must be answers; otherwise they may be missing.
 
     Raises:
         ValueError: It cannot be read, or an answer is no part of its context.
     """
-    squad = _read_squad(Path(path))
-    if squad is not None:
-        rows = list(range(len(squad)))
-        questions, contexts, given = ([one[part] for one in squad] for part in range(3))
-    else:
+    table = _read_squad(Path(path))
+    names = ("question", "context", "answers")
+    if table is None:
         table = read_table(path)
-        contexts, rows = texts_of(table, arguments.context_column, path, drop=arguments.drop_incomplete)
-        asked = column_of(table, arguments.question_column, "question_column", path)
-        given = (
-            column_of(table, arguments.answers_column, "answers_column", path) if with_answers else [None] * len(asked)
+        names = arguments.question_column, arguments.context_column, arguments.answers_column
+    how = {"drop": arguments.drop_incomplete}
+    contexts, rows = texts_of(table, names[1], path, option="context_column", **how)
+    asked = column_of(table, names[0], "question_column", path)
+    given: list[Any] = [None] * len(asked)
+    if with_answers or names[2] in table.column_names:
+        given = column_of(table, names[2], "answers_column", path)
+    missing = [row for row in rows if is_missing(asked[row]) or not str(asked[row]).strip()]
+    if missing and not arguments.drop_incomplete:
+        raise ValueError(
+            f"{len(missing):,} rows of {path} have no question in column {names[0]!r} (the first is row "
+            f"{missing[0] + 1}). Fill them in, or leave them out with --drop_incomplete True."
         )
-        missing = [row for row in rows if is_missing(asked[row])]
-        if missing and not arguments.drop_incomplete:
-            raise ValueError(
-                f"{len(missing):,} rows of {path} have no question in column {arguments.question_column!r} (the first "
-                f"is row {missing[0] + 1}). Fill them in, or leave them out with --drop_incomplete True."
-            )
-        kept = [place for place, row in enumerate(rows) if not is_missing(asked[row])]
-        contexts, rows = [contexts[place] for place in kept], [rows[place] for place in kept]
-        questions, given = [str(asked[row]) for row in rows], [given[row] for row in rows]
-    if not questions:
-        raise ValueError(f"{path} has no questions.")
-    answers = [
-        read_answers(one, context, row, path) if with_answers else []
-        for one, context, row in zip(given, contexts, rows, strict=True)
-    ]
-    return Questions(questions, contexts, answers, rows)
+    left_out = set(missing)
+    kept = [place for place, row in enumerate(rows) if row not in left_out]
+    contexts, rows = [contexts[place] for place in kept], [rows[place] for place in kept]
+    if not rows:
+        raise ValueError(f"No row of {path} has a question.")
+    answers = [read_answers(given[row], context, row, path) for context, row in zip(contexts, rows, strict=True)]
+    others = other_columns(table, rows, (*names, "row", "predicted", "start", "probability"))
+    return Questions([str(asked[row]) for row in rows], contexts, answers, rows, others)
 
 
 def read_answers(given: Any, context: str, row: int, source: str) -> list[Answer]:
@@ -170,21 +175,31 @@ def read_answers(given: Any, context: str, row: int, source: str) -> list[Answer
 
     Args:
         given: A text, of which the first place in the context is taken; a mapping of lists `text` and `answer_start`;
-            or a list of mappings with a `text` and perhaps an `answer_start`. Nothing means that there is no answer.
+            or a list of texts or of mappings with a `text` and perhaps an `answer_start`. It may be JSON of that.
+            Nothing means that there is no answer.
         row: For the error.
 
     Raises:
         ValueError: One is not in the context, or not where it is said to be.
     """
+    given = parsed(given)
+    if isinstance(given, str | int | float) and not isinstance(given, bool):
+        given = [{"text": str(given)}] if str(given) else []
     if isinstance(given, Mapping):
-        texts = given.get("text") or []
-        starts = given.get("answer_start") or [None] * len(texts)
-        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-    elif isinstance(given, str):
-        given = [{"text": given, "answer_start": None}] if given else []
+        texts, starts = given.get("text") or [], given.get("answer_start")
+        texts = texts if isinstance(texts, list) else [texts]
+        starts = starts if isinstance(starts, list) and starts else [starts] * len(texts)
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=False)]
     found = []
-    for one in given or []:
-        text, start = one.get("text") or "", one.get("answer_start")
+    for one in given if isinstance(given, list) else [given] if given else []:
+        one = {"text": one} if isinstance(one, str) else one
+        text, start = (one.get("text"), one.get("answer_start")) if isinstance(one, Mapping) else (None, None)
+        start = int(start) if isinstance(start, str) and start.isdigit() else start
+        if not isinstance(text, str) or not (start is None or isinstance(start, int)):
+            raise ValueError(
+                f"Row {row + 1} of {source} has the answer {one!r}; an answer is a text, or a record of text and "
+                "answer_start."
+            )
         place = context.find(text) if start is None else start
         if not text or context[place : place + len(text)] != text or place < 0:
             where = (
@@ -198,19 +213,27 @@ def read_answers(given: Any, context: str, row: int, source: str) -> list[Answer
     return found
 
 
-def _read_squad(path: Path) -> list[tuple[str, str, Any]] | None:
-    """Question, context and answers of a file in SQuAD's format; None for any other."""
+def _read_squad(path: Path) -> Dataset | None:
+    """The table of a file in SQuAD's format, or of one with its rows under `data`; None for any other."""
     if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         return None
-    return [
-        (asked["question"], paragraph["context"], asked.get("answers") or [])
-        for article in content["data"]
-        for paragraph in article.get("paragraphs", [])
-        for asked in paragraph["qas"]
-    ]
+    if all(isinstance(row, dict) and "paragraphs" not in row for row in content["data"]):
+        rows = content["data"]
+    else:
+        rows = [
+            {"id": str(asked.get("id", "")), "question": asked.get("question"), "context": paragraph.get("context")}
+            # As JSON, which a column of any forms can hold.
+            | {"answers": json.dumps(asked.get("answers") or [])}
+            for article in content["data"]
+            for paragraph in article.get("paragraphs", [])
+            for asked in paragraph.get("qas", [])
+        ]
+    if not rows:
+        raise ValueError(f"{path} has no questions.")
+    return Dataset.from_list(rows)

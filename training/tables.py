@@ -1,7 +1,9 @@
 """Tables of text, a row for each document: csv, json, parquet, lines of text, FASTA, a folder for each label."""
 
 import csv
+import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,7 +165,9 @@ def is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value)
 
 
-def texts_of(table: Dataset, name: str, source: str | Path, *, drop: bool = False) -> tuple[list[str], list[int]]:
+def texts_of(
+    table: Dataset, name: str, source: str | Path, *, drop: bool = False, option: str = "text_column"
+) -> tuple[list[str], list[int]]:
     """
     The texts of a column and the number of each one's row, counted from 0.
 
@@ -172,16 +176,17 @@ def texts_of(table: Dataset, name: str, source: str | Path, *, drop: bool = Fals
         name: Of the column.
         source: What the table is called.
         drop: Leave out rows without text, instead of refusing them.
+        option: What names the column on the command line.
 
     Raises:
         ValueError: There is no such column, it does not hold text, or a row has none.
     """
-    texts = column_of(table, name, "text_column", source)
+    texts = column_of(table, name, option, source)
     other = next((value for value in texts if not is_missing(value) and not isinstance(value, str)), None)
     if other is not None:
         raise ValueError(
             f"Column {name!r} of {source} does not hold text but {type(other).__name__}, such as {other!r}. Name the "
-            f"column of the texts with --text_column; there are {', '.join(map(repr, table.column_names))}."
+            f"column of the texts with --{option}; there are {', '.join(map(repr, table.column_names))}."
         )
     empty = [row for row, text in enumerate(texts) if is_missing(text) or not text.strip()]
     if empty and not drop:
@@ -198,23 +203,45 @@ def texts_of(table: Dataset, name: str, source: str | Path, *, drop: bool = Fals
 
 def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> None:
     """
-    Write columns to a file whose ending says what it is.
+    Write columns to a file whose ending says what it is; in csv, lists and records are JSON.
 
     Raises:
         ValueError: The type is unknown.
     """
     path = check_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = Dataset.from_dict(dict(columns))
+    # Written beside it first, so that there is never half a file.
+    part = path.with_name(f".{path.name}.part")
     if path.suffix == ".parquet":
-        table.to_parquet(str(path))
+        Dataset.from_dict(dict(columns)).to_parquet(str(part))
     elif path.suffix == ".jsonl":
-        table.to_json(str(path), force_ascii=False)
+        Dataset.from_dict(dict(columns)).to_json(str(part), force_ascii=False)
     else:
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with part.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows(zip(*columns.values(), strict=True))
+            writer.writerows(map(_in_csv, zip(*columns.values(), strict=True)))
+    part.replace(path)
+
+
+def _in_csv(row):
+    return [json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value for value in row]
+
+
+def parsed(value: Any) -> Any:
+    """What a text that is JSON of a list or of a record stands for, as csv has it; anything else as it is."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def other_columns(table: Dataset, rows: Sequence[int], without: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of all columns but some, in these rows."""
+    names = [name for name in table.column_names if name not in without]
+    return {name: [values[row] for row in rows] for name in names for values in [table[name][:]]}
 
 
 def check_writable(path: str | Path, endings: Sequence[str] = WRITERS) -> Path:
@@ -222,11 +249,14 @@ def check_writable(path: str | Path, endings: Sequence[str] = WRITERS) -> Path:
     The path, if a table can be written there.
 
     Raises:
-        ValueError: Its ending is unknown.
+        ValueError: Its ending is unknown, or its folder cannot be written to.
     """
     path = Path(path)
     if path.suffix not in endings:
         raise ValueError(f"{path} ends with {path.suffix!r}; what is written ends with one of {', '.join(endings)}.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {folder} is no folder that you may write to.")
     return path
 
 

@@ -1,9 +1,9 @@
 """
 Texts whose parts have tags: words with a tag each, or spans of a text with a label.
 
-A text is cut into units, which are its words, or its characters where it has hardly any blanks, as DNA has. Each unit
-has a tag. Labelled spans become tags of the scheme IOB2: `B-X` where a span of label X begins, `I-X` inside of it, `O`
-outside.
+A text is cut into units, which are its words, or its characters where texts have hardly any blanks, as DNA has; the
+training texts decide. Each unit has a tag. Labelled spans become tags of the scheme IOB2: `B-X` where a span of label
+X begins, `I-X` inside of it, `O` outside.
 """
 
 import hashlib
@@ -17,18 +17,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import regex
 from datasets import ClassLabel, Dataset
 
-from .held_out import TaskDataArguments, places_held_out
-from .tables import column_of, excerpt, read_table, texts_of
+from .held_out import TaskDataArguments, places_held_out, warn_of_copies
+from .tables import column_of, excerpt, parsed, read_table, texts_of
 
 
 COLUMN_FILES = (".conll", ".bio", ".iob", ".iob2")
 OUTSIDE = "O"
 # What stands before the label in a tag, by what it says of a unit: it begins a span, or is inside of one.
 BEGINS, INSIDE = ("B", "S", "U"), ("I", "E", "L", "M")
-WORD = re.compile(r"\w+|[^\w\s]")
-CHARACTER = re.compile(r"\S")
+# Scripts without blanks between words, of which each letter is a unit.
+ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+# A letter of these, a word of the others, or a sign, each with its marks; or any character.
+PATTERNS = {
+    "words": regex.compile(rf"(?V1)[{ALONE}]\p{{M}}*|[\w--[{ALONE}]][[\w\p{{M}}]--[{ALONE}]]*|\S\p{{M}}*"),
+    "characters": regex.compile(r"\S\p{M}*"),
+}
+COMMENT = re.compile(r"#\s*(id\b|newdoc|newpar|\w+\s*=)")
 # Below this share of blanks there are no words.
 FEWEST_BLANKS = 0.02
 NAMED = 8
@@ -69,12 +76,14 @@ class TaggedTexts:
         units: The first character of each unit and the one behind its last.
         tags: The tag of each unit.
         rows: The row of its file that each text is from, counted from 0.
+        kind: What units are: "words" or "characters".
     """
 
     texts: list[str]
     units: list[list[tuple[int, int]]]
     tags: list[list[str]]
     rows: list[int]
+    kind: str = "words"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -91,6 +100,7 @@ class TaggedTexts:
             [self.units[place] for place in places],
             [self.tags[place] for place in places],
             [self.rows[place] for place in places],
+            self.kind,
         )
 
     def words(self, place: int) -> list[str]:
@@ -156,17 +166,26 @@ def read_tagged(arguments: TaggedDataArguments) -> TaggedSides:
             "Name a file with --data: json, jsonl or parquet, or a CoNLL file (a word and its tag a line)."
         )
     everything = tagged_texts_of(arguments.data, arguments)
+    # All files are cut as the first.
+    kind = everything.kind
     if arguments.validation_data:
-        train, held_out = everything, tagged_texts_of(arguments.validation_data, arguments)
+        train, held_out = everything, tagged_texts_of(arguments.validation_data, arguments, kind)
     else:
         is_out = places_held_out(everything.texts, arguments.held_out_fraction)
         train, held_out = (
             everything.select([place for place, out in enumerate(is_out) if out == wanted]) for wanted in (False, True)
         )
-    test = tagged_texts_of(arguments.test_data, arguments) if arguments.test_data else None
+    test = tagged_texts_of(arguments.test_data, arguments, kind) if arguments.test_data else None
     sides = TaggedSides(train, held_out, test, arguments.how)
     if len(sides.names) < 2:
         raise ValueError(f"Every unit has the tag {sides.names[0]!r}, so there is nothing to find.")
+    odd = [tag for tag in sides.names if not are_of_spans(iter([tag]))]
+    if odd and are_of_spans(tag for tags in train.tags for tag in tags):
+        raise ValueError(
+            f"The tags of the training texts are those of spans, but others have {', '.join(map(repr, odd[:NAMED]))}. "
+            "Give all in one scheme."
+        )
+    warn_of_copies(train.texts, {"held-out": held_out.texts, "test": test.texts if test else None})
     trained = {tag[2:] if sides.has_spans else tag for tags in train.tags for tag in tags}
     unknown = sorted({tag[2:] if sides.has_spans else tag for tag in sides.names} - trained)
     if unknown:
@@ -178,9 +197,12 @@ def read_tagged(arguments: TaggedDataArguments) -> TaggedSides:
     return sides
 
 
-def tagged_texts_of(path: str, arguments: TaggedDataArguments) -> TaggedTexts:
+def tagged_texts_of(path: str, arguments: TaggedDataArguments, kind: str | None = None) -> TaggedTexts:
     """
     The texts of a file.
+
+    Args:
+        kind: What texts are cut into, if that is known: "words" or "characters".
 
     Raises:
         ValueError: It cannot be read, or tags and texts do not fit.
@@ -188,27 +210,37 @@ def tagged_texts_of(path: str, arguments: TaggedDataArguments) -> TaggedTexts:
     if Path(path).suffix.lower() in COLUMN_FILES:
         tokens, tags = _read_columns(Path(path))
         return _of_tokens(tokens, tags, list(range(len(tokens))), path)
-    table = read_table(path)
-    if arguments.tokens_column in table.column_names:
+    return tagged_rows_of(read_table(path), path, arguments, kind)
+
+
+def tagged_rows_of(table: Dataset, path: str, arguments: TaggedDataArguments, kind: str | None) -> TaggedTexts:
+    """The same of a table; see `tagged_texts_of`."""
+    names = table.column_names
+    has_spans = arguments.spans_column in names
+    if arguments.tokens_column in names and not (has_spans and arguments.tags_column not in names):
         tokens, tags, rows = _tokens_and_tags(table, arguments, path)
         return _of_tokens(tokens, tags, rows, path)
-    if arguments.spans_column not in table.column_names:
+    if not has_spans:
         raise ValueError(
             f"{path} has neither a column {arguments.tokens_column!r}, of words, nor {arguments.spans_column!r}, of "
-            f"labelled spans; it has {', '.join(map(repr, table.column_names))}. Name one with --tokens_column and "
+            f"labelled spans; it has {', '.join(map(repr, names))}. Name one with --tokens_column and "
             "--tags_column, or with --spans_column."
         )
     texts, rows = texts_of(table, arguments.text_column, path, drop=arguments.drop_incomplete)
     spans = column_of(table, arguments.spans_column, "spans_column", path)
-    return _of_spans(texts, [read_spans(spans[row], texts[i], row, path) for i, row in enumerate(rows)], rows, path)
+    found = [read_spans(spans[row], texts[place], row, path) for place, row in enumerate(rows)]
+    return _of_spans(texts, found, rows, path, kind or kind_of(texts))
 
 
-def units_of(texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-    """The words and signs of each text, or its characters where there are hardly any blanks."""
+def kind_of(texts: Sequence[str]) -> str:
+    """What texts are cut into: "words", or "characters" where there are hardly any blanks."""
     sample = "".join(text[:1000] for text in texts[:1000])
-    has_words = sum(map(str.isspace, sample)) >= FEWEST_BLANKS * len(sample)
-    pattern = WORD if has_words else CHARACTER
-    return [[found.span() for found in pattern.finditer(text)] for text in texts]
+    return "words" if sum(map(str.isspace, sample)) >= FEWEST_BLANKS * len(sample) else "characters"
+
+
+def units_of(texts: Sequence[str], kind: str) -> list[list[tuple[int, int]]]:
+    """The words and signs of each text, or its characters."""
+    return [[found.span() for found in PATTERNS[kind].finditer(text)] for text in texts]
 
 
 def read_spans(given: Any, text: str, row: int, source: str) -> list[Span]:
@@ -216,17 +248,22 @@ def read_spans(given: Any, text: str, row: int, source: str) -> list[Span]:
     The spans of a text, by where they begin.
 
     Args:
-        given: A list of mappings with start, end and label, or of lists of the three; or a mapping of three lists.
+        given: A list of mappings with start, end and label, or of lists of the three; or a mapping of three lists. It
+            may be JSON of that.
         row: For the error.
 
     Raises:
         ValueError: One lies outside of the text, or two have a character in common.
     """
+    given = parsed(given) or []
     if isinstance(given, Mapping):
-        given = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+        columns = list(given.values())
+        is_one = not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns)
+        given = [given] if is_one else [dict(zip(given, values, strict=True)) for values in zip(*columns, strict=True)]
     spans = []
-    for one in given or []:
-        values: list[Any] = [one.get(name) for name in Span._fields] if isinstance(one, Mapping) else list(one)
+    for one in given if isinstance(given, list | tuple) else [given]:
+        values: list[Any] = [one.get(name) for name in Span._fields] if isinstance(one, Mapping) else []
+        values = list(one) if isinstance(one, list | tuple) else values
         if len(values) != 3 or not all(isinstance(value, int) for value in values[:2]) or values[2] in (None, ""):
             raise ValueError(f"Row {row + 1} of {source} has a span {one!r}; a span has start, end and label.")
         spans.append(Span(int(values[0]), int(values[1]), str(values[2])))
@@ -278,13 +315,20 @@ def are_of_spans(tags: Iterator[str]) -> bool:
     return all(tag == OUTSIDE or (tag[:1] in BEGINS + INSIDE and tag[1:2] == "-" and tag[2:]) for tag in set(tags))
 
 
-def _of_spans(texts, spans, rows, source):
-    units = units_of(texts)
+def _of_spans(texts, spans, rows, source, kind):
+    units = units_of(texts, kind)
     tags = [tags_of(*each) for each in zip(spans, units, strict=True)]
-    lost = sum(len(each) - sum(tag.startswith("B-") for tag in found) for each, found in zip(spans, tags, strict=True))
-    if lost:
-        print(f"{lost:,} spans of {source} hold no beginning of a word and are left out", flush=True)
-    return TaggedTexts(list(texts), units, tags, rows)
+    begun = [sum(tag.startswith("B-") for tag in found) for found in tags]
+    lost = sum(len(each) - count for each, count in zip(spans, begun, strict=True))
+    found = [set(spans_of(*each)) for each in zip(tags, units, strict=True)]
+    exact = sum(len(each & set(given)) for each, given in zip(found, spans, strict=True))
+    for count, what in (
+        (sum(begun) - exact, "begin or end inside of a word, which is taken whole"),
+        (lost, "hold no beginning of a word and are left out"),
+    ):
+        if count:
+            print(f"{count:,} spans of {source} {what}", flush=True)
+    return TaggedTexts(list(texts), units, tags, rows, kind)
 
 
 def _of_tokens(tokens, tags, rows, source):
@@ -294,9 +338,11 @@ def _of_tokens(tokens, tags, rows, source):
         if len(words) != len(of_words):
             raise ValueError(f"Row {row + 1} of {source} has {len(words):,} words and {len(of_words):,} tags.")
         empty = [word for word in words if not isinstance(word, str) or not word.strip()]
+        if None in of_words:
+            raise ValueError(f"Row {row + 1} of {source} has a word without a tag. Tag it, or leave the text out.")
         if empty or not words:
             raise ValueError(f"Row {row + 1} of {source} has no words, or one that is {empty[:1]!r}.")
-        ends, end = [], -1
+        words, ends, end = [word.strip() for word in words], [], -1
         for word in words:
             end += 1 + len(word)
             ends.append(end)
@@ -305,7 +351,7 @@ def _of_tokens(tokens, tags, rows, source):
         found.append([str(tag) for tag in of_words])
     if are_of_spans(tag for each in found for tag in each):
         found = [tags_of(spans_of(*each), each[1]) for each in zip(found, units, strict=True)]
-    return TaggedTexts(texts, units, found, list(rows))
+    return TaggedTexts(texts, units, found, list(rows), "words")
 
 
 def _tokens_and_tags(table: Dataset, arguments: TaggedDataArguments, source: str):
@@ -324,8 +370,14 @@ def _read_columns(path: Path):
         raise ValueError(f"There is no file at {path}; check the path.")
     tokens: list[list[str]] = [[]]
     tags: list[list[str]] = [[]]
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        parts = line.split("\t") if "\t" in line else line.split()
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text (byte {error.start}); convert it.") from error
+    for number, line in enumerate(lines, start=1):
+        parts = line.split("\t") if "\t" in line else re.split(" +", line.strip())
+        if COMMENT.match(line) and not tokens[-1]:
+            continue
         if not line.strip() or parts[0] == "-DOCSTART-":
             tokens.append([])
             tags.append([])

@@ -43,7 +43,7 @@ class Window:
         ids: Special tokens around them included.
         text: The place of the text.
         units: The places of the units that begin here.
-        columns: Where the first token of each stands in `ids`.
+        columns: Where the first token of each stands in `ids`; units may share one.
         owners: For each token the place of its unit, or `BETWEEN`, or `SPECIAL`.
     """
 
@@ -94,17 +94,17 @@ def _windows_of_text(texts, place, tokenizer, length) -> Iterator[Window]:
 
 
 def _first_tokens(offsets, units) -> list[tuple[int, int]]:
-    """Each unit with the token that holds its first character; of units in one token the first."""
+    """Each unit with the token that holds its first character."""
     if not len(offsets):
         return []
     found = np.searchsorted(offsets[:, 0], [start for start, _ in units])
-    taken: dict[int, int] = {}
+    places = []
     for unit, (token, (start, _)) in enumerate(zip(found.tolist(), units, strict=True)):
         if token == len(offsets) or offsets[token, 0] > start:
             token -= 1
         if token >= 0 and offsets[token, 1] > start:
-            taken.setdefault(token, unit)
-    return [(unit, token) for token, unit in taken.items()]
+            places.append((unit, token))
+    return places
 
 
 def _owners(offsets, units, places) -> list[int]:
@@ -114,7 +114,8 @@ def _owners(offsets, units, places) -> list[int]:
     starts, ends = np.asarray(units).T
     unit = np.searchsorted(starts, offsets[:, 0], side="right") - 1
     owners = np.where((unit >= 0) & (offsets[:, 0] < ends[unit]), unit, BETWEEN)
-    for begun, token in places:
+    # Of several that begin in a token the first.
+    for begun, token in reversed(places):
         owners[token] = begun
     return owners.tolist()
 
@@ -155,7 +156,7 @@ def find_tags(
     pad_token_id: int | None,
     quiet: bool = False,
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """The tag of each unit and its chance; `O` and 0 for a unit that has no token of its own."""
+    """The tag of each unit and its chance; of units that share a token, the first has what the others go on with."""
     best = each_through_model(
         model,
         [window.ids for window in windows],
@@ -167,8 +168,14 @@ def find_tags(
     tags = [[OUTSIDE] * len(units) for units in texts.units]
     chances = [[0.0] * len(units) for units in texts.units]
     for window, found in zip(windows, best, strict=True):
-        for unit, (chance, place) in zip(window.units, found[window.columns].tolist(), strict=True):
-            tags[window.text][unit], chances[window.text][unit] = names[int(place)], chance
+        last = None
+        for unit, column in zip(window.units, window.columns, strict=True):
+            chance, place = found[column].tolist()
+            tag = names[int(place)]
+            # The label that a token begins goes on in its other units.
+            is_inside = column == last and tag.startswith("B-")
+            tags[window.text][unit], chances[window.text][unit] = f"I-{tag[2:]}" if is_inside else tag, chance
+            last = column
     return tags, chances
 
 
@@ -208,7 +215,9 @@ def _parts(given, found) -> Iterator[tuple[list[str], list[str]]]:
     """A text in parts that no span crosses."""
     begin = 0
     for end in range(1, len(given) + 1):
-        crosses = end < len(given) and any(tags[end].startswith("I-") for tags in (given, found))
+        crosses = end < len(given) and any(
+            tags[end].startswith("I-") and tags[end - 1][2:] == tags[end][2:] for tags in (given, found)
+        )
         if end == len(given) or (end - begin >= UNITS_AT_ONCE and not crosses):
             yield list(given[begin:end]), list(found[begin:end])
             begin = end
@@ -233,10 +242,13 @@ def baselines(sides: TaggedSides) -> dict[str, dict[str, float]]:
         [counts[word].most_common(1)[0][0] if word in counts else frequent for word in words]
         for words in words_measured
     ]
-    is_words = any(len(word) > 1 for words in all_words for word in words)
-    around = WORDS_AROUND if is_words else CHARACTERS_AROUND
-    features = [seen for words in all_words for seen in _features(words, around)][:MOST_UNITS]
-    labels = [tag for tags in train.tags for tag in tags][:MOST_UNITS]
+    figures = {
+        f"the most frequent tag of each {train.kind[:-1]}": tag_figures(measured.tags, of_table, sides.has_spans)
+    }
+    around = WORDS_AROUND if train.kind == "words" else CHARACTERS_AROUND
+    features, labels = _sample(all_words, train.tags, around)
+    if len(set(labels)) < 2:
+        return figures
     vectorizer = DictVectorizer(dtype=np.float32).fit(features)
     regression = SGDClassifier(loss="log_loss", alpha=1e-6, random_state=0)
     regression.fit(_matrix(vectorizer, features), labels)
@@ -244,13 +256,23 @@ def baselines(sides: TaggedSides) -> dict[str, dict[str, float]]:
         regression.predict(_matrix(vectorizer, _features(words, around))).tolist() if words else []
         for words in words_measured
     ]
-    kind = "words" if is_words else "characters"
-    return {
-        f"logistic regression on {around} {kind} on both sides": tag_figures(
-            measured.tags, of_regression, sides.has_spans
-        ),
-        f"the most frequent tag of each {kind[:-1]}": tag_figures(measured.tags, of_table, sides.has_spans),
-    }
+    name = f"logistic regression on {around} {train.kind} on both sides"
+    return {name: tag_figures(measured.tags, of_regression, sides.has_spans)} | figures
+
+
+def _sample(all_words, tags, around):
+    """Features and tags of some units: of all texts in a random order, of long ones a part."""
+    generator = np.random.default_rng(0)
+    most = max(1000, MOST_UNITS // len(all_words))
+    features, labels = [], []
+    for place in generator.permutation(len(all_words)):
+        words = all_words[place]
+        begin = int(generator.integers(0, max(1, len(words) - most + 1)))
+        features += _features(words[begin : begin + most], around)
+        labels += tags[place][begin : begin + most]
+        if len(features) >= MOST_UNITS:
+            break
+    return features, labels
 
 
 def _matrix(vectorizer, features):
