@@ -20,6 +20,7 @@ PACKAGE_DIR = {
     "hf_reformer.modeling.layers": "modeling/layers",
     "hf_reformer.modeling.memory": "modeling/memory",
     "hf_reformer.modeling.ops": "modeling/ops",
+    "hf_reformer.starter": "starter",
     "hf_reformer.tokenization": "tokenization",
     "hf_reformer.training": "training",
 }
@@ -32,6 +33,7 @@ TRAIN = [
     "nervaluate",
     "numpy",
     "pyarrow",
+    "regex",
     "scikit-learn",
     "torchmetrics",
     "tqdm",
@@ -70,7 +72,7 @@ setup(
     packages=list(PACKAGE_DIR),
     cmdclass={"build_py": BuildWithModelCard},
     entry_points={"console_scripts": ["hf-reformer = hf_reformer.commands.entry_point:main"]},
-    package_data={"hf_reformer": ["py.typed"]},
+    package_data={"hf_reformer": ["py.typed"], "hf_reformer.starter": ["*.json", "*.safetensors", "README.md"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<5.25",

@@ -27,12 +27,12 @@ from transformers import (
 from ..modeling.modeling_reformer import ReformerForQuestionAnswering
 from ..training.answering import (
     answer_figures,
+    answers_at,
     baseline,
     find_answers,
+    log_chances,
     num_cut,
-    position_figures,
     rows_of,
-    says_something,
     windows_of,
 )
 from ..training.questions import Answer, QuestionDataArguments, Questions, QuestionSides, questions_of, read_questions
@@ -92,7 +92,7 @@ class AnswerQuestions(Task):
         train = windows_of(sides.train, tokenizer, context_length)
         held_out = windows_of(sides.held_out, tokenizer, context_length)
         self.measured_windows = held_out if sides.test is None else windows_of(sides.test, tokenizer, context_length)
-        self.says_something = says_something(held_out, sides.held_out)
+        self.held_out_windows = held_out
         cut = num_cut(train, sides.train)
         if cut:
             print(
@@ -112,16 +112,18 @@ class AnswerQuestions(Task):
         return DataCollatorWithPadding(tokenizer)
 
     def measure(self, sides: QuestionSides, beside: Figures) -> Measure:
-        """Figures of tokens, of each window that has an answer, and of all where a question has none."""
+        """The figures of the report."""
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
-            given, found = evaluation.label_ids, evaluation.predictions
-            kept = self.says_something
-            return position_figures(np.stack([*given], axis=1)[kept], np.stack([*found], axis=1)[kept])
+            starts, ends = (np.asarray(side, dtype=np.float32) for side in evaluation.predictions)
+            scores = [
+                log_chances(np.stack([start, end], axis=-1)[: len(window.ids)])
+                for window, start, end in zip(self.held_out_windows, starts, ends, strict=True)
+            ]
+            return answer_figures(sides.held_out, answers_at(self.held_out_windows, scores, sides.held_out)[0])
 
         def reduce(logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
-            starts, ends = logits[:2]
-            return starts.argmax(-1), ends.argmax(-1)
+            return logits[0].float(), logits[1].float()
 
         called = next(iter(beside), "")
         return Measure(FIGURES, compute, reduce, (beside.get(called), called))

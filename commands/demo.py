@@ -1,7 +1,8 @@
 """
 A page in the browser that shows what a model reads: it continues a text, and each token shows its keys by hash round.
 
-    hf-reformer demo --model runs/demo
+    hf-reformer demo # the model that comes with the package
+    hf-reformer demo --model runs/mine
     hf-reformer demo --model runs/demo --port 7861 --device cuda
 
 Nothing leaves the machine, and the page loads nothing from elsewhere. docs/how_to/look.md says what it shows.
@@ -22,9 +23,10 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ..starter import FOLDER
 from .causal_models import check_model
 from .command_line import mistakes_end, usable_device
-from .demo_page import CSS, DemoPage
+from .demo_page import CSS, LONGEST, DemoPage
 
 
 # What a browser may load: what comes from here.
@@ -37,10 +39,19 @@ Message = MutableMapping[str, Any]
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments from the command line; a value that cannot work ends the program with a message."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
-    parser.add_argument("--model", required=True, help="folder of a saved causal model, or a name on the Hub")
+    parser.add_argument(
+        "--model", default=FOLDER, help="folder of a saved causal model, or a name on the Hub (default: the starter)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default %(default)s: this machine)")
     parser.add_argument("--port", type=int, default=7860, help="port to listen at (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--longest",
+        type=int,
+        default=LONGEST,
+        help="tokens that a text may have, new ones included (default %(default)s; never more than a table of "
+        "positions has)",
+    )
     parser.add_argument(
         "--share",
         action="store_true",
@@ -49,6 +60,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.port <= 65535:
         parser.error(f"--port is {arguments.port}; a port is a number from 1 to 65535")
+    if arguments.longest < 1:
+        parser.error(f"--longest is {arguments.longest}; give a number of tokens from 1 on")
     return arguments
 
 
@@ -98,7 +111,7 @@ def show(arguments: argparse.Namespace) -> None:
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     model.to(device)
     gradio, middleware = import_module("gradio"), import_module("starlette.middleware")
-    page = DemoPage(model, tokenizer, arguments.model).build()
+    page = DemoPage(model, tokenizer, arguments.model, arguments.longest).build()
     _, address, _ = page.launch(
         server_name=arguments.host,
         server_port=arguments.port,

@@ -1,17 +1,19 @@
 """The page of `hf-reformer demo`: a text goes on, and each of its tokens shows what it reads."""
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.row_batches import encode, longest_input
 from .demo_drawing import draw_keys, explanation, heading, key_tables, text_with_keys
-from .live_generation import LiveGeneration, Progress
+from .live_generation import Line, LiveGeneration, Progress
 from .reading import Reading, lsh_layers
 from .token_text import TokenText, whole_text
 
@@ -21,10 +23,22 @@ gr: Any = import_module("gradio")
 
 if TYPE_CHECKING:
     EventData = Any
+    Request = Any
 else:
     EventData = gr.EventData
+    Request = gr.Request
 
 MEBIBYTE = 2**20
+# Tokens that a text may have, unless `--longest` says otherwise.
+LONGEST = 200_000
+# Bounds of what a visitor may ask for.
+MOST_NEW, HOTTEST, LARGEST_SEED = 4096, 2, 2**32 - 1
+# Seconds between two words to somebody who waits, and how many may wait.
+WAIT, MOST_WAITING = 0.5, 30
+# A session is forgotten when nobody has asked it for so many seconds.
+TIME_TO_LIVE = 600
+# Of a text with more characters for each token allowed, the number of tokens is estimated from its beginning.
+CHARACTERS_PER_TOKEN = 16
 # Figures of a continuation, and what they are.
 FIGURES = {
     "prompt": "tokens of the text",
@@ -84,13 +98,17 @@ watch('value', () => {
 """
 
 
+# A position that somebody has deleted, to type another.
+EMPTY_IS_FIRST = "(session, position, layer, head) => [session, position ?? 0, layer, head]"
+
+
 @dataclass
 class Session:
     """
     What a visitor has done.
 
     Attributes:
-        generation: What is being written, or was.
+        generation: What waits to be written, or is being written.
         ids: The text and its continuation, once that has been written.
         prompt_length: Tokens of the text alone.
         text, reading: Of all of it, to look at.
@@ -111,19 +129,24 @@ class DemoPage:
         model: A causal Reformer, in evaluation mode.
         tokenizer: The one that it was trained with.
         name: What the model is called on the page.
+        longest: Tokens that a text may have, new ones included. A model's table of positions may allow fewer.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, longest: int = LONGEST):
         self.model, self.tokenizer, self.name = model, tokenizer, name
         self.attentions = lsh_layers(model)
+        table = longest_input(model.config)
+        self._longest, self._bound_by = longest, "this page takes (`--longest`)"
+        if table is not None and table <= longest:
+            self._longest, self._bound_by = table, "this model takes"
         # Hooks of one text must not see another.
-        self._lock = threading.Lock()
+        self._line = Line()
 
     def build(self) -> Any:
         """The page, a `gradio.Blocks`."""
         with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
             gr.Markdown(f"{INTRODUCTION} {self._describe()}")
-            session = gr.State(Session())
+            session = gr.State(Session(), time_to_live=TIME_TO_LIVE)
             written = self._build_writing(session)
             if self.attentions:
                 self._build_reading(session, written)
@@ -132,6 +155,7 @@ class DemoPage:
                     f"This model has no LSH layer (its layers: {', '.join(self.model.config.attn_layers)}), so there "
                     "are no hash rounds to look at."
                 )
+            page.unload(_forgetter(page))
         return page
 
     def _describe(self) -> str:
@@ -149,20 +173,23 @@ class DemoPage:
                 written = gr.Textbox(label="Continuation", lines=9, max_lines=9, interactive=False, elem_id="written")
                 figures = gr.HTML(figures_of(None), elem_id="figures")
             with gr.Column(scale=2, min_width=220):
-                count = gr.Slider(0, 4096, 200, step=1, label="New tokens, at most", elem_id="count")
+                count = gr.Slider(0, MOST_NEW, 200, step=1, label="New tokens, at most", elem_id="count")
                 temperature = gr.Slider(
-                    0, 2, 0.7, step=0.05, label="Temperature; 0 takes the likeliest", elem_id="temperature"
+                    0, HOTTEST, 0.7, step=0.05, label="Temperature; 0 takes the likeliest", elem_id="temperature"
                 )
+                # `write` says what is wrong with a value; Gradio fails at an empty field.
+                count.preprocess = temperature.preprocess = _as_given
                 seed = gr.Number(0, precision=0, label="Seed of the draw")
                 generate = gr.Button("Generate", variant="primary", elem_id="generate")
                 stop = gr.Button("Stop", interactive=False, elem_id="stop")
-        file.upload(text_of_file, file, prompt, api_visibility="private")
+        file.upload(self.take_file, file, prompt, api_visibility="private")
         stop.click(stop_writing, session, queue=False, api_visibility="private")
         return generate.click(
             self.write,
             [session, prompt, count, temperature, seed],
             [session, written, figures, generate, stop],
-            concurrency_limit=1,
+            # They stand in the page's own line, which says how long it is.
+            concurrency_limit=None,
             show_progress="hidden",
             api_name="write",
         )
@@ -188,64 +215,141 @@ class DemoPage:
             api_name="read",
         )
         chosen = [session, position, layer, head]
-        position.input(self.look, chosen, views, trigger_mode="always_last", show_progress="hidden", api_name="look")
-        layer.input(self.look, chosen, views, **hidden)
-        head.input(self.look, chosen, views, **hidden)
-        pane.select(self.choose, [session, layer, head], [position, *views], **hidden)
+        # A session that comes back lives on.
+        look, choose = _with_session(self.look), _with_session(self.choose)
+        position.input(
+            look,
+            chosen,
+            [session, *views],
+            trigger_mode="always_last",
+            show_progress="hidden",
+            api_name="look",
+            js=EMPTY_IS_FIRST,
+        )
+        layer.input(look, chosen, [session, *views], **hidden)
+        head.input(look, chosen, [session, *views], **hidden)
+        pane.select(choose, [session, layer, head], [session, position, *views], **hidden)
 
     @property
     def _num_heads(self) -> int:
         return next(iter(self.attentions.values())).num_heads
 
     def write(
-        self, session: Session, prompt: str, count: int, temperature: float, seed: int
+        self, session: Session, prompt: str, count: float | None, temperature: float | None, seed: float | None
     ) -> Iterator[tuple[Any, ...]]:
         """
         Continue a text: the session, the continuation, its figures and both buttons, again and again while it grows.
 
         Raises:
-            gradio.Error: There is no text, it is too long, or the model failed.
+            gradio.Error: There is no text, it is too long, a number cannot be used, or the model failed.
         """
-        ids, count = self._ids_of(prompt, int(count)), int(count)
         idle = (gr.Button(interactive=True), gr.Button(interactive=False))
+        try:
+            yield from self._write(prompt, count, temperature, seed, idle)
+        except Exception as error:
+            yield gr.skip(), gr.skip(), gr.skip(), *idle
+            raise told(error) from error
+
+    def _write(self, prompt, count, temperature, seed, idle):
+        count = int(checked_number("New tokens", count, MOST_NEW, is_whole=True))
+        temperature = checked_number("Temperature", temperature, HOTTEST)
+        seed = int(checked_number("Seed", seed or 0, LARGEST_SEED, is_whole=True))
+        ids = self._ids_of(prompt, count)
         session, written = Session(prompt_length=len(ids)), ""
         if count:
+            generation = session.generation = LiveGeneration(
+                self.model, torch.tensor(ids), max_new_tokens=count, temperature=temperature, seed=seed
+            )
             try:
-                with self._lock, self._generation(ids, count, temperature, int(seed or 0)) as generation:
-                    session.generation = generation
-                    for progress in generation.watch():
+                # Whoever leaves in the middle leaves the line, too.
+                with closing(self._in_turn(generation)) as turns:
+                    for progress, ahead in turns:
                         written = whole_text(self.tokenizer, generation.ids, False)
-                        yield session, written, figures_of(progress), *reversed(idle)
-                    written = whole_text(self.tokenizer, generation.ids, True)
-                    ids = [*ids, *generation.ids]
-            except (MemoryError, RuntimeError, ValueError) as error:
-                yield session, gr.skip(), gr.skip(), *idle
-                raise gr.Error(str(error) or type(error).__name__) from error
+                        yield session, written, figures_of(progress, waiting(ahead)), *reversed(idle)
+            finally:
+                session.generation = None
+            if not generation.ids:
+                yield session, "", figures_of(None, "Stopped before the text was read."), *idle
+                return
+            written = whole_text(self.tokenizer, generation.ids, True)
+            ids = [*ids, *generation.ids]
         session.ids = ids
         yield session, written, gr.skip(), *idle
 
-    def _generation(self, ids: list[int], count: int, temperature: float, seed: int) -> LiveGeneration:
-        prompt = torch.tensor(ids)
-        return LiveGeneration(self.model, prompt, max_new_tokens=count, temperature=temperature, seed=seed)
+    def _in_turn(self, generation: LiveGeneration) -> Iterator[tuple[Progress | None, int]]:
+        """
+        Wait for the model, then write: how far it is, and how many are ahead.
+
+        Raises:
+            gradio.Error: Too many wait.
+        """
+        if len(self._line) > MOST_WAITING:
+            raise gr.Error(
+                f"{len(self._line) - 1} wait for the model, and no more than {MOST_WAITING} can. Try later."
+            )
+        with self._line.stand() as ahead:
+            seconds = 0.0
+            while (others := ahead(seconds)) and not generation.is_stopped:
+                yield None, others
+                seconds = WAIT
+            if not generation.is_stopped:
+                with generation:
+                    for progress in generation.watch():
+                        yield progress, 0
 
     def _ids_of(self, prompt: str, count: int) -> list[int]:
         """
         Raises:
-            gradio.Error: There is no text, or too much of it.
+            gradio.Error: There is no text, too much of it, or it is no Unicode.
         """
         if not prompt:
             raise gr.Error("There is no text. Paste one, or drop a file.")
-        [ids], _ = encode([prompt], self.tokenizer, None, add_special_tokens=False)
-        longest = longest_input(self.model.config)
-        if longest is not None and len(ids) + count > longest:
+        try:
+            size = len(prompt.encode())
+        except UnicodeEncodeError as error:
             raise gr.Error(
-                f"The text has {len(ids):,} tokens, which with {count:,} new ones is more than the {longest:,} that "
-                "this model takes. Shorten one of them."
-            )
+                f"The text has {prompt[error.start]!a} at character {error.start:,}: half of a character (a lone "
+                "surrogate), which no text in Unicode has. Delete it."
+            ) from error
+        if isinstance(self.tokenizer, ReformerByteTokenizer):
+            self._check_length(f"{size:,}", size, count)
+        # To encode megabytes takes a minute.
+        part = prompt[: CHARACTERS_PER_TOKEN * self._longest]
+        [ids], _ = encode([part], self.tokenizer, None, add_special_tokens=False)
+        if len(part) < len(prompt):
+            tokens = round(len(ids) * len(prompt) / len(part))
+            self._check_length(f"about {tokens:,}", tokens, count)
+            [ids], _ = encode([prompt], self.tokenizer, None, add_special_tokens=False)
+        self._check_length(f"{len(ids):,}", len(ids), count)
         return ids
+
+    def _check_length(self, named: str, tokens: int, count: int) -> None:
+        """
+        Raises:
+            gradio.Error: So many tokens, with as many new ones, are too many.
+        """
+        if tokens + count > self._longest:
+            raise gr.Error(
+                f"The text has {named} tokens, which with {count:,} new ones is more than the {self._longest:,} that "
+                f"{self._bound_by}. Shorten one of them."
+            )
+
+    def take_file(self, data: bytes | None) -> str:
+        """
+        The text of a file that was dropped.
+
+        Raises:
+            gradio.Error: It is no UTF-8, empty, or too long.
+        """
+        with mistakes_told():
+            text = text_of_file(data)
+            self._ids_of(text, 0)
+            return text
 
     def read(self, session: Session, layer: int, head: int) -> tuple[Any, ...]:
         """The session, the slider for the positions of its text, and the views of a first token."""
+        if not session.ids:
+            return session, gr.skip(), "There is nothing to look at: no text was read.", "", None, ""
         # What the last token of the prompt reads decides on the first new one.
         position = session.prompt_length - 1
         slider = gr.Slider(maximum=max(1, len(session.ids) - 1), value=position)
@@ -253,16 +357,18 @@ class DemoPage:
 
     def look(self, session: Session, position: int, layer: int, head: int) -> tuple[Any, ...]:
         """What a token reads: a line about it, the text with its keys, the drawing, and tables of keys by round."""
-        text, reading = self._text_of(session)
-        keys = reading.keys_read(min(int(position), len(text) - 1), layer)
-        only = None if head < 0 else head
-        threshold = self.attentions[layer].threshold.length
-        found = f"<p>{heading(text, keys)}</p><p>{explanation(keys, threshold)}</p>"
-        return found, text_with_keys(text, keys, only), draw_keys(keys, only), key_tables(text, keys, only)
+        with mistakes_told():
+            text, reading = self._text_of(session)
+            keys = reading.keys_read(min(int(position), len(text) - 1), layer)
+            only = None if head < 0 else head
+            threshold = self.attentions[layer].threshold.length
+            found = f"<p>{heading(text, keys)}</p><p>{explanation(keys, threshold)}</p>"
+            return found, text_with_keys(text, keys, only), draw_keys(keys, only), key_tables(text, keys, only)
 
     def choose(self, session: Session, layer: int, head: int, event: EventData) -> tuple[Any, ...]:
         """The same of the token that was clicked on, and its position first."""
-        position = self._text_of(session)[0].token_at(int(event.character))
+        with mistakes_told():
+            position = self._text_of(session)[0].token_at(int(event.character))
         return position, *self.look(session, position, layer, head)
 
     def _text_of(self, session: Session) -> tuple[TokenText, Reading]:
@@ -273,18 +379,90 @@ class DemoPage:
             gradio.Error: There is none.
         """
         if not session.ids:
-            raise gr.Error("There is no text yet: press Generate first.")
+            raise gr.Error(
+                "There is no text here: press Generate first. A text is forgotten when nobody has looked at it for "
+                f"{TIME_TO_LIVE // 60} minutes."
+            )
         if session.text is None or session.reading is None:
             session.text = TokenText.of(self.tokenizer, session.ids)
-            with self._lock:
+            with self._line.stand() as ahead:
+                ahead(None)
                 session.reading = Reading(self.model, torch.tensor(session.ids))
         return session.text, session.reading
 
 
 def stop_writing(session: Session) -> None:
-    """End what is being written."""
-    if session.generation is not None:
-        session.generation.stop()
+    """End what is being written, or waits to be."""
+    # The thread that writes may take it away.
+    generation = session.generation
+    if generation is not None:
+        generation.stop()
+
+
+def told(error: Exception) -> Exception:
+    """An error as the page shows it."""
+    if isinstance(error, gr.Error):
+        return error
+    words = str(error)
+    if not words or not isinstance(error, MemoryError | RuntimeError | ValueError):
+        words = f"{type(error).__name__}: {words}".removesuffix(": ")
+    return gr.Error(words)
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """
+    Raises:
+        gradio.Error: What went wrong, in the words of another error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise told(error) from error
+
+
+def checked_number(name: str, value: float | None, most: int, *, is_whole: bool = False) -> float:
+    """
+    A number that a visitor gave.
+
+    Raises:
+        gradio.Error: It is none, or not from 0 to `most`.
+    """
+    if isinstance(value, int | float) and 0 <= value <= most and not (is_whole and value != int(value)):
+        return value
+    given = "nothing" if value is None or value == "" else repr(value)
+    kind = "a whole number" if is_whole else "a number"
+    raise gr.Error(f"{name}: {given} is given. Give {kind} from 0 to {most:,}.")
+
+
+def _as_given(payload):
+    return payload
+
+
+def _with_session(function: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """The same function of a page, with the session before what it returns."""
+
+    # Gradio asks for the names and types of what it gives.
+    @wraps(function)
+    def with_session(session, *chosen):
+        return session, *function(session, *chosen)
+
+    return with_session
+
+
+def _forgetter(page):
+    """What forgets the session of a visitor who leaves; Gradio itself would keep it for an hour."""
+
+    # It runs where Gradio goes through the sessions, not in a thread beside.
+    async def forget(request: Request) -> None:
+        page.state_holder.delete_state(request.session_hash)
+
+    return forget
+
+
+def waiting(ahead: int) -> str:
+    """What is said to somebody who waits; nothing if nobody is ahead."""
+    return f"You wait: the model works for others, {ahead:,} ahead of you. Stop leaves the line." if ahead else ""
 
 
 def text_of_file(data: bytes | None) -> str:
@@ -292,16 +470,21 @@ def text_of_file(data: bytes | None) -> str:
     The text of a file.
 
     Raises:
-        gradio.Error: It is no UTF-8.
+        gradio.Error: It is no UTF-8, or empty.
     """
+    if not data:
+        raise gr.Error("The file is empty. Drop one with a text in UTF-8.")
     try:
-        return (data or b"").decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise gr.Error(f"The file is no text in UTF-8: {error}. Save it as UTF-8, or paste its text.") from error
+        raise gr.Error(
+            f"The file is no text in UTF-8: its byte {error.start:,} is 0x{data[error.start]:02x}, which cannot be "
+            "there. Save it as UTF-8, or paste its text."
+        ) from error
 
 
-def figures_of(progress: Progress | None) -> str:
-    """Figures of a continuation as HTML, dashes where there are none yet."""
+def figures_of(progress: Progress | None, note: str = "") -> str:
+    """Figures of a continuation as HTML, dashes where there are none yet, below a note."""
     figures: dict[str, str | None] = dict.fromkeys(FIGURES)
     if progress is not None:
         seconds, speed, memory = progress.prompt_seconds, progress.tokens_per_second, progress.memory_bytes
@@ -316,4 +499,5 @@ def figures_of(progress: Progress | None) -> str:
     cells = [
         f'<div><b data-figure="{name}">{figures[name] or "–"}</b>{words}</div>' for name, words in FIGURES.items()
     ]
-    return f'<div class="figures">{"".join(cells)}</div>'
+    said = f"<p><b>{note}</b></p>" if note else ""
+    return f'{said}<div class="figures">{"".join(cells)}</div>'

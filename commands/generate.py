@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
 from ..training.row_batches import longest_input
+from .causal_models import check_model
 from .command_line import mistakes_end, usable_device
 
 
@@ -69,6 +70,7 @@ def generate(arguments: argparse.Namespace) -> None:
         ValueError: if the prompt is empty, or does not fit the model together with the new tokens.
     """
     prompt, device = read_prompt(arguments), usable_device(arguments.device)
+    check_model(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
     model.to(device)

@@ -3,7 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..modeling.decoding.decoding_cache import ReformerCache
 from ..modeling.memory.memory_measurement import resident_bytes
+
+
+# Tokens of a prompt that are read at a time, where pieces give what the whole gives. Between two, it can be stopped.
+PIECE = 4096
 
 
 @dataclass(frozen=True)
@@ -69,12 +74,13 @@ class LiveGeneration:
     ):
         self.ids: list[int] = []
         self._model, self._prompt, self._seed = model, prompt, seed
-        self._cache = ReformerCache(model.config, max_length=len(prompt) + max_new_tokens)
+        self._cache: ReformerCache | None = ReformerCache(model.config, max_length=len(prompt) + max_new_tokens)
         self._settings: dict[str, float] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             self._settings["temperature"] = temperature
         self._news: queue.SimpleQueue = queue.SimpleQueue()
         self._is_stopped = threading.Event()
+        self._cache_bytes = 0
         self._error: BaseException | None = None
         self._start = self._first = self._last = 0.0
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -89,8 +95,13 @@ class LiveGeneration:
         self._thread.join()
 
     def stop(self) -> None:
-        """Write no more than the token that is under way."""
+        """Write no more than the token that is under way, and read no more than the piece of the prompt."""
         self._is_stopped.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped it, or its end has come."""
+        return self._is_stopped.is_set()
 
     def watch(self, seconds: float = 0.15) -> Iterator[Progress]:
         """
@@ -110,13 +121,13 @@ class LiveGeneration:
 
     def progress(self) -> Progress:
         """How far it is now."""
-        seconds = self._last - self._first
+        seconds, cache = self._last - self._first, self._cache
         return Progress(
             prompt_tokens=len(self._prompt),
             new_tokens=len(self.ids),
             prompt_seconds=self._first - self._start if self._first else None,
             tokens_per_second=(len(self.ids) - 1) / seconds if seconds > 0 else None,
-            cache_bytes=bytes_of(self._cache),
+            cache_bytes=self._cache_bytes if cache is None else bytes_of(cache),
             memory_bytes=memory_in_use(self._model.device),
         )
 
@@ -136,17 +147,81 @@ class LiveGeneration:
     def _run(self) -> None:
         try:
             set_seed(self._seed)
-            self._model.generate(  # type: ignore[operator]
-                self._prompt[None].to(self._model.device),
-                past_key_values=self._cache,
-                streamer=_TokensInto(self._news),
-                stopping_criteria=StoppingCriteriaList([_StopAt(self._is_stopped)]),
-                **self._settings,
-            )
+            prompt = self._prompt[None].to(self._model.device)
+            self._read_pieces(prompt)
+            if not self.is_stopped:
+                self._model.generate(  # type: ignore[operator]
+                    prompt,
+                    past_key_values=self._cache,
+                    streamer=_TokensInto(self._news),
+                    stopping_criteria=StoppingCriteriaList([_StopAt(self._is_stopped)]),
+                    **self._settings,
+                )
         except BaseException as error:
             self._error = error
         finally:
+            # Whoever keeps the text does not keep what was known of it.
+            self._cache_bytes = self.progress().cache_bytes
+            self._cache = None
             self._news.put((None, 0.0))
+
+    @torch.no_grad()
+    def _read_pieces(self, prompt: torch.Tensor) -> None:
+        """Read all but the last piece of a prompt `[1, L]` into the cache, unless it is stopped."""
+        config = self._model.config
+        # Stock's chunks depend on where a call ends.
+        if "lsh" in config.attn_layers and not config.lsh_sliding_window:
+            return
+        for piece in prompt.split(PIECE, dim=1)[:-1]:
+            if self.is_stopped:
+                return
+            self._model(piece, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+
+
+class Line:
+    """
+    Those who want what only one can have at a time. Who comes first is the first to have it.
+
+    Example:
+
+    ```python
+    with line.stand() as ahead:
+        while ahead(0.5):
+            print("still waiting")
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._places: list[object] = []
+        self._has_moved = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @contextmanager
+    def stand(self) -> Iterator[Callable[[float | None], int]]:
+        """
+        A place at the end of the line, for the time of a `with`.
+
+        Yields:
+            A function that waits for its turn, at most for so many seconds (None: for ever), and returns how many are
+            ahead.
+        """
+        place = object()
+        with self._has_moved:
+            self._places.append(place)
+
+        def ahead(seconds: float | None) -> int:
+            with self._has_moved:
+                self._has_moved.wait_for(lambda: self._places[0] is place, seconds)
+                return self._places.index(place)
+
+        try:
+            yield ahead
+        finally:
+            with self._has_moved:
+                self._places.remove(place)
+                self._has_moved.notify_all()
 
 
 class _TokensInto(BaseStreamer):

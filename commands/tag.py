@@ -44,13 +44,13 @@ from ..training.tagged_texts import (
     units_of,
 )
 from ..training.tagging import (
-    IGNORED,
     baselines,
     draw_labels,
     figures_by_label,
     find_tags,
     rows_of,
     tag_figures,
+    tags_at,
     windows_of,
 )
 from ..training.task_run import Measure, TaskRows
@@ -111,6 +111,7 @@ class Tag(Task):
                 f"{shared:,} units begin inside of a token of another, whose label they go on with; bytes are finer",
                 flush=True,
             )
+        self.held_out_windows = held_out
         rows = TaskRows(
             rows_of(train, sides.train, sides.names),
             rows_of(held_out, sides.held_out, sides.names),
@@ -128,16 +129,12 @@ class Tag(Task):
         return DataCollatorForTokenClassification(tokenizer)
 
     def measure(self, sides: TaggedSides, beside: Figures) -> Measure:
-        """Figures of tokens, each window by itself: close to those of units, which the report has."""
-        names = np.asarray(sides.names)
+        """The figures of the report: of units, by their first token."""
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
-            given, found = np.asarray(evaluation.label_ids), np.asarray(evaluation.predictions)
-            has_tag = given != IGNORED
-            labels, predicted = (
-                [names[row[kept]].tolist() for row, kept in zip(part, has_tag, strict=True)] for part in (given, found)
-            )
-            return tag_figures(labels, predicted, sides.has_spans)
+            found = np.maximum(np.asarray(evaluation.predictions), 0)
+            tags = tags_at(self.held_out_windows, found.tolist(), sides.held_out, sides.names)
+            return tag_figures(sides.held_out.tags, tags, sides.has_spans)
 
         called = next(iter(beside), "")
         shown = ("f1", "precision", "recall") if sides.has_spans else ("accuracy", "macro_f1")

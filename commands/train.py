@@ -42,7 +42,7 @@ from ..training.run_identity import check_same_run, identify_run
 from ..training.run_report import describe_run, write_curve, write_log, write_model_card
 from ..training.run_trainer import check_finite, check_strategy, run_training
 from ..training.time_left import SayTimeLeft
-from .command_line import config_of, parse_groups, parse_settings
+from .command_line import config_of, mistakes_end, parse_groups, parse_settings
 from .training_process import run_and_end
 
 
@@ -292,6 +292,11 @@ def save_report(
         "tokens_seen": f"{trainer.state.global_step * tokens_per_step:,.0f}",
     }
     write_model_card(folder / "README.md", facts, figures)
+    print(f"\n{unit} on held-out text:")
+    for name, value in sorted(figures.items(), key=lambda item: item[1]):
+        print(f"  {name:<18} {value:.3f}")
+    then = f"; hf-reformer generate --model {folder} --prompt ..." if model_arguments.causal else ""
+    print(f"{folder}: model, README.md, loss_curve.png, training_log.json{then}", flush=True)
 
 
 def describe_model(
@@ -310,8 +315,9 @@ def describe_model(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train as the command line, or the settings file on it, says."""
-    train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    """Train as the command line, or the settings file on it, says; a mistake ends the program with its message."""
+    with mistakes_end("train"):
+        train(*parse_arguments(sys.argv[1:] if argv is None else argv))
 
 
 def run_process(argv: list[str] | None = None) -> None:

@@ -129,6 +129,15 @@ def test_card_and_log_say_what_was_measured(trained):
     assert log["data_arguments"]["label_column"] == "kind" and log["versions"]["torch"]
 
 
+def test_an_evaluation_changes_nothing_of_what_is_learned(reviews, tmp_path):
+    """Its loader draws random numbers, which dropout and hashing draw from, too."""
+    how = {"save_strategy": "no", "hidden_dropout_prob": None, "dropout": 0.2, "baseline": False}
+    for name, changed in (("with", {"eval_strategy": "steps", "eval_steps": 1}), ("without", {})):
+        run(reviews, tmp_path / name, **how | changed)
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("with", "without")]
+    assert_equal_tensors(*weights)
+
+
 def test_a_pipeline_answers_with_the_names_of_labels(trained):
     folder, _ = trained
     classifier = pipeline("text-classification", model=str(folder), device="cpu")

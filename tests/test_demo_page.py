@@ -1,10 +1,13 @@
 """`hf-reformer demo`: a page that continues a text and shows what its tokens read, as a browser has it."""
 
+import gc
 import json
 import re
 import socket
 import sys
 import urllib.request
+import weakref
+from datetime import timedelta
 from types import SimpleNamespace
 
 import gradio
@@ -14,12 +17,12 @@ import torch
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_serve import SENTENCE, learned_by_heart, written
+from test_serve import SENTENCE, learned_by_heart, subword_tokenizer, written
 from tiny_models import WINDOWS, make_model
 
-from hf_reformer import ReformerByteTokenizer, ReformerForCausalLM, ReformerForMaskedLM
-from hf_reformer.commands import demo, demo_drawing, entry_point
-from hf_reformer.commands.demo_page import DemoPage, Session, figures_of, text_of_file
+from hf_reformer import ReformerByteTokenizer, ReformerCache, ReformerForCausalLM, ReformerForMaskedLM
+from hf_reformer.commands import demo, demo_drawing, demo_page, entry_point, live_generation
+from hf_reformer.commands.demo_page import DemoPage, Session, figures_of, stop_writing, text_of_file
 from hf_reformer.commands.live_generation import LiveGeneration, bytes_of
 from scripts.bench.benchmark_generation import bytes_held_by
 from scripts.figures import demo_screenshot
@@ -28,7 +31,7 @@ from scripts.figures.demo_screenshot import drawing, enter, press, wait_for, wor
 
 pytestmark = pytest.mark.slow
 
-NEW_TOKENS = 600
+NEW_TOKENS = 400
 PROMPT = SENTENCE * 20
 BYTES = {"vocab_size": 258, "position_embedding_type": "rotary", "lsh_value_shift": 1} | WINDOWS
 
@@ -156,9 +159,42 @@ def test_a_file_is_read(browser, tmp_path):
     wait_for(lambda: field.get_property("value") == PROMPT)
 
 
-def test_a_mistake_is_said_on_the_page(browser):
+def said(browser, words):
+    return wait_for(lambda: words in browser.find_element(By.TAG_NAME, "body").text, 15)
+
+
+def test_a_mistake_is_said_on_the_page(browser, tmp_path):
     press(browser, "generate")
-    wait_for(lambda: "There is no text." in browser.find_element(By.TAG_NAME, "body").text)
+    said(browser, "There is no text.")
+    (tmp_path / "latin.txt").write_bytes("Grüße".encode("latin-1"))
+    browser.find_element(By.CSS_SELECTOR, "#file input[type=file]").send_keys(str(tmp_path / "latin.txt"))
+    said(browser, "The file is no text in UTF-8: its byte 2 is 0xfc, which cannot be there. Save it as UTF-8")
+
+
+def test_who_waits_is_told_so(browser, address):
+    first = browser.current_window_handle
+    given(browser, 4096)
+    wait_for(lambda: demo_screenshot.written(browser))
+    browser.switch_to.new_window("tab")
+    try:
+        browser.get(address)
+        given(browser, 5)
+        wait_for(lambda: "1 ahead of you" in words_of(browser, "figures"), 5)
+        # It can be given up.
+        press(browser, "stop")
+        wait_for(lambda: "Stopped before the text was read." in words_of(browser, "figures"), 5)
+        wait_for(lambda: browser.find_element(By.ID, "generate").is_enabled())
+        wait_for(lambda: "no text was read" in words_of(browser, "found"))
+        press(browser, "generate")
+        wait_for(lambda: "1 ahead of you" in words_of(browser, "figures"), 5)
+        browser.switch_to.window(first)
+        press(browser, "stop")
+    finally:
+        browser.switch_to.window(browser.window_handles[-1])
+    wait_for(lambda: drawing(browser), 15)
+    assert figures(browser)["new"] == 5 and "ahead" not in words_of(browser, "figures")
+    browser.close()
+    browser.switch_to.window(first)
 
 
 def test_nothing_is_loaded_from_elsewhere(browser, address):
@@ -175,6 +211,34 @@ def test_nothing_is_loaded_from_elsewhere(browser, address):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+def test_a_session_is_forgotten(window):
+    page = page_of().build()
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False)
+    try:
+        client = gradio_client.Client(address, verbose=False, analytics_enabled=False)
+        client.predict(PROMPT, 3, 0, 0, api_name="/write")
+        client.predict(1, -1, api_name="/read")
+        [asked] = page.state_holder.session_data.values()
+        [(key, (seconds, moment))] = asked._state_ttl.items()
+        # A look renews it.
+        assert "Position 30" in client.predict(30, 1, -1, api_name="/look")[0]
+        assert seconds == 600 and asked._state_ttl[key][1] > moment
+        asked._state_ttl[key] = (seconds, moment - timedelta(seconds=601))
+        wait_for(lambda: not asked.state_data, 8)
+        with pytest.raises(gradio_client.exceptions.AppError, match="A text is forgotten when nobody has looked at"):
+            client.predict(30, 1, -1, api_name="/look")
+        # Who leaves takes it along.
+        window.get(address)
+        given(window, 3)
+        wait_for(lambda: drawing(window))
+        [left] = [session for session in page.state_holder.session_data.values() if session is not asked]
+        assert any(session.ids for session in left.state_data.values())
+        window.get("about:blank")
+        wait_for(lambda: not left.state_data, 30)
+    finally:
+        page.close()
+
+
 # Without a browser
 
 
@@ -188,6 +252,11 @@ def test_the_page_answers_programs(address, folder):
     assert text == written(folder, PROMPT, max_new_tokens=200)
     assert len({answer[0] for answer in job.outputs()}) > 1
     assert client.predict(1, -1, api_name="/read")[0]["value"] == len(PROMPT.encode()) - 1
+    # An empty field
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"New tokens: nothing is given. Give a whole number"):
+        client.predict(PROMPT, None, 0, 0, api_name="/write")
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"Temperature: nothing is given. Give a number from"):
+        client.predict(PROMPT, 3, None, 0, api_name="/write")
     found, pane, _, tables = client.predict(30, 1, -1, api_name="/look")
     assert "Position 30" in found and 'class="query"' in pane and "Round 2" in tables
 
@@ -265,28 +334,164 @@ def test_mistakes_are_told_to_the_visitor(monkeypatch):
         last_answer(page, "")
     with pytest.raises(gradio.Error, match="The text has 126 tokens, which with 5 new ones is more than the 128"):
         last_answer(page, "x" * 126)
-    with pytest.raises(gradio.Error, match="There is no text yet: press Generate first"):
+    with pytest.raises(gradio.Error, match="There is no text here: press Generate first"):
         page.look(Session(), 0, 1, -1)
-    with pytest.raises(gradio.Error, match=r"The file is no text in UTF-8: .* Save it as UTF-8"):
-        text_of_file(b"\xff")
+    with pytest.raises(gradio.Error, match=r"The file is no text in UTF-8: its byte 1 is 0xff.* Save it as UTF-8"):
+        text_of_file(b"a\xff")
+    with pytest.raises(gradio.Error, match="The file is empty"):
+        page.take_file(b"")
     assert text_of_file(SENTENCE.encode()) == SENTENCE
     monkeypatch.setattr(page.model, "generate", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(gradio.Error, match="ZeroDivisionError: division by zero"):
         last_answer(page, "text")
     # The model is free again.
     assert last_answer(page, "text", 0)[0].ids
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"count": None}, "New tokens: nothing is given. Give a whole number from 0 to 4,096."),
+        ({"count": 2.5}, "New tokens: 2.5 is given. Give a whole number from 0 to 4,096."),
+        ({"count": 4097}, "New tokens: 4097 is given."),
+        ({"temperature": None}, "Temperature: nothing is given. Give a number from 0 to 2."),
+        ({"temperature": float("nan")}, "Temperature: nan is given."),
+        ({"seed": -1}, "Seed: -1 is given. Give a whole number from 0 to 4,294,967,295."),
+        ({"prompt": "ab\ud800"}, "The text has '\\ud800' at character 2: half of a character"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_named(given, words):
+    answers = page_of().write(Session(), **{"prompt": "text", "count": 3, "temperature": 0, "seed": 0} | given)
+    *_, generate, stop = next(answers)
+    assert generate.interactive and not stop.interactive
+    with pytest.raises(gradio.Error) as error:
+        next(answers)
+    assert error.value.message.startswith(words)
+
+
+def test_any_error_behind_the_first_token_frees_the_buttons(monkeypatch):
+    page = page_of(eos_token_id=None)
+    answers, found = page.write(Session(), PROMPT, 4000, 0, 0), []
+    with pytest.raises(gradio.Error, match="KeyError: 'lost'"):
+        for answer in answers:
+            found.append(answer)
+            if answer[1]:
+                monkeypatch.setattr(demo_page, "whole_text", lambda *_: {}["lost"])
+    assert found[-2][4].interactive and found[-1][3].interactive and not found[-1][4].interactive
+    assert len(page._line) == 0
+
+
+def test_who_waits_sees_the_line_and_can_leave_it():
+    page = page_of(eos_token_id=None)
+    first = page.write(Session(), PROMPT, 4000, 0, 0)
+    next(first)
+    second, third = (page.write(Session(), "text", 3, 0, 0) for _ in range(2))
+    session, text, words, generate, stop = next(second)
+    assert text == "" and "1 ahead of you" in words and stop.interactive and not generate.interactive
+    assert "2 ahead of you" in next(third)[2]
+    stop_writing(session)
+    *_, (session, text, words, generate, stop) = second
+    assert "Stopped before the text was read." in words and generate.interactive and not stop.interactive
+    assert "nothing to look at" in page.read(session, 1, -1)[2]
+    assert "1 ahead of you" in next(third)[2]
+    first.close()
+    *_, (session, *_) = third
+    assert len(session.ids) == 7 and len(page._line) == 0
+
+
+def test_a_line_has_an_end(monkeypatch):
+    monkeypatch.setattr(demo_page, "MOST_WAITING", 1)
+    page = page_of(eos_token_id=None)
+    writers = [page.write(Session(), PROMPT, 4000, 0, 0) for _ in range(3)]
+    next(writers[0]), next(writers[1]), next(writers[2])
+    with pytest.raises(gradio.Error, match="1 wait for the model, and no more than 1 can"):
+        next(writers[2])
+    writers[1].close(), writers[0].close()
+
+
+def test_what_was_known_of_a_text_is_freed(monkeypatch):
+    caches = []
+
+    def make_cache(*given, **named):
+        cache = ReformerCache(*given, **named)
+        caches.append(weakref.ref(cache))
+        return cache
+
+    monkeypatch.setattr(live_generation, "ReformerCache", make_cache)
+    page = page_of()
+    session, *_ = last_answer(page, PROMPT, 30)
+    assert session.generation is None and session.ids
+    with LiveGeneration(page.model, torch.tensor([5, 6, 7]), max_new_tokens=3) as generation:
+        *_, progress = generation.watch()
+    gc.collect()
+    assert [cache() for cache in caches] == [None, None] and progress.cache_bytes > 0 and len(generation.ids) == 3
+
+
+@pytest.mark.parametrize(("bound", "by"), [({}, "this page takes"), ({"position_embedding_type": "axial"}, "this mo")])
+def test_a_text_has_a_bound(bound, by, monkeypatch):
+    monkeypatch.setattr(ReformerByteTokenizer, "__call__", lambda *_, **__: pytest.fail("it was encoded"))
+    model = make_model(ReformerForCausalLM, **BYTES | bound)
+    page = DemoPage(model, ReformerByteTokenizer(), "runs/tiny", 100 if not bound else 1000)
+    most = 128 if bound else 100
+    with pytest.raises(
+        gradio.Error, match=f"has {most:,} tokens, which with 1 new ones is more than the {most} that {by}"
+    ):
+        last_answer(page, "é" * (most // 2), 1)
+    with pytest.raises(gradio.Error, match="The text has 8,000 tokens, which with 0 new ones is more than the"):
+        page.take_file(b"x" * 8000)
+
+
+def test_the_tokens_of_a_huge_text_of_subwords_are_estimated():
+    page = DemoPage(make_model(ReformerForCausalLM, **BYTES), subword_tokenizer(), "runs/tiny", 50)
+    with pytest.raises(gradio.Error, match=r"The text has about [\d,]+ tokens, which with 1 new ones"):
+        last_answer(page, SENTENCE * 500, 1)
+
+
+def test_stop_ends_the_reading_of_a_text(monkeypatch):
+    monkeypatch.setattr(live_generation, "PIECE", 16)
+    model = make_model(ReformerForCausalLM, **BYTES)
+    ids = torch.tensor(ReformerByteTokenizer()(PROMPT).input_ids)
+    expected = model.generate(ids[None], max_new_tokens=20)[0, len(ids) :].tolist()
+    lengths = []
+    model.register_forward_pre_hook(
+        lambda _, given, named: lengths.append((given[0] if given else named["input_ids"]).shape[1]), with_kwargs=True
+    )
+    with LiveGeneration(model, ids, max_new_tokens=20) as generation:
+        *_, progress = generation.watch()
+    assert generation.ids == expected and max(lengths) == 16 and progress.cache_bytes > 0
+    # Two pieces are read, and no more.
+    lengths.clear()
+    generation = LiveGeneration(model, ids, max_new_tokens=20)
+    model.register_forward_hook(lambda *_: len(lengths) == 2 and generation.stop())
+    with generation:
+        *_, progress = generation.watch()
+    assert lengths == [16, 16] and generation.ids == [] and progress.prompt_seconds is None
+
+
+def test_stocks_chunks_are_read_at_once(monkeypatch):
+    monkeypatch.setattr(live_generation, "PIECE", 16)
+    model = make_model(ReformerForCausalLM, **BYTES | {"lsh_sliding_window": False, "lsh_value_shift": 0})
+    lengths = []
+    model.base_model.register_forward_hook(lambda *given: lengths.append(given[-1][0].shape[1]))
+    with LiveGeneration(
+        model, torch.tensor(ReformerByteTokenizer()(PROMPT).input_ids), max_new_tokens=2
+    ) as generation:
+        [*generation.watch()]
+    assert lengths == [len(PROMPT.encode()), 1]
 
 
 def test_a_continuation_is_stopped_and_measured():
     model = make_model(ReformerForCausalLM, **BYTES, eos_token_id=None)
     prompt = torch.tensor(ReformerByteTokenizer()(PROMPT).input_ids)
     with LiveGeneration(model, prompt, max_new_tokens=100_000) as generation:
+        cache = generation._cache
         for progress in generation.watch(0.02):
             if progress.new_tokens > 20:
                 generation.stop()
     assert 20 < progress.new_tokens == len(generation.ids) < 2_000
     # There is the length of the row, too.
-    assert progress.cache_bytes == bytes_of(generation._cache) == bytes_held_by(generation._cache) - 8
+    assert progress.cache_bytes == bytes_of(cache) == bytes_held_by(cache) - 8
     assert "–" not in figures_of(progress) and figures_of(None).count("–") == 6
 
 
@@ -319,6 +524,8 @@ def test_a_mistake_ends_before_the_page_is_there(folder, tmp_path, capsys):
     make_model(ReformerForMaskedLM, is_decoder=False).save_pretrained(masked)
     assert "is a ReformerForMaskedLM by its config.json, which continues no text" in ended("--model", masked)
     assert "device is 'cud', which cannot be used here" in ended("--model", folder, "--device", "cud")
+    ended("--model", folder, "--longest", 0)
+    assert "--longest is 0; give a number of tokens from 1 on" in capsys.readouterr().err
     ended("--model", folder, "--port", 0)
     assert "--port is 0; a port is a number from 1 to 65535" in capsys.readouterr().err
 

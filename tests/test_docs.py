@@ -26,6 +26,7 @@ SOURCES = [
         "commands",
         "configuration",
         "modeling",
+        "starter",
         "tokenization",
         "training",
         "scripts",

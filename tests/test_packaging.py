@@ -20,7 +20,7 @@ from hf_reformer.commands import entry_point
 
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("commands", "configuration", "modeling", "tokenization", "training")
+FOLDERS = ("commands", "configuration", "modeling", "starter", "tokenization", "training")
 PACKAGE_FILES = [path for folder in ("hf_reformer", *FOLDERS) for path in sorted(ROOT.glob(f"{folder}/**/*.py"))]
 # What `pip install hf_reformer[train]` is for, beside what everybody gets.
 TRAINING_FILES = [path for path in PACKAGE_FILES if path.relative_to(ROOT).parts[0] in ("commands", "training")]
@@ -68,6 +68,8 @@ def test_wheel_holds_every_source(wheel):
     expected = {path.relative_to(ROOT).as_posix() for path in PACKAGE_FILES}
     assert in_wheel == {name if name.startswith("hf_reformer/") else f"hf_reformer/{name}" for name in expected}
     assert {"hf_reformer/py.typed", "hf_reformer/model_card.md"} <= set(ZipFile(wheel).namelist())
+    starter = {f"hf_reformer/starter/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
+    assert starter <= set(ZipFile(wheel).namelist())
     assert {"hf_reformer/__init__.py", *(f"hf_reformer/{folder}/__init__.py" for folder in FOLDERS)} <= in_wheel
 
 
@@ -366,6 +368,7 @@ ROOMS = (
     "modeling/memory",
     "tokenization",
     "training",
+    "starter",
     "commands",
     "hf_reformer",
 )
@@ -380,7 +383,8 @@ def imported_rooms(path: Path) -> set[str]:
             # Installed, the folders lie in the facade's.
             parts = [] if room.parts == ("hf_reformer",) else list(room.parts)
             parts = parts[: len(parts) - node.level + 1] + node.module.split(".")
-            found.add("/".join(parts[:-1]))
+            # What is imported is a module of a room, or the room itself.
+            found.add("/".join(parts if "/".join(parts) in ROOMS else parts[:-1]))
     return found
 
 

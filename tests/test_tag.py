@@ -352,6 +352,10 @@ def test_a_run_leaves_what_it_promises(trained, reports):
     assert (
         right and ours["precision"] == pytest.approx(right / found) and ours["recall"] == pytest.approx(right / given)
     )
+    log = json.loads((folder / "training_log.json").read_text())
+    watched = {row["step"]: row["eval_f1"] for row in log["log_history"] if "eval_f1" in row}
+    # What training is watched by is what the report says.
+    assert list(watched) == [60, 120] and watched[120] == pytest.approx(ours["f1"])
     # Words and their neighbours tell these spans.
     assert figures["logistic regression on 2 words on both sides"]["f1"] == 1
 

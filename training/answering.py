@@ -104,11 +104,6 @@ def num_cut(windows: Sequence[Window], questions: Questions) -> int:
     return sum(bool(answers) and place not in whole for place, answers in enumerate(questions.answers))
 
 
-def says_something(windows: Sequence[Window], questions: Questions) -> np.ndarray:
-    """Which windows figures in training are of, `[N]`, bool: those with an answer, and all where there is none."""
-    return np.array([window.span != (0, 0) or not questions.answers[window.question] for window in windows])
-
-
 def rows_of(windows: Sequence[Window]) -> Dataset:
     """`input_ids`, `start_positions` and `end_positions`."""
     return Dataset.from_dict(
@@ -118,22 +113,6 @@ def rows_of(windows: Sequence[Window]) -> Dataset:
             "end_positions": [window.span[1] for window in windows],
         }
     )
-
-
-def position_figures(given: np.ndarray, found: np.ndarray) -> dict[str, float]:
-    """
-    `exact_match` and `f1` of tokens, each window by itself.
-
-    Args:
-        given, found: `[N, 2]`, the first and the last token.
-    """
-    same = (given == found).all(1)
-    shared = np.minimum(given, found)[:, 1] - np.maximum(given, found)[:, 0] + 1
-    lengths = sum(np.maximum(part[:, 1] - part[:, 0] + 1, 0) for part in (given, found))
-    return {
-        "exact_match": float(same.mean()),
-        "f1": float((2 * np.maximum(shared, 0) / np.maximum(lengths, 1)).mean()),
-    }
 
 
 def find_answers(
@@ -153,11 +132,30 @@ def find_answers(
 
     ids = [window.ids for window in windows]
     found = each_through_model(model, ids, compute, pad_token_id=pad_token_id, description="answering", quiet=quiet)
+    return answers_at(windows, [scores.numpy() for scores in found], questions)
+
+
+def log_chances(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of the chances of tokens, `[tokens, 2]`, of their logits."""
+    shifted = logits - logits.max(0)
+    return shifted - np.log(np.exp(shifted).sum(0))
+
+
+def answers_at(
+    windows: Sequence[Window], found: Sequence[np.ndarray], questions: Questions
+) -> tuple[list[Answer | None], list[float]]:
+    """
+    The likeliest answer to each question in all of its windows, and its chance.
+
+    Args:
+        found: Of each window `[tokens, 2]`, the logarithms of the chances that the answer begins and ends at a token;
+            the first token stands for no answer.
+    """
     best: list[Answer | None] = [None] * len(questions)
     # How much likelier the answer is than that its window has none.
     odds, chances = [0.0] * len(questions), [0.0] * len(questions)
     for window, scores in zip(windows, found, strict=True):
-        span, score = _best_span(scores.numpy()[window.first : window.first + len(window.offsets)])
+        span, score = _best_span(scores[window.first : window.first + len(window.offsets)])
         odd = score - float(scores[0].sum())
         if span is not None and odd > odds[window.question]:
             start, end = window.offsets[span[0], 0], window.offsets[span[1], 1]

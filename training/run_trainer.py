@@ -50,6 +50,12 @@ class RunTrainer(Trainer):
             check_finite(loss.item(), f"The loss of step {self.state.global_step + 1}", self.args.learning_rate)
         return loss
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """As the Trainer's. It draws random numbers for its loader, and training goes on as if it had not."""
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            return super().evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, *args, **kwargs) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         with saving(folder):
@@ -107,7 +113,7 @@ def run_training(
     arguments: RunArguments,
     checkpoint: str | None,
     *,
-    goes_on: str = "--resume_from_checkpoint last and the demo go on",
+    goes_on: str = "the same command with --resume_from_checkpoint last goes on",
 ) -> None:
     """
     Train, from the checkpoint on if there is one.

@@ -9,6 +9,7 @@ it is lost.
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -165,18 +166,37 @@ def find_tags(
         description="tagging",
         quiet=quiet,
     )
-    tags = [[OUTSIDE] * len(units) for units in texts.units]
-    chances = [[0.0] * len(units) for units in texts.units]
-    for window, found in zip(windows, best, strict=True):
-        last = None
+    places, chances = ([rows[:, side].tolist() for rows in best] for side in (1, 0))
+    return tags_at(windows, places, texts, names), _spread(windows, chances, texts, 0.0)
+
+
+def tags_at(
+    windows: Sequence[Window], numbers: Sequence[Sequence[float]], texts: TaggedTexts, names: Sequence[str]
+) -> list[list[str]]:
+    """
+    The tag of each unit, which is that of its first token.
+
+    Args:
+        numbers: Of each window the number of each token's tag.
+        names: Of the tags.
+    """
+    tags = _spread(windows, [[names[int(number)] for number in row] for row in numbers], texts, OUTSIDE)
+    for window in windows:
+        of_text = tags[window.text]
+        # The label that a token begins goes on in its other units.
+        for (_, before), (unit, column) in pairwise(zip(window.units, window.columns, strict=True)):
+            if column == before and of_text[unit].startswith("B-"):
+                of_text[unit] = f"I-{of_text[unit][2:]}"
+    return tags
+
+
+def _spread(windows, of_tokens, texts, missing):
+    """What is known of each token as what is known of each unit, by its first token."""
+    found = [[missing] * len(units) for units in texts.units]
+    for window, row in zip(windows, of_tokens, strict=True):
         for unit, column in zip(window.units, window.columns, strict=True):
-            chance, place = found[column].tolist()
-            tag = names[int(place)]
-            # The label that a token begins goes on in its other units.
-            is_inside = column == last and tag.startswith("B-")
-            tags[window.text][unit], chances[window.text][unit] = f"I-{tag[2:]}" if is_inside else tag, chance
-            last = column
-    return tags, chances
+            found[window.text][unit] = row[column]
+    return found
 
 
 def tag_figures(given: Sequence[Sequence[str]], found: Sequence[Sequence[str]], spans: bool) -> dict[str, float]:

@@ -12,7 +12,6 @@ from .run_report import write_log
 
 
 CARD = Template("""---
-license: apache-2.0
 library_name: transformers
 pipeline_tag: $pipeline_tag
 tags:
@@ -112,12 +111,13 @@ METRIC_TYPES = {"macro_f1": "f1"}
 
 
 def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """A table of markdown, a row for each name."""
+    """A table of markdown, a row for each name; the best of each figure is bold."""
     names = list(next(iter(figures.values())))
     rows = [f"| | {' | '.join(name.replace('_', ' ') for name in names)} |", f"|---|{'---|' * len(names)}"]
-    for number, (name, values) in enumerate(figures.items()):
-        cells = [f"{values[figure]:.3f}" for figure in names]
-        cells = [f"**{cell}**" for cell in cells] if number == 0 else cells
+    best = {figure: max(values[figure] for values in figures.values()) for figure in names}
+    for name, values in figures.items():
+        shown = {figure: f"{values[figure]:.3f}" for figure in names}
+        cells = [f"**{cell}**" if values[figure] == best[figure] else cell for figure, cell in shown.items()]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 

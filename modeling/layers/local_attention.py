@@ -40,8 +40,7 @@ class LocalSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         """
         Args:
-            hidden_states: `[B, L, hidden_size]`.
-            attention_mask: `[B, L]`, bool, or None.
+            hidden_states, attention_mask: `[B, L, hidden_size]`; `[B, L]`, bool, or None.
             circle_length: Tokens on the circle of chunks, padding included; None without a circle.
             layout, documents: Where the caller's tokens stand, and the documents of each row; None for as they came.
             cached: What is known of the text so far, and where the tokens of this call go in it.
@@ -54,8 +53,7 @@ class LocalSelfAttention(nn.Module):
         projections = self.query, self.key, self.value
         query, key, value = (project(hidden_states).unflatten(-1, (-1, self.head_size)) for project in projections)
         if rotation is not None:
-            # One after the other, so that one is freed before the next is turned.
-            query = rotation.turn(query)
+            query = rotation.turn(query)  # and freed before the next is turned
             key = rotation.turn(key)
         if cached is not None:
             if not cached.step.is_first:

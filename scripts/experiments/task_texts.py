@@ -12,7 +12,8 @@ Labelled text for docs/tasks.md, from what every Python ships, and DNA with a pl
 Functions are those of Python's standard library, from a definition to its end, with the package as the label. Lines
 are of files of the library that `hf-reformer train` holds out, and one in twenty is of PyTorch's C++ headers. DNA is
 in the form of genomic-benchmarks, a sequence and a label for each row. Parts of functions and motifs are spans: start,
-end and label. Docstrings are those of scikit-learn; the answer is what stands behind the name of the parameter.
+end and label. Docstrings are the shorter ones of scikit-learn; the answer is what stands behind the name of the
+parameter.
 """
 
 import argparse
@@ -47,7 +48,7 @@ PACKAGES = (
     "unittest",
 )
 TESTS = {"test", "tests", "idle_test", "__pycache__"}
-SHORTEST_FUNCTION = 150
+SHORTEST_FUNCTION, LONGEST_DOCSTRING = 150, 1200
 PARAMETER = re.compile(r"^(\w+) : (.+)$", re.MULTILINE)
 SEED = 0
 NUM_LINES, ODD_SHARE, SHORTEST_LINE = 2000, 0.05, 20
@@ -162,7 +163,7 @@ def parameters() -> Iterator[tuple[str, str, list[dict[str, str | int]]]]:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             text = ast.get_docstring(node) if isinstance(node, ast.FunctionDef | ast.ClassDef) else None
-            if text is None or text in seen:
+            if text is None or text in seen or len(text) > LONGEST_DOCSTRING:
                 continue
             seen.add(text)
             for found in PARAMETER.finditer(text):

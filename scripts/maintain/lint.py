@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from mlinter import DEFAULT_ENABLED_TRF_RULES, analyze_file
 
 
-FOLDERS = ("commands", "configuration", "modeling", "tokenization", "training")
+FOLDERS = ("commands", "configuration", "modeling", "starter", "tokenization", "training")
 MAX_WAIVED_RULES = 2
 WAIVER = re.compile(r"#\s*trf-ignore:\s*(TRF\d+)(.*)", re.IGNORECASE)
 LICENSE_HEADER = "TRF028"
