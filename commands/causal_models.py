@@ -6,6 +6,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from ..tokenization.tokenization_reformer_byte import BASE_VOCAB_SIZE
+from ..training.row_batches import existing
 
 
 ARCHITECTURES = ("ReformerForCausalLM", "ReformerModelWithLMHead")
@@ -17,6 +18,7 @@ def check_model(model: str) -> None:
     Raises:
         ValueError: It is not there, no causal Reformer, or has no tokenizer that fits.
     """
+    existing(model.partition("@")[0])
     name, _, revision = (model, "", "") if Path(model).exists() else model.partition("@")
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         raise ValueError(f"The folder {model} has no config.json; name the folder of a saved model.")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -36,13 +37,22 @@ def parse_groups(argv: list[str], *groups: type, of: str | None) -> Any:
         argv: The command line.
         groups: The dataclasses.
         of: Docstring of the command.
+
+    Raises:
+        ValueError: There is no such option.
     """
     parser = make_parser(*groups, description=of)
     if len(argv) == 1 and argv[0].endswith(".json"):
         return parser.parse_json_file(argv[0])
     if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
         return parser.parse_yaml_file(argv[0])
-    return parser.parse_args_into_dataclasses(argv)
+    *found, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        near = get_close_matches(unknown[0].partition("=")[0], options, n=1)
+        hint = f" Did you mean {near[0]}?" if near else " --help lists all."
+        raise ValueError(f"There is no option {unknown[0]}.{hint}")
+    return tuple(found)
 
 
 @dataclass(kw_only=True)

@@ -6,6 +6,7 @@ Save a model with the code that computes it, for people who do not have the pack
 """
 
 import argparse
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer
 
 from ..modeling.remote_code import AUTO_CLASS_OF, export
+from ..training.row_batches import existing
 from .command_line import mistakes_end
 
 
@@ -48,7 +50,7 @@ def export_saved(arguments: argparse.Namespace) -> None:
     """
     if arguments.output_dir.exists() and any(arguments.output_dir.iterdir()):
         raise ValueError(f"{arguments.output_dir} holds something already; give a new folder.")
-    architectures = AutoConfig.from_pretrained(arguments.model).architectures or ["None"]
+    architectures = AutoConfig.from_pretrained(existing(arguments.model)).architectures or ["None"]
     name = OTHER_NAMES.get(architectures[0], architectures[0])
     if name not in AUTO_CLASS_OF:
         raise ValueError(
@@ -64,9 +66,25 @@ def export_saved(arguments: argparse.Namespace) -> None:
     for file in (Path(arguments.model) / file for file in REPORT):
         if file.is_file():
             shutil.copy(file, arguments.output_dir)
+    copy_pictures(Path(arguments.model), arguments.output_dir)
     metadata = {name: getattr(arguments, name) for name in METADATA if getattr(arguments, name) is not None}
     export(model, tokenizer, arguments.output_dir, arguments.code_repository, **metadata)
     print(f"{arguments.output_dir} loads with trust_remote_code=True; its README.md says how.")
+
+
+def copy_pictures(source: Path, target: Path) -> None:
+    """Those beside a card that it shows; and the name that its lines of Python load becomes that of the copy."""
+    card = target / "README.md"
+    if not card.is_file():
+        return
+    text = card.read_text(encoding="utf-8")
+    for name in re.findall(r"!\[[^\]]*\]\(([\w.-]+)\)", text):
+        if (source / name).is_file():
+            shutil.copy(source / name, target)
+    text = text.replace(f'model="{source.name}"', f'model="{target.name}"')
+    card.write_text(
+        text.replace(f'from_pretrained("{source.name}")', f'from_pretrained("{target.name}")'), encoding="utf-8"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

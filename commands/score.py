@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from ..training.row_batches import check_length, longest_input
+from ..training.row_batches import check_length, existing, longest_input
 from ..training.tables import check_writable, excerpt, read_table, texts_of, write_table
 from ..training.text_scores import oddest, score_texts
 from .command_line import RowArguments, make_parser, mistakes_end, usable_device
@@ -52,7 +52,7 @@ def score(arguments: ScoreArguments) -> dict[str, list]:
         ValueError: The model is none that predicts the next token, or the file has no such texts.
     """
     device = usable_device(arguments.device)
-    config = AutoConfig.from_pretrained(arguments.model)
+    config = AutoConfig.from_pretrained(existing(arguments.model))
     if getattr(config, "is_decoder", True) is False or any("MaskedLM" in name for name in config.architectures or ()):
         raise ValueError(
             f"{arguments.model} is {', '.join(config.architectures or ['no model'])}, which does not predict the next "

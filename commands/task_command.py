@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from ..configuration.configuration_reformer import ReformerConfig
 from ..training.masked_pretraining import find_task_checkpoint, pretrain
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import NO_BOUND, check_length, longest_input
+from ..training.row_batches import NO_BOUND, check_length, existing, longest_input
 from ..training.run_checkpoints import RunArguments, saving
 from ..training.run_trainer import check_strategy
 from ..training.task_report import figures_table, write_card, write_task_curve, write_task_log
@@ -222,7 +222,7 @@ def load_trained(
     name = model_arguments.model_name_or_path
     if name is None:
         raise ValueError(f"predict is {source}, but no model: name a trained one with --model_name_or_path.")
-    architectures = AutoConfig.from_pretrained(name).architectures or ["no model"]
+    architectures = AutoConfig.from_pretrained(existing(name)).architectures or ["no model"]
     if architecture not in architectures[0]:
         raise ValueError(
             f"{name} is {architectures[0]}, which cannot do this. Name a folder that hf-reformer {command} trained."

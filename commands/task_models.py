@@ -11,7 +11,7 @@ from ..configuration.configuration_reformer import ReformerConfig
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.masked_pretraining import MaskedStage
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import longest_input
+from ..training.row_batches import existing, longest_input
 from .command_line import config_of, parse_settings
 
 
@@ -75,7 +75,7 @@ class TaskModelArguments:
 def load_tokenizer(arguments: TaskModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the existing model's, or bytes; with what a head and padding need."""
     name = arguments.tokenizer_name or arguments.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(name) if name else ReformerByteTokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(existing(name)) if name else ReformerByteTokenizer()
     if isinstance(tokenizer, ReformerByteTokenizer) and not getattr(existing_config(arguments), "is_decoder", False):
         tokenizer.add_head_tokens()
     if tokenizer.pad_token is None:
@@ -92,7 +92,7 @@ def load_tokenizer(arguments: TaskModelArguments) -> PreTrainedTokenizerBase:
 def existing_config(arguments: TaskModelArguments) -> PreTrainedConfig | None:
     """Of the model that is named, as it was saved."""
     name = arguments.model_name_or_path
-    return None if name is None else AutoConfig.from_pretrained(name)
+    return None if name is None else AutoConfig.from_pretrained(existing(name))
 
 
 def load_config(

@@ -36,7 +36,7 @@ from ..training.compression import reference_figures
 from ..training.contribution import without_attention
 from ..training.corpus import Corpus, DataArguments, Windows, build_corpus
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import longest_input
+from ..training.row_batches import existing, longest_input
 from ..training.run_checkpoints import RunArguments, find_checkpoint, saving
 from ..training.run_identity import check_same_run, identify_run
 from ..training.run_report import describe_run, write_curve, write_log, write_model_card
@@ -109,7 +109,7 @@ def parse_arguments(
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the existing model's, or bytes; with a mask token where the objective needs one."""
     name = arguments.tokenizer_name or arguments.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(name) if name else ReformerByteTokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(existing(name)) if name else ReformerByteTokenizer()
     if not arguments.causal and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
     return tokenizer

@@ -315,6 +315,14 @@ def test_mistakes_end_with_a_message(changed, message, reviews, tmp_path):
         classify.main(arguments_of(reviews, tmp_path, **changed))
 
 
+def test_a_slip_of_the_keyboard_is_told(reviews, tmp_path):
+    with pytest.raises(SystemExit, match=r"There is no option --hiden_size\. Did you mean --hidden_size\?"):
+        classify.main(["--hiden_size", "64"])
+    (tmp_path / "there").mkdir()
+    with pytest.raises(SystemExit, match=r"There is no folder .*nope\. .* has .*there"):
+        classify.main(["--model_name_or_path", str(tmp_path / "nope"), "--predict", str(reviews)])
+
+
 def test_a_model_without_labels_labels_nothing(trained, reviews, tmp_path):
     given = {"model_name_or_path": trained[0] / "pretrained", "predict": reviews}
     with pytest.raises(SystemExit, match="is ReformerForMaskedLM, which cannot do this"):

@@ -386,13 +386,16 @@ def test_bfloat16_on_a_cpu_that_emulates_it_is_said(monkeypatch, tmp_path):
 
 
 def test_time_left(monkeypatch, capsys, tmp_path):
-    clock = iter([10.0, 16.0])
+    # Four steps, an evaluation of eight seconds behind the second, and more steps.
+    clock = iter([10.0, 12.0, 20.0, 22.0, 24.0, *range(30, 40)])
     monkeypatch.setattr(time_left.time, "monotonic", lambda: next(clock))
     arguments = run_checkpoints.RunArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True)
     state = TrainerState(max_steps=1003, eval_steps=500, is_world_process_zero=True)
     callback = time_left.SayTimeLeft(num_evaluated=80)
     for state.global_step in range(1, 10):
         callback.on_step_end(arguments, state, TrainerControl())
+        if state.global_step == 2:
+            callback.on_evaluate(arguments, state, TrainerControl())
     # Three steps took 6 s. 999 steps, and one evaluation of 40 batches at a quarter of a step each.
     assert capsys.readouterr().out == (
         "a step takes 2.00 s, so 999 more and 1 evaluations take about 34 min on this machine\n"

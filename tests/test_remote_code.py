@@ -236,11 +236,14 @@ def test_operators_alone_need_torch_only(tmp_path):
 def test_the_command_keeps_the_report(exported, tmp_path):
     source, target = tmp_path / "trained", tmp_path / "exported"
     shutil.copytree(exported / "AutoModelForMaskedLM", source)
-    (source / "README.md").write_text("---\nlicense: mit\ntags:\n- mine\n---\n# Figures\n1.23\n")
+    shown = '![A picture](some.png)\n\npipeline("fill-mask", model="trained")\n'
+    (source / "README.md").write_text(f"---\nlicense: mit\ntags:\n- mine\n---\n# Figures\n1.23\n{shown}")
+    (source / "some.png").write_bytes(b"png")
     export_command.main(["--model", str(source), "--output_dir", str(target), "--language", "en", "de"])
     card = ModelCard.load(target / "README.md")
     assert card.data.language == ["en", "de"]
     assert "1.23" in card.text and "trust_remote_code=True" in card.text
+    assert (target / "some.png").read_bytes() == b"png" and 'model="exported")' in card.text
     assert card.data.license == "mit" and card.data.pipeline_tag == "fill-mask"
     assert {"mine", "custom_code"} <= set(card.data.tags)
     with pytest.raises(SystemExit, match="holds something already"):

@@ -1,7 +1,8 @@
 """A vector for a text: the mean of its real tokens' vectors; and a folder that sentence-transformers loads."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..modeling.ops.padding import mean_of_rows
-from .row_batches import NO_BOUND, check_length, encode, longest_input, through_model
+from .row_batches import NO_BOUND, check_length, encode, existing, longest_input, through_model
 
 
 OUTPUTS = (".npy", ".parquet")
@@ -38,11 +40,13 @@ def load_encoder(
         ValueError: The context is longer than the table of positions.
     """
     # The name of a special token in a text is text, for whoever loads what is saved, too.
-    tokenizer = AutoTokenizer.from_pretrained(name, split_special_tokens=True)
+    tokenizer = AutoTokenizer.from_pretrained(existing(name), split_special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     longest = longest_input(AutoConfig.from_pretrained(name))
-    model = AutoModel.from_pretrained(name).eval()
+    with _silence():
+        # That a head is left out is meant so.
+        model = AutoModel.from_pretrained(name).eval()
     model.to(device)
     if context_length is not None:
         check_length(context_length, model.config)
@@ -50,6 +54,17 @@ def load_encoder(
     elif longest is not None:
         tokenizer.model_max_length = min(tokenizer.model_max_length, longest)
     return model, tokenizer
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No report of weights that a class has no place for."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def embed_texts(

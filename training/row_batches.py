@@ -1,6 +1,7 @@
 """Texts of ragged length through a model, a batch of about one length at a time, results in the order of the texts."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
@@ -11,6 +12,26 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 TOKENS_IN_BATCH = 16384
 # What a tokenizer says that knows of no longest text is beyond this.
 NO_BOUND = 10**9
+# Folders that an error names.
+SHOWN = 8
+
+
+def existing(name: str) -> str:
+    """
+    The name of a model, in a folder or on the Hub.
+
+    Raises:
+        ValueError: It can only be a folder, and there is none.
+    """
+    path = Path(name)
+    is_local = path.is_absolute() or name.startswith((".", "~")) or len(path.parts) > 2
+    if not path.exists() and (is_local or (len(path.parts) == 2 and path.parent.is_dir())):
+        folders = (
+            sorted(entry.name for entry in path.parent.iterdir() if entry.is_dir()) if path.parent.is_dir() else []
+        )
+        there = f" {path.parent} has {', '.join(folders[:SHOWN])}." if folders else ""
+        raise ValueError(f"There is no folder {name}.{there}")
+    return name
 
 
 def longest_input(config: PreTrainedConfig) -> int | None:

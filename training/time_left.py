@@ -21,14 +21,15 @@ class SayTimeLeft(TrainerCallback):
 
     def __init__(self, num_evaluated: int):
         self.num_evaluated = num_evaluated
-        self.first_step = self.begun = None
+        self.first_step = self.begun = self.ended = None
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.ended = time.monotonic()
         if self.begun is None:
             # The first step also sets up.
-            self.first_step, self.begun = state.global_step, time.monotonic()
+            self.first_step, self.begun = state.global_step, self.ended
         elif state.global_step == self.first_step + TIMED_STEPS and state.is_world_process_zero:
-            seconds = (time.monotonic() - self.begun) / TIMED_STEPS
+            seconds = (self.ended - self.begun) / TIMED_STEPS
             left = state.max_steps - state.global_step
             evaluations = left // state.eval_steps if args.eval_strategy == "steps" else 0
             windows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -38,3 +39,8 @@ class SayTimeLeft(TrainerCallback):
                 f"a step takes {seconds:.2f} s, so {left:,} more and {evaluations} evaluations take "
                 f"{f'about {minutes}' if minutes else 'less than a'} min on this machine"
             )
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        if self.begun is not None and self.ended is not None:
+            # As if the steps had gone on at once.
+            self.begun += time.monotonic() - self.ended
