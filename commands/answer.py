@@ -76,6 +76,7 @@ class AnswerQuestions(Task):
     classes = ReformerForQuestionAnswering, AutoModelForQuestionAnswering
     objective, pipeline, main_figure = "answers", "question-answering", "f1"
     baseline_is = "TF-IDF"
+    packs = False
 
     def read(self) -> QuestionSides:
         """Questions, contexts and answers."""

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 
 from ..configuration.configuration_reformer import ReformerConfig
 from ..training.masked_pretraining import find_task_checkpoint, pretrain
+from ..training.packing import TextPacker
 from ..training.recipe import ModelRecipe
 from ..training.row_batches import NO_BOUND, check_length, existing, longest_input
 from ..training.run_checkpoints import RunArguments, saving
@@ -19,6 +20,7 @@ from ..training.task_report import figures_table, write_card, write_task_curve, 
 from ..training.task_run import Measure, TaskRows, describe_task_run, train_task
 from ..training.task_trainer import TaskTrainer, said
 from .task_models import TaskModelArguments, load_model, load_tokenizer
+from .train import alignment_in_windows
 
 
 Figures = dict[str, dict[str, float]]
@@ -59,6 +61,7 @@ class Task(ABC):
         pipeline: Of transformers, that the trained model works in.
         main_figure: The one that is drawn.
         baseline_is: What stands beside, for the message while it is fitted.
+        packs: Whether texts may share a row.
     """
 
     classes: tuple[type[PreTrainedModel], Any]
@@ -66,6 +69,7 @@ class Task(ABC):
     pipeline: str
     main_figure: str
     baseline_is: str
+    packs: bool = True
 
     def __init__(self, data_arguments: Any):
         self.data_arguments = data_arguments
@@ -138,8 +142,10 @@ def run_task(
             "objective": task.objective,
             "pretrain_steps": model_arguments.pretrain_steps,
             "context_length": prepared.tokenizer.model_max_length,
+            "packing": model_arguments.packing,
         },
         checkpoint,
+        packer_of(task, prepared) if model_arguments.packing else None,
     )
     with saving(training_arguments.output_dir):
         trainer.save_model()
@@ -149,6 +155,21 @@ def run_task(
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return figures
+
+
+def packer_of(task: Task, prepared: Prepared) -> TextPacker:
+    """
+    What puts several texts into a row.
+
+    Raises:
+        ValueError: The task or the model does not keep texts apart that share a row.
+    """
+    if not task.packs:
+        raise ValueError(
+            "packing is True, but an answer is looked for in a whole row, so texts cannot share one. Leave it out."
+        )
+    alignment = alignment_in_windows(prepared.config, packing=True)
+    return TextPacker(prepared.tokenizer.model_max_length, alignment, prepared.tokenizer.pad_token_id or 0)
 
 
 def describe(data_arguments: Any, sides: Any, figures: Figures) -> None:

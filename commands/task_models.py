@@ -42,6 +42,9 @@ class TaskModelArguments:
     )
     pretrain_learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of these steps."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens hidden in these steps."})
+    packing: bool = field(
+        default=False, metadata={"help": "In training, short texts share rows, each by itself, instead of padding."}
+    )
     set: list[str] = field(
         default_factory=list, metadata={"help": "Any other settings of the config, such as reversible=False."}
     )

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_models import WINDOWS, make_model, random_ids
 
-from hf_reformer import ReformerForCausalLM
+from hf_reformer import ReformerForCausalLM, ReformerForSequenceClassification, ReformerForTokenClassification
 from hf_reformer.modeling.packed_rows import alignment_of
 from hf_reformer.training import DataCollatorForPacking
-from hf_reformer.training.packing import best_fit
+from hf_reformer.training.packing import TextPacker, best_fit
 
 
 def taken(length, alignment):
@@ -69,3 +69,30 @@ def test_a_packed_batch_has_the_loss_of_its_documents():
         alone = sum(model(row, labels=row, num_items_in_batch=1).loss for row in rows if row.shape[1] > 1)
     # Transformers computes it in float32.
     assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["token", "mean"])
+def test_labels_of_texts_stand_in_the_order_of_the_vectors(pooling):
+    model = make_model(ReformerForSequenceClassification, **WINDOWS, classifier_pooling=pooling, num_labels=3)
+    texts = [random_ids(1, length)[0] for length in (5, 30, 12, 9, 31)]
+    examples = [{"input_ids": text.tolist(), "labels": place % 3} for place, text in enumerate(texts)]
+    batch = TextPacker(40, alignment_of(model.config))(examples)
+    assert len(batch["input_ids"]) < len(texts) and sorted(batch["labels"].tolist()) == [0, 0, 1, 1, 2]
+    with torch.no_grad():
+        together = model(**batch)
+        alone = [model(text[None], labels=torch.tensor([place % 3])) for place, text in enumerate(texts)]
+    torch.testing.assert_close(together.loss, torch.stack([each.loss for each in alone]).mean())
+
+
+def test_labels_of_tokens_stand_where_their_tokens_do():
+    model = make_model(ReformerForTokenClassification, **WINDOWS, num_labels=3)
+    texts = [random_ids(1, length)[0] for length in (5, 30, 12, 9, 31)]
+    examples = [{"input_ids": text.tolist(), "labels": (text % 3).tolist()} for text in texts]
+    batch = TextPacker(40, alignment_of(model.config))(examples)
+    assert len(batch["input_ids"]) < len(texts)
+    real = batch["attention_mask"] > 0
+    assert torch.equal(batch["labels"][real], batch["input_ids"][real] % 3) and (batch["labels"][~real] == -100).all()
+    with torch.no_grad():
+        together = model(**batch)
+        alone = [float(model(text[None], labels=text[None] % 3).loss) * len(text) for text in texts]
+    assert float(together.loss) == pytest.approx(sum(alone) / sum(map(len, texts)), rel=1e-5)

@@ -8,6 +8,7 @@ import datasets
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from tiny_models import TINY_RECIPE, make_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
@@ -448,6 +449,29 @@ def test_labels_are_found_by_their_number(trained, tmp_path):
             ]
         )
     assert (tmp_path / "copy.jsonl").read_text() == (tmp_path / f"{folder.name}.jsonl").read_text()
+
+
+def test_texts_that_share_rows_learn_the_same(reports, tmp_path):
+    """Packed or padded, a step computes the same: with little text and no dropout the weights agree to rounding."""
+    weights = []
+    for packing in (True, False):
+        folder = tmp_path / str(packing)
+        run(
+            folder,
+            data=reports,
+            packing=packing,
+            dropout=0,
+            optim="sgd",
+            muon=False,
+            learning_rate=0.1,
+            max_steps=2,
+            baseline=False,
+            context_length=128,
+            max_grad_norm=1e9,
+        )
+        weights.append(load_file(folder / "model.safetensors"))
+    for name, packed in weights[0].items():
+        torch.testing.assert_close(packed, weights[1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_words_with_plain_tags(tmp_path):

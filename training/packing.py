@@ -116,6 +116,46 @@ class DataCollatorForPacking:
         return batch
 
 
+@dataclass
+class TextPacker:
+    """
+    Batches of texts with labels in as few rows as they need, for a model that keeps documents apart.
+
+    A batch has what `DataCollatorForPacking` makes. Labels of tokens stand where their tokens do; a label of a text
+    stands in the order in which the model's heads give vectors of documents: row by row.
+
+    Args:
+        context_length, alignment, pad_token_id: As of `DataCollatorForPacking`.
+    """
+
+    context_length: int
+    alignment: int = 1
+    pad_token_id: int = 0
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples: Each with `input_ids` and `labels`, one for each token or one for all.
+        """
+        ids = [torch.as_tensor(example["input_ids"]) for example in examples]
+        labels = [torch.as_tensor(example["labels"]) for example in examples]
+        rows = best_fit([len(tokens) for tokens in ids], self.context_length, self.alignment)
+        numbers = [torch.cat([torch.full_like(ids[n], place) for place, n in enumerate(row, start=1)]) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+
+        def in_rows(of_texts, filled_up_with):
+            joined = [torch.cat([of_texts[number] for number in row]) for row in rows]
+            return pad(joined, batch_first=True, padding_value=filled_up_with)
+
+        of_tokens = labels[0].ndim > 0
+        return {
+            "input_ids": in_rows(ids, self.pad_token_id),
+            "position_ids": in_rows([torch.arange(len(tokens)) for tokens in ids], 0),
+            "attention_mask": pad(numbers, batch_first=True),
+            "labels": in_rows(labels, IGNORED) if of_tokens else torch.stack([labels[n] for row in rows for n in row]),
+        }
+
+
 def _real_tokens(example: Mapping[str, Any], values: Any) -> torch.Tensor:
     """`values` of an example where its mask, if it has one, is not 0."""
     tokens = torch.as_tensor(values).flatten()

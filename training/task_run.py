@@ -59,6 +59,7 @@ def train_task(
     arguments: RunArguments,
     objective: dict[str, Any],
     checkpoint: str | None,
+    packer: Callable | None = None,
 ) -> TaskTrainer:
     """
     Train, from the checkpoint on if there is one.
@@ -66,6 +67,7 @@ def train_task(
     Args:
         collator: Makes a batch of rows.
         objective: What decides the course of the run besides model, text and arguments.
+        packer: Makes a batch of rows for training instead, several texts in a row.
 
     Raises:
         ValueError: The checkpoint is of another run, or training diverged.
@@ -82,6 +84,7 @@ def train_task(
         preprocess_logits_for_metrics=measure.reduce,
         callbacks=[SayTimeLeft(len(rows.held_out)), SayFigures(measure.names, *measure.beside)],
         lengths=rows.lengths,
+        packer=packer,
     )
     trainer.run = identify_run(trainer, rows.sides, objective)
     if checkpoint is not None:

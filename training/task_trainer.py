@@ -1,6 +1,6 @@
 """The Trainer of tasks with labels: texts of about one length in a batch, an evaluation's figures in a line."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -74,13 +74,23 @@ class TaskTrainer(RunTrainer):
 
     Args:
         lengths: Of the training rows.
+        packer: Makes a batch of rows for training, in the place of the collator; evaluation pads.
     """
 
     args: RunArguments
 
-    def __init__(self, *given, lengths: Sequence[int], **kwargs):
+    def __init__(self, *given, lengths: Sequence[int], packer: Callable | None = None, **kwargs):
         super().__init__(*given, **kwargs)
-        self.lengths = lengths
+        self.lengths, self.packer = lengths, packer
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        """As the Trainer's, with the packer if there is one."""
+        collator = self.data_collator
+        self.data_collator = self.packer or collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler:
         args = self.args
