@@ -315,14 +315,14 @@ def describe_model(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train as the command line, or the settings file on it, says; a mistake ends the program with its message."""
-    with mistakes_end("train"):
-        train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    """Train as the command line, or the settings file on it, says."""
+    train(*parse_arguments(sys.argv[1:] if argv is None else argv))
 
 
 def run_process(argv: list[str] | None = None) -> None:
-    """`main` as all that this process does; its exit code says whether a signal ended it."""
-    run_and_end(main, argv)
+    """`main` as all that this process does: a mistake ends it with its message, a signal with its exit code."""
+    with mistakes_end("train"):
+        run_and_end(main, argv)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def give_buckets(model, computed, equal):
     layer = model.reformer.encoder.layers[1].attention.self_attention
     rotations, buckets = computed["rotations0"], computed["buckets0"]
 
-    def hash_as_trax(vectors, _, num_buckets):
+    def hash_as_trax(vectors, _, num_buckets, implementation):
         ours = [hash_vectors(vectors[[row]], rotations[row], num_buckets) for row in range(len(vectors))]
         equal.append((torch.cat(ours) == buckets).double().mean().item())
         return buckets

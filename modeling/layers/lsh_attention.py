@@ -28,6 +28,9 @@ class LSHSelfAttention(nn.Module):
     Up to `full_attention_threshold` tokens it attends to everything (see `DenseThreshold`).
     """
 
+    # A layer can be given other buckets, such as those of another implementation.
+    _hash = staticmethod(hash_vectors)
+
     def __init__(self, config, layer_idx: int):
         super().__init__()
         self.config = config
@@ -133,7 +136,7 @@ class LSHSelfAttention(nn.Module):
         else:
             num_buckets = (cached and cached.layer.num_buckets) or num_buckets_of(self.config, length, circle_length)
             if buckets is None:
-                buckets = hash_vectors(to_hash.detach(), cast(torch.Tensor, rotations), num_buckets, implementation)
+                buckets = self._hash(to_hash.detach(), cast(torch.Tensor, rotations), num_buckets, implementation)
                 if cached is not None:
                     cached.layer.add_to_order(buckets, cached.step, all_positions=True)
             how |= {"num_buckets": num_buckets}
@@ -178,11 +181,11 @@ class LSHSelfAttention(nn.Module):
         if cache.order is None:
             # So far attention was dense, and nothing was hashed.
             text = cache.hashed[:, : step.longest]
-            buckets = hash_vectors(text, cache.rotations, cache.num_buckets, implementation)
+            buckets = self._hash(text, cache.rotations, cache.num_buckets, implementation)
             codes = cache.add_to_order(buckets, step, all_positions=True)
             codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
         else:
-            buckets = hash_vectors(to_hash.detach(), cache.rotations, cache.num_buckets, implementation)
+            buckets = self._hash(to_hash.detach(), cache.rotations, cache.num_buckets, implementation)
             codes = cache.add_to_order(buckets, step, all_positions=False)
         padded_length = circle_length or padded_to_multiple(step.num_columns, self.options.chunk_length)
         output, weights = attend_in_buckets(query_key, cached, codes, self.options, padded_length, return_weights)

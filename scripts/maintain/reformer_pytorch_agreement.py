@@ -68,7 +68,7 @@ def _hash_theirs(self, n_buckets, vecs, key_namespace=None, fetch=False, set_cac
     return (buckets + torch.arange(self.n_hashes)[:, None] * n_buckets).flatten(1)
 
 
-def _hash_ours(self, vectors, rotations, num_buckets):
+def _hash_ours(self, vectors, rotations, num_buckets, implementation):
     turned = torch.einsum("blhd,hdri->bhrli", vectors.double(), rotations)
     return torch.cat([turned, -turned], dim=-1).argmax(-1)
 

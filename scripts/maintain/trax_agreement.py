@@ -103,7 +103,7 @@ def give_buckets(model, computed) -> list[float]:
     equal = []
 
     def take(layer, rotations, buckets):
-        def hash_as_trax(vectors, _, num_buckets):
+        def hash_as_trax(vectors, _, num_buckets, implementation):
             examples = zip(vectors.split(1), rotations, strict=True)
             ours = torch.cat([hash_vectors(example, own, num_buckets) for example, own in examples])
             equal.append((ours == buckets).double().mean().item())
