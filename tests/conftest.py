@@ -60,7 +60,8 @@ def fixed_buckets(monkeypatch):
         shape = (vectors.shape[0], vectors.shape[2], rotations.shape[2], vectors.shape[1])
         return torch.randint(8, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
 
-    monkeypatch.setattr("hf_reformer.modeling.layers.lsh_attention.hash_vectors", hash_vectors)
+    hashing = "hf_reformer.modeling.layers.lsh_attention.LSHSelfAttention._hash"
+    monkeypatch.setattr(hashing, staticmethod(hash_vectors))
 
 
 @pytest.fixture
