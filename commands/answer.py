@@ -41,8 +41,8 @@ from ..training.row_batches import check_length
 from ..training.tables import excerpt, write_table
 from ..training.task_run import Measure, TaskRows
 from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
-from .command_line import mistakes_end, parse_groups
-from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
+from .command_line import parse_groups
+from .task_command import Figures, Prepared, Report, Task, load_trained, run_command, run_task
 from .task_models import TaskModelArguments, existing_config, load_config, load_tokenizer
 from .training_process import run_and_end
 
@@ -85,12 +85,14 @@ class AnswerQuestions(Task):
     def prepare(self, model_arguments: TaskModelArguments, recipe: ModelRecipe, sides: QuestionSides) -> Prepared:
         """Contexts longer than the model reads at once become several windows."""
         tokenizer = load_tokenizer(model_arguments)
-        whole = [len(window.ids) for window in windows_of(sides.train, tokenizer, sys.maxsize)]
-        context_length = model_arguments.context_for(whole, existing_config(model_arguments))
+        train = windows_of(sides.train, tokenizer, sys.maxsize)
+        lengths = [len(window.ids) for window in train]
+        context_length = model_arguments.context_for(lengths, existing_config(model_arguments))
         config = load_config(model_arguments, recipe, tokenizer, context_length)
         check_length(context_length, config)
         tokenizer.model_max_length = context_length
-        train = windows_of(sides.train, tokenizer, context_length)
+        if max(lengths) > context_length:
+            train = windows_of(sides.train, tokenizer, context_length)
         held_out = windows_of(sides.held_out, tokenizer, context_length)
         self.measured_windows = held_out if sides.test is None else windows_of(sides.test, tokenizer, context_length)
         self.held_out_windows = held_out
@@ -112,7 +114,7 @@ class AnswerQuestions(Task):
         """Pads rows."""
         return DataCollatorWithPadding(tokenizer)
 
-    def measure(self, sides: QuestionSides, beside: Figures) -> Measure:
+    def measure(self, sides: QuestionSides) -> Measure:
         """The figures of the report."""
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
@@ -126,14 +128,12 @@ class AnswerQuestions(Task):
         def reduce(logits, labels) -> tuple[torch.Tensor, torch.Tensor]:
             return logits[0].float(), logits[1].float()
 
-        called = next(iter(beside), "")
-        return Measure(FIGURES, compute, reduce, (beside.get(called), called))
+        return Measure(FIGURES, compute, reduce)
 
-    def report(self, trainer: TaskTrainer, sides: QuestionSides, beside: Figures) -> Report:
+    def report(self, trainer: TaskTrainer, sides: QuestionSides) -> Report:
         """Figures, and predictions.jsonl of the questions that the figures are of."""
         folder, measured, tokenizer = Path(trainer.args.output_dir), sides.measured, trainer.processing_class
-        windows = self.measured_windows
-        quiet = bool(trainer.args.disable_tqdm)
+        windows, quiet = self.measured_windows, bool(trainer.args.disable_tqdm)
         how = {"pad_token_id": tokenizer.pad_token_id, "quiet": quiet}
         answers, chances = find_answers(trainer.model, windows, measured, **how)
         columns = _columns(measured, answers, chances)
@@ -229,14 +229,7 @@ def parse_arguments(
 
 def main(argv: list[str] | None = None) -> None:
     """Train or answer as the command line says; a mistake ends the program with its message."""
-    with mistakes_end("answer"):
-        model_arguments, recipe, data_arguments, training_arguments = parse_arguments(
-            sys.argv[1:] if argv is None else argv
-        )
-        if data_arguments.predict:
-            predict(model_arguments, data_arguments, training_arguments)
-        else:
-            answer(model_arguments, recipe, data_arguments, training_arguments)
+    run_command("answer", argv, parse_arguments, answer, predict)
 
 
 def run_process(argv: list[str] | None = None) -> None:

@@ -9,7 +9,6 @@ Texts are csv, tsv, json, jsonl, parquet, or a folder that has a folder of text 
 and lines of txt as well. A part of them is held out. Every option of the Trainer works.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +33,8 @@ from ..training.row_batches import check_length, cut_long, encode, through_model
 from ..training.tables import column_of, excerpt, read_table, texts_of, write_table
 from ..training.task_run import Measure, TaskRows
 from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
-from .command_line import mistakes_end, parse_groups
-from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
+from .command_line import parse_groups
+from .task_command import Figures, Prepared, Report, Task, load_trained, run_command, run_task
 from .task_models import TaskModelArguments, existing_config, load_config, load_tokenizer
 from .training_process import run_and_end
 
@@ -91,8 +90,8 @@ class Classify(Task):
         """Pads texts."""
         return DataCollatorWithPadding(tokenizer)
 
-    def measure(self, sides: LabelledSides, beside: Figures) -> Measure:
-        """Accuracy and macro F1, beside the first of the baselines."""
+    def measure(self, sides: LabelledSides) -> Measure:
+        """Accuracy and macro F1."""
         names = sides.names
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
@@ -100,10 +99,9 @@ class Classify(Task):
             labels, predicted = ([names[place] for place in part.tolist()] for part in (given, found))
             return classification_figures(labels, predicted)
 
-        called = next(iter(beside), "")
-        return Measure(FIGURES, compute, lambda logits, labels: logits.argmax(-1), (beside.get(called), called))
+        return Measure(FIGURES, compute, lambda logits, labels: logits.argmax(-1))
 
-    def report(self, trainer: TaskTrainer, sides: LabelledSides, beside: Figures) -> Report:
+    def report(self, trainer: TaskTrainer, sides: LabelledSides) -> Report:
         """Figures, confusion.png and predictions.csv, of the texts that the figures are of."""
         folder, measured = Path(trainer.args.output_dir), sides.measured
         quiet = bool(trainer.args.disable_tqdm)
@@ -236,14 +234,7 @@ def parse_arguments(
 
 def main(argv: list[str] | None = None) -> None:
     """Train or label as the command line says; a mistake ends the program with its message."""
-    with mistakes_end("classify"):
-        model_arguments, recipe, data_arguments, training_arguments = parse_arguments(
-            sys.argv[1:] if argv is None else argv
-        )
-        if data_arguments.predict:
-            predict(model_arguments, data_arguments, training_arguments)
-        else:
-            classify(model_arguments, recipe, data_arguments, training_arguments)
+    run_command("classify", argv, parse_arguments, classify, predict)
 
 
 def run_process(argv: list[str] | None = None) -> None:

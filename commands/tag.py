@@ -55,8 +55,8 @@ from ..training.tagging import (
 )
 from ..training.task_run import Measure, TaskRows
 from ..training.task_trainer import TaskRunArguments, TaskTrainer, said
-from .command_line import mistakes_end, parse_groups
-from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
+from .command_line import parse_groups
+from .task_command import Figures, Prepared, Report, Task, load_trained, run_command, run_task
 from .task_models import TaskModelArguments, existing_config, load_config, load_tokenizer
 from .training_process import run_and_end
 
@@ -98,12 +98,14 @@ class Tag(Task):
                 "word. Name a model that reads both ways, such as one of hf-reformer train --objective masked."
             )
         tokenizer = load_tokenizer(model_arguments)
-        whole = [len(window.ids) for window in windows_of(sides.train, tokenizer, sys.maxsize)]
-        context_length = model_arguments.context_for(whole, existing_config(model_arguments))
+        train = windows_of(sides.train, tokenizer, sys.maxsize)
+        lengths = [len(window.ids) for window in train]
+        context_length = model_arguments.context_for(lengths, existing_config(model_arguments))
         config = load_config(model_arguments, recipe, tokenizer, context_length, sides.names)
         check_length(context_length, config)
         tokenizer.model_max_length = context_length
-        train = windows_of(sides.train, tokenizer, context_length)
+        if max(lengths) > context_length:
+            train = windows_of(sides.train, tokenizer, context_length)
         held_out = windows_of(sides.held_out, tokenizer, context_length)
         shared = sum(len(window.columns) - len(set(window.columns)) for window in train)
         if shared:
@@ -112,6 +114,7 @@ class Tag(Task):
                 flush=True,
             )
         self.held_out_windows = held_out
+        self.measured_windows = held_out if sides.test is None else windows_of(sides.test, tokenizer, context_length)
         rows = TaskRows(
             rows_of(train, sides.train, sides.names),
             rows_of(held_out, sides.held_out, sides.names),
@@ -128,7 +131,7 @@ class Tag(Task):
         """Pads tokens and labels."""
         return DataCollatorForTokenClassification(tokenizer)
 
-    def measure(self, sides: TaggedSides, beside: Figures) -> Measure:
+    def measure(self, sides: TaggedSides) -> Measure:
         """The figures of the report: of units, by their first token."""
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
@@ -136,15 +139,13 @@ class Tag(Task):
             tags = tags_at(self.held_out_windows, found.tolist(), sides.held_out, sides.names)
             return tag_figures(sides.held_out.tags, tags, sides.has_spans)
 
-        called = next(iter(beside), "")
         shown = ("f1", "precision", "recall") if sides.has_spans else ("accuracy", "macro_f1")
-        return Measure(shown, compute, lambda logits, labels: logits.argmax(-1), (beside.get(called), called))
+        return Measure(shown, compute, lambda logits, labels: logits.argmax(-1))
 
-    def report(self, trainer: TaskTrainer, sides: TaggedSides, beside: Figures) -> Report:
+    def report(self, trainer: TaskTrainer, sides: TaggedSides) -> Report:
         """Figures, predictions.jsonl of the texts that the figures are of, and of spans labels.png."""
         folder, measured, tokenizer = Path(trainer.args.output_dir), sides.measured, trainer.processing_class
-        windows = windows_of(measured, tokenizer, tokenizer.model_max_length)
-        quiet = bool(trainer.args.disable_tqdm)
+        windows, quiet = self.measured_windows, bool(trainer.args.disable_tqdm)
         how = {"pad_token_id": tokenizer.pad_token_id, "quiet": quiet}
         tags, chances = find_tags(trainer.model, windows, measured, sides.names, **how)
         write_table(folder / "predictions.jsonl", _columns(measured, tags, chances, sides.has_spans, measured.tags))
@@ -301,14 +302,7 @@ def parse_arguments(
 
 def main(argv: list[str] | None = None) -> None:
     """Train or tag as the command line says; a mistake ends the program with its message."""
-    with mistakes_end("tag"):
-        model_arguments, recipe, data_arguments, training_arguments = parse_arguments(
-            sys.argv[1:] if argv is None else argv
-        )
-        if data_arguments.predict:
-            predict(model_arguments, data_arguments, training_arguments)
-        else:
-            tag(model_arguments, recipe, data_arguments, training_arguments)
+    run_command("tag", argv, parse_arguments, tag, predict)
 
 
 def run_process(argv: list[str] | None = None) -> None:

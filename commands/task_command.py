@@ -1,8 +1,9 @@
 """Training on labels, whatever the task: reading, baselines, masked pretraining, training and reporting in order."""
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from ..training.run_trainer import check_strategy
 from ..training.task_report import figures_table, write_card, write_task_curve, write_task_log
 from ..training.task_run import Measure, TaskRows, describe_task_run, train_task
 from ..training.task_trainer import TaskTrainer, said
+from .command_line import mistakes_end
 from .task_models import TaskModelArguments, load_model, load_tokenizer
 from .train import alignment_in_windows
 
@@ -91,11 +93,11 @@ class Task(ABC):
         """Makes a batch of rows."""
 
     @abstractmethod
-    def measure(self, sides: Any, beside: Figures) -> Measure:
+    def measure(self, sides: Any) -> Measure:
         """How an evaluation in training is made figures."""
 
     @abstractmethod
-    def report(self, trainer: TaskTrainer, sides: Any, beside: Figures) -> Report:
+    def report(self, trainer: TaskTrainer, sides: Any) -> Report:
         """Measure the final weights on `sides.measured`, and write pictures and predictions."""
 
 
@@ -131,12 +133,13 @@ def run_task(
         stage = model_arguments.masked_stage
         pretrained = pretrain(config, prepared.tokenizer, ids, training_arguments, stage, sides.train.digest)
     set_seed(training_arguments.seed)
+    called = next(iter(figures), "")
     trainer = train_task(
         load_model(task.classes, model_arguments, prepared.config, prepared.tokenizer, pretrained),
         prepared.tokenizer,
         task.collator(prepared.tokenizer),
         prepared.rows,
-        task.measure(sides, figures),
+        replace(task.measure(sides), beside=(figures.get(called), called)),
         training_arguments,
         {
             "objective": task.objective,
@@ -188,7 +191,7 @@ def write_report(
 ) -> Figures:
     """Measure the final weights, and write card, pictures, predictions and log into the output folder."""
     folder, data_arguments = Path(trainer.args.output_dir), task.data_arguments
-    found = task.report(trainer, sides, beside)
+    found = task.report(trainer, sides)
     figures = {"this model": found.figures} | beside
     main = task.main_figure if task.main_figure in found.figures else next(iter(found.figures))
     write_task_curve(
@@ -216,9 +219,8 @@ def write_report(
         "held_out": sides.held_out.describe(),
         "test": "" if sides.test is None else f"- Test: {sides.test.describe()}.\n",
     }
-    facts |= {
-        name: value.format(name=facts["name"]) if name == "usage" else value for name, value in found.facts.items()
-    }
+    facts |= found.facts
+    facts["usage"] = facts["usage"].format(name=facts["name"])
     if trainer.args.load_best_model_at_end and sides.test is None:
         facts["measured_on"] += " The weights were chosen on them."
     write_card(folder / "README.md", facts, figures)
@@ -256,3 +258,21 @@ def load_trained(
     elif tokenizer.model_max_length > NO_BOUND and longest_input(model.config) is not None:
         tokenizer.model_max_length = longest_input(model.config)
     return model, tokenizer
+
+
+def run_command(command: str, argv: list[str] | None, parse: Callable, train: Callable, predict: Callable) -> None:
+    """
+    Train or predict as the command line says; a mistake ends the program with its message.
+
+    Args:
+        command: The name that is typed.
+        parse: Makes arguments of the command line: of the model, the recipe, the data and the run.
+        train: Takes all of them.
+        predict: Takes all but the recipe; runs where the data say what to predict.
+    """
+    with mistakes_end(command):
+        model_arguments, recipe, data_arguments, training_arguments = parse(sys.argv[1:] if argv is None else argv)
+        if data_arguments.predict:
+            predict(model_arguments, data_arguments, training_arguments)
+        else:
+            train(model_arguments, recipe, data_arguments, training_arguments)

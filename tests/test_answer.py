@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from tiny_models import TINY_RECIPE
+from task_runs import run_small
 
 from hf_reformer import ReformerByteTokenizer, ReformerForQuestionAnswering
 from hf_reformer.commands import answer
@@ -58,21 +58,7 @@ def years(tmp_path_factory):
 
 
 def run(folder, **changed):
-    given = ({} if "model_name_or_path" in changed else TINY_RECIPE | {"initializer_range": 0.3}) | {
-        "output_dir": folder,
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    words = [
-        word
-        for name, value in (given | changed).items()
-        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
-    ]
-    return answer.answer(*answer.parse_arguments(words))
+    return run_small(answer.parse_arguments, answer.answer, folder, **changed)
 
 
 @pytest.fixture(scope="module")

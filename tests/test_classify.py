@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
+from task_runs import QUIET, options
 from tiny_models import POSITIONS, TINY_RECIPE, assert_equal_tensors, make_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
 from transformers.trainer import DEFAULT_CALLBACKS
@@ -55,20 +56,10 @@ def arguments_of(reviews, folder, **changed):
         "label_column": "kind",
         "output_dir": folder,
         "held_out_fraction": 0.3,
-        "max_steps": 4,
         "save_steps": 2,
-        "per_device_train_batch_size": 4,
-        "eval_strategy": "no",
         "logging_steps": 1,
-        "use_cpu": True,
-        "disable_tqdm": True,
     }
-    return [
-        word
-        for name, value in (given | changed).items()
-        if value is not None
-        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
-    ]
+    return options(given | QUIET | changed)
 
 
 def run(data, folder, **changed):

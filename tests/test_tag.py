@@ -10,7 +10,8 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score
-from tiny_models import TINY_RECIPE, make_model
+from task_runs import run_small
+from tiny_models import make_model
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, pipeline
 
@@ -65,21 +66,7 @@ def reports(tmp_path_factory):
 
 
 def run(folder, **changed):
-    given = ({} if "model_name_or_path" in changed else TINY_RECIPE | {"initializer_range": 0.3}) | {
-        "output_dir": folder,
-        "max_steps": 4,
-        "per_device_train_batch_size": 4,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    words = [
-        word
-        for name, value in (given | changed).items()
-        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
-    ]
-    return tag.tag(*tag.parse_arguments(words))
+    return run_small(tag.parse_arguments, tag.tag, folder, **changed)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from sklearn.pipeline import make_pipeline
 
 from .labelled_texts import LabelledTexts
+from .tables import have_blanks
 
 
-# Below this share of blanks there are no words, as in DNA, so that sequences of characters are counted.
-FEWEST_BLANKS = 0.02
 MOST_FEATURES, MOST_PASSES = 200_000, 1000
 # A matrix with more labels has no numbers in its cells.
 MOST_NUMBERED = 20
@@ -40,8 +39,7 @@ def baselines(train: LabelledTexts, measured: LabelledTexts) -> dict[str, dict[s
         measured: What the figures are of.
     """
     most_frequent = Counter(train.labels).most_common(1)[0][0]
-    text = "".join(part[:1000] for part in train.texts[:1000])
-    has_words = sum(map(str.isspace, text)) >= FEWEST_BLANKS * len(text) and any(map(str.isalnum, text))
+    has_words = have_blanks(train.texts) and any(map(str.isalnum, "".join(text[:1000] for text in train.texts[:1000])))
     counted = (
         {"ngram_range": (1, 2), "token_pattern": r"(?u)\w+"}
         if has_words

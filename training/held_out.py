@@ -3,11 +3,14 @@
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from .tables import check_writable
+
+
+Rows = TypeVar("Rows", bound="TextRows")
 
 
 @dataclass
@@ -70,6 +73,59 @@ class TaskDataArguments:
             share = f"{100 * self.held_out_fraction:g}% of {self.held_out_of}"
             how = f"{share} are held out, chosen by a hash of the text, copies on one side"
         return f"{how}; the figures are of {Path(self.test_data).name}" if self.test_data else how
+
+
+class TextRows:
+    """A dataclass of lists with something for each row of a file; `rows` is where each is from, counted from 0."""
+
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self: Rows, places: Sequence[int]) -> Rows:
+        """Those at these places."""
+
+        def chosen(values):
+            if isinstance(values, dict):
+                return {name: chosen(column) for name, column in values.items()}
+            return [values[place] for place in places] if isinstance(values, list) else values
+
+        # Its subclasses are dataclasses.
+        own: Any = self
+        return replace(own, **{item.name: chosen(getattr(self, item.name)) for item in fields(own)})
+
+
+@dataclass(frozen=True)
+class SplitRows(Generic[Rows]):
+    """
+    Rows for training, those that training is watched on, and, if there are any, others for the last figures.
+
+    Attributes:
+        how: How they were parted, for a person.
+    """
+
+    train: Rows
+    held_out: Rows
+    test: Rows | None
+    how: str
+
+    @property
+    def measured(self) -> Rows:
+        """What the last figures are from."""
+        return self.held_out if self.test is None else self.test
+
+
+def parted(everything: Rows, texts: Sequence[str], fraction: float) -> tuple[Rows, Rows]:
+    """
+    Rows for training, and those that are held out by `places_held_out` of a text for each.
+
+    Raises:
+        ValueError: There is one text only.
+    """
+    is_out = places_held_out(texts, fraction)
+    train, held_out = ([place for place, out in enumerate(is_out) if out is wanted] for wanted in (False, True))
+    return everything.select(train), everything.select(held_out)
 
 
 def warn_of_copies(train: Sequence[Any], others: Mapping[str, Sequence[Any] | None]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .held_out import TaskDataArguments, hash_of, warn_of_copies
+from .held_out import SplitRows, TaskDataArguments, TextRows, hash_of, warn_of_copies
 from .tables import column_of, excerpt, is_missing, read_table, texts_of
 
 
@@ -63,28 +63,17 @@ class LabelledDataArguments(TaskDataArguments):
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabelledTexts(TextRows):
     """Texts, the label of each, and the row of its file that it is from, counted from 0."""
 
     texts: list[str]
     labels: list[str]
     rows: list[int]
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
     @cached_property
     def digest(self) -> str:
         """A short name for these texts and labels in this order."""
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
-
-    def select(self, places: Sequence[int]) -> "LabelledTexts":
-        """Those at these places."""
-        return LabelledTexts(
-            [self.texts[place] for place in places],
-            [self.labels[place] for place in places],
-            [self.rows[place] for place in places],
-        )
 
     def describe(self) -> str:
         """One line for a person."""
@@ -94,29 +83,13 @@ class LabelledTexts:
         return f"{len(self):,} texts ({named}{others})"
 
 
-@dataclass(frozen=True)
-class LabelledSides:
-    """
-    Texts for training, those that training is watched on, and, if there are any, others for the last figures.
-
-    Attributes:
-        how: How they were parted, for a person.
-    """
-
-    train: LabelledTexts
-    held_out: LabelledTexts
-    test: LabelledTexts | None
-    how: str
+class LabelledSides(SplitRows[LabelledTexts]):
+    """Texts with labels for training, held out, and perhaps for a test."""
 
     @property
     def names(self) -> list[str]:
         """The labels, in the order of their ids: numbers by value, others by name."""
         return sorted(set(self.train.labels), key=_by_value)
-
-    @property
-    def measured(self) -> LabelledTexts:
-        """What the last figures are from."""
-        return self.held_out if self.test is None else self.test
 
 
 def read_labelled(arguments: LabelledDataArguments) -> LabelledSides:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 
-from .held_out import TaskDataArguments, places_held_out, warn_of_copies
+from .held_out import SplitRows, TaskDataArguments, TextRows, parted, warn_of_copies
 from .tables import column_of, excerpt, is_missing, other_columns, parsed, read_table, texts_of
 
 
@@ -42,7 +42,7 @@ class QuestionDataArguments(TaskDataArguments):
 
 
 @dataclass(frozen=True)
-class Questions:
+class Questions(TextRows):
     """
     Questions, each with its context and the answers that are right.
 
@@ -58,23 +58,10 @@ class Questions:
     rows: list[int]
     others: dict[str, list[Any]] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.questions)
-
     @cached_property
     def digest(self) -> str:
         """A short name for these questions in this order."""
         return hashlib.sha256(json.dumps([self.questions, self.contexts, self.answers]).encode()).hexdigest()[:16]
-
-    def select(self, places: Sequence[int]) -> "Questions":
-        """Those at these places."""
-        return Questions(
-            [self.questions[place] for place in places],
-            [self.contexts[place] for place in places],
-            [self.answers[place] for place in places],
-            [self.rows[place] for place in places],
-            {name: [values[place] for place in places] for name, values in self.others.items()},
-        )
 
     def describe(self) -> str:
         """One line for a person."""
@@ -85,24 +72,8 @@ class Questions:
         return f"{len(self):,} questions about {about}{unanswered}"
 
 
-@dataclass(frozen=True)
-class QuestionSides:
-    """
-    Questions for training, those that training is watched on, and, if there are any, others for the last figures.
-
-    Attributes:
-        how: How they were parted, for a person.
-    """
-
-    train: Questions
-    held_out: Questions
-    test: Questions | None
-    how: str
-
-    @property
-    def measured(self) -> Questions:
-        """What the last figures are from."""
-        return self.held_out if self.test is None else self.test
+class QuestionSides(SplitRows[Questions]):
+    """Questions for training, held out, and perhaps for a test."""
 
 
 def read_questions(arguments: QuestionDataArguments) -> QuestionSides:
@@ -120,10 +91,7 @@ def read_questions(arguments: QuestionDataArguments) -> QuestionSides:
     if arguments.validation_data:
         train, held_out = everything, questions_of(arguments.validation_data, arguments)
     else:
-        is_out = places_held_out(everything.contexts, arguments.held_out_fraction)
-        train, held_out = (
-            everything.select([place for place, out in enumerate(is_out) if out == wanted]) for wanted in (False, True)
-        )
+        train, held_out = parted(everything, everything.contexts, arguments.held_out_fraction)
     if not any(train.answers):
         raise ValueError(f"No question of {arguments.data} has an answer, so there is nothing to learn.")
     test = questions_of(arguments.test_data, arguments) if arguments.test_data else None

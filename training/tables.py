@@ -24,6 +24,8 @@ READERS = {
 }
 FASTA = (".fa", ".fasta", ".fna")
 WRITERS = (".csv", ".jsonl", ".parquet")
+# Below this share of blanks there are no words.
+FEWEST_BLANKS = 0.02
 # A document is one field, and may be longer than the 128 KiB that Python's reader of csv takes by default.
 LONGEST_FIELD = 2**31 - 1
 
@@ -258,6 +260,12 @@ def check_writable(path: str | Path, endings: Sequence[str] = WRITERS) -> Path:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{path} cannot be written: {folder} is no folder that you may write to.")
     return path
+
+
+def have_blanks(texts: Sequence[str]) -> bool:
+    """Whether texts have blanks between words; DNA has hardly any."""
+    sample = "".join(text[:1000] for text in texts[:1000])
+    return sum(map(str.isspace, sample)) >= FEWEST_BLANKS * len(sample)
 
 
 def excerpt(text: str, length: int = 80) -> str:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import regex
 from datasets import ClassLabel, Dataset
 
-from .held_out import TaskDataArguments, places_held_out, warn_of_copies
-from .tables import column_of, excerpt, parsed, read_table, texts_of
+from .held_out import SplitRows, TaskDataArguments, TextRows, parted, warn_of_copies
+from .tables import column_of, excerpt, have_blanks, parsed, read_table, texts_of
 
 
 COLUMN_FILES = (".conll", ".bio", ".iob", ".iob2")
@@ -36,8 +36,6 @@ PATTERNS = {
     "characters": regex.compile(r"\S\p{M}*"),
 }
 COMMENT = re.compile(r"#\s*(id\b|newdoc|newpar|\w+\s*=)")
-# Below this share of blanks there are no words.
-FEWEST_BLANKS = 0.02
 NAMED = 8
 
 
@@ -68,7 +66,7 @@ class TaggedDataArguments(TaskDataArguments):
 
 
 @dataclass(frozen=True)
-class TaggedTexts:
+class TaggedTexts(TextRows):
     """
     Texts, and the units that each is cut into.
 
@@ -85,23 +83,10 @@ class TaggedTexts:
     rows: list[int]
     kind: str = "words"
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
     @cached_property
     def digest(self) -> str:
         """A short name for these texts and tags in this order."""
         return hashlib.sha256(json.dumps([self.texts, self.tags]).encode()).hexdigest()[:16]
-
-    def select(self, places: Sequence[int]) -> "TaggedTexts":
-        """Those at these places."""
-        return TaggedTexts(
-            [self.texts[place] for place in places],
-            [self.units[place] for place in places],
-            [self.tags[place] for place in places],
-            [self.rows[place] for place in places],
-            self.kind,
-        )
 
     def words(self, place: int) -> list[str]:
         """The units of a text."""
@@ -117,19 +102,8 @@ class TaggedTexts:
         return f"{len(self):,} texts of {sum(map(len, self.units)):,} units ({named}{others})"
 
 
-@dataclass(frozen=True)
-class TaggedSides:
-    """
-    Texts for training, those that training is watched on, and, if there are any, others for the last figures.
-
-    Attributes:
-        how: How they were parted, for a person.
-    """
-
-    train: TaggedTexts
-    held_out: TaggedTexts
-    test: TaggedTexts | None
-    how: str
+class TaggedSides(SplitRows[TaggedTexts]):
+    """Texts with tags for training, held out, and perhaps for a test."""
 
     @cached_property
     def names(self) -> list[str]:
@@ -147,11 +121,6 @@ class TaggedSides:
     @property
     def _all(self) -> list[TaggedTexts]:
         return [side for side in (self.train, self.held_out, self.test) if side is not None]
-
-    @property
-    def measured(self) -> TaggedTexts:
-        """What the last figures are from."""
-        return self.held_out if self.test is None else self.test
 
 
 def read_tagged(arguments: TaggedDataArguments) -> TaggedSides:
@@ -171,10 +140,7 @@ def read_tagged(arguments: TaggedDataArguments) -> TaggedSides:
     if arguments.validation_data:
         train, held_out = everything, tagged_texts_of(arguments.validation_data, arguments, kind)
     else:
-        is_out = places_held_out(everything.texts, arguments.held_out_fraction)
-        train, held_out = (
-            everything.select([place for place, out in enumerate(is_out) if out == wanted]) for wanted in (False, True)
-        )
+        train, held_out = parted(everything, everything.texts, arguments.held_out_fraction)
     test = tagged_texts_of(arguments.test_data, arguments, kind) if arguments.test_data else None
     sides = TaggedSides(train, held_out, test, arguments.how)
     if len(sides.names) < 2:
@@ -234,8 +200,7 @@ def tagged_rows_of(table: Dataset, path: str, arguments: TaggedDataArguments, ki
 
 def kind_of(texts: Sequence[str]) -> str:
     """What texts are cut into: "words", or "characters" where there are hardly any blanks."""
-    sample = "".join(text[:1000] for text in texts[:1000])
-    return "words" if sum(map(str.isspace, sample)) >= FEWEST_BLANKS * len(sample) else "characters"
+    return "words" if have_blanks(texts) else "characters"
 
 
 def units_of(texts: Sequence[str], kind: str) -> list[list[tuple[int, int]]]:

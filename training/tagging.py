@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from nervaluate import Evaluator
 from sklearn.feature_extraction import DictVectorizer
 from sklearn.linear_model import SGDClassifier
-from sklearn.metrics import accuracy_score, f1_score
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .classification_figures import classification_figures
 from .row_batches import check_offsets, each_through_model
 from .tagged_texts import OUTSIDE, TaggedSides, TaggedTexts, are_of_spans
 
@@ -210,12 +210,7 @@ def tag_figures(given: Sequence[Sequence[str]], found: Sequence[Sequence[str]], 
     """
     if not spans:
         labels, predicted = ([tag for tags in part for tag in tags] for part in (given, found))
-        return {
-            "accuracy": float(accuracy_score(labels, predicted)),
-            "macro_f1": float(
-                f1_score(labels, predicted, average="macro", labels=sorted(set(labels)), zero_division=0)
-            ),
-        }
+        return classification_figures(labels, predicted)
     strict = _evaluate(given, found)["overall"]["strict"]
     return {"f1": float(strict.f1), "precision": float(strict.precision), "recall": float(strict.recall)}
 

@@ -4,18 +4,22 @@ Values of the successor: a key carries the value of the next token, so that a qu
 Shapes: B batch, L length, H heads, D head size.
 """
 
+from typing import cast
+
 import torch
 from torch import nn
 
 
-def next_real_token(attention_mask: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+def next_real_token(attention_mask: torch.Tensor | None, documents: torch.Tensor | None = None) -> torch.Tensor:
     """
     The index of the first real token behind each place, `[B, L]`; L where there is none.
 
     Args:
-        attention_mask: `[B, L]`, bool.
+        attention_mask: `[B, L]`, bool; or None with `documents`, if every token is real.
         documents: `[B, L]`, the document of each token; the next one of the same counts. None if a row is one.
     """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(cast(torch.Tensor, documents), dtype=torch.bool)
     batch, length = attention_mask.shape
     places = torch.arange(length + 1, device=attention_mask.device)
     # By cumulative sums, because ONNX has no cumulative minimum: the place of the first real token, the second, ...
@@ -40,9 +44,7 @@ def shift_values(
         attention_mask: `[B, L]`, bool, or None if every token is real.
         documents: See `next_real_token`.
     """
-    if documents is not None and attention_mask is None:
-        attention_mask = torch.ones_like(documents, dtype=torch.bool)
-    if attention_mask is None:
+    if attention_mask is None and documents is None:
         return nn.functional.pad(value[:, 1:], (0, 0, 0, 0, 0, 1))
     successor = next_real_token(attention_mask, documents)[:, :, None, None].expand(-1, -1, *value.shape[2:])
     return nn.functional.pad(value, (0, 0, 0, 0, 0, 1)).gather(1, successor)
@@ -59,9 +61,7 @@ def weights_of_values(
         attention_mask: `[B, L]`, bool, or None if every token is real.
         documents: See `next_real_token`.
     """
-    if documents is not None and attention_mask is None:
-        attention_mask = torch.ones_like(documents, dtype=torch.bool)
-    if attention_mask is None:
+    if attention_mask is None and documents is None:
         return nn.functional.pad(weights[..., :-1], (1, 0))
     successor = next_real_token(attention_mask, documents)[:, None, None].expand_as(weights)
     return nn.functional.pad(torch.zeros_like(weights), (0, 1)).scatter_add(3, successor, weights)[..., :-1]
