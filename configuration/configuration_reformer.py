@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring, logging
 
+from .beyond_stock import BEYOND_STOCK, OWN_KIND
 from .setting_names import LEGACY_KEYS, MEANT_BY, NOT_IN_A_REFORMER
 
 
@@ -45,25 +46,8 @@ SMALL_CIRCLE = 16384
 # `lsh_rotary` of layers that hash vectors before they turn them.
 AFTER_HASHING = "after_hashing"
 
-# Before a kind of layer in the files of checkpoints that stock transformers must not load.
-OWN_KIND = "hf_reformer."
-
 # What `classifier_pooling` may be.
 POOLINGS = ("token", "mean")
-
-# Switches that stock transformers does not have, with the value at which both compute the same.
-BEYOND_STOCK = {
-    "circular_look_around": True,
-    "attend_across_buckets": True,
-    "allow_duplicate_attention": True,
-    "full_attention_threshold": None,
-    "lsh_sliding_window": False,
-    "lsh_value_shift": 0,
-    "attention_output_bias": False,
-    "gated_feed_forward": False,
-    "combine_streams": "concat",
-    "classifier_pooling": "token",
-}
 
 
 @auto_docstring(
@@ -125,6 +109,16 @@ class ReformerConfig(PreTrainedConfig):
     max_position_embeddings (`int`, *optional*):
         Longest input. `None` means all positions that `axial_pos_shape` holds, or 4,096. Without a table of positions
         it is no bound, only the length that the model is made for.
+    is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+        An encoder and a decoder, for `ReformerForConditionalGeneration`. All settings are those of both, but that the
+        decoder is causal (`*_num_chunks_after` and `lsh_value_shift` are for one side each: the encoder looks ahead,
+        the decoder reads successors).
+    decoder_attn_layers (`list[str]`, *optional*):
+        `attn_layers` of the decoder; `None` for as many and the same as the encoder's.
+    decoder_start_token_id (`int`, *optional*):
+        What a decoder's text begins with; `None` for `pad_token_id`, as T5 does.
+    cross_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+        Dropout on the decoder's attention to the encoder.
     num_buckets (`int` or `list[int]`, *optional*):
         Hash buckets, an even number or a list of even factors. `None` computes it from the length of each input, so
         the result then depends on that length, padding included.
@@ -252,6 +246,9 @@ class ReformerConfig(PreTrainedConfig):
     position_embedding_type: str | None = None
     rope_parameters: dict | None = None
     lsh_rotary: bool | str = False
+    decoder_attn_layers: list[str] | tuple[str, ...] | None = None
+    decoder_start_token_id: int | None = None
+    cross_attention_probs_dropout_prob: float | int = 0.0
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -265,6 +262,11 @@ class ReformerConfig(PreTrainedConfig):
             self.axial_pos_embds = self.position_embedding_type in (None, "axial")
         self._refuse_foreign_keys(kwargs, typed)
         self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
+        if self.is_encoder_decoder:
+            layers = self.attn_layers if self.decoder_attn_layers is None else self.decoder_attn_layers
+            self.decoder_attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in layers)
+            if self.decoder_start_token_id is None:
+                self.decoder_start_token_id = self.pad_token_id
         self._complete_positions(typed)
         super().__post_init__(**kwargs)
 
@@ -325,12 +327,15 @@ class ReformerConfig(PreTrainedConfig):
         self.axial_pos_embds_dim = tuple(sizes)
 
     def validate_attn_layers(self):
-        unknown = sorted(set(self.attn_layers) - set(ATTENTION_KINDS))
-        if unknown or not self.attn_layers:
-            raise ValueError(
-                f"`attn_layers` must name at least one layer, each one of {list(ATTENTION_KINDS)}, but got "
-                f"{list(self.attn_layers)}."
-            )
+        sides = {"attn_layers": self.attn_layers}
+        if self.is_encoder_decoder:
+            sides["decoder_attn_layers"] = self.decoder_attn_layers
+        for name, kinds in sides.items():
+            if not kinds or not set(kinds) <= set(ATTENTION_KINDS):
+                raise ValueError(
+                    f"`{name}` must name at least one layer, each one of {list(ATTENTION_KINDS)}, but got "
+                    f"{list(kinds or ())}."
+                )
 
     def validate_num_buckets(self):
         if self.num_buckets is None:
@@ -410,7 +415,7 @@ class ReformerConfig(PreTrainedConfig):
             "lsh_num_chunks_after": 0,
             "lsh_num_chunks_before": 0,
         }
-        optional_without_lsh = "lsh" not in self.attn_layers
+        optional_without_lsh = "lsh" not in self.all_layers
         for name, smallest in smallest_allowed.items():
             value = getattr(self, name)
             if value is None and name.startswith("lsh") and optional_without_lsh:
@@ -439,7 +444,7 @@ class ReformerConfig(PreTrainedConfig):
         if not self.circular_look_around:
             return
         lengths = {"lsh": self.lsh_attn_chunk_length, "local": self.local_attn_chunk_length}
-        in_use = [lengths[kind] for kind in set(self.attn_layers) if kind in lengths]
+        in_use = [lengths[kind] for kind in set(self.all_layers) if kind in lengths]
         longest = self.max_sequence_length or self.max_position_embeddings
         # An input within the shorter chunk is not padded.
         if lcm(*in_use) > max(SMALL_CIRCLE, min(in_use, default=0)) and lcm(*in_use) > longest:
@@ -463,10 +468,15 @@ class ReformerConfig(PreTrainedConfig):
             )
 
     def validate_direction(self):
-        if self.is_encoder_decoder:
+        if self.is_encoder_decoder and self.is_decoder:
             raise ValueError(
-                "`is_encoder_decoder=True` is not possible: a Reformer is one stack, causal or not. Choose with "
-                "`is_decoder`."
+                "`is_decoder=True` is for one stack, but `is_encoder_decoder=True` asks for two, of which the second "
+                "is causal. Leave one of them out."
+            )
+        if self.decoder_attn_layers is not None and not self.is_encoder_decoder:
+            raise ValueError(
+                f"`decoder_attn_layers={list(self.decoder_attn_layers)}` needs `is_encoder_decoder=True`. One stack "
+                "has `attn_layers`."
             )
 
     def validate_dropout(self):
@@ -511,6 +521,11 @@ class ReformerConfig(PreTrainedConfig):
                 f"`num_hidden_layers={value}` contradicts `attn_layers`, which names {len(self.attn_layers)} layers. "
                 "Leave `num_hidden_layers` out and change `attn_layers`: the depth follows from it."
             )
+
+    @property
+    def all_layers(self) -> tuple[str, ...]:
+        """The kinds of all layers, the encoder's and the decoder's."""
+        return *self.attn_layers, *(self.decoder_attn_layers or ())
 
     @property
     def auto_map(self) -> dict:
@@ -561,7 +576,9 @@ class ReformerConfig(PreTrainedConfig):
             or is_beyond_stock
             or any(getattr(self, switch) != stock for switch, stock in BEYOND_STOCK.items())
         ):
-            output["attn_layers"] = [OWN_KIND + kind for kind in output["attn_layers"]]
+            for name in ("attn_layers", "decoder_attn_layers"):
+                if output.get(name) is not None:
+                    output[name] = [OWN_KIND + kind for kind in output[name]]
         return output
 
 

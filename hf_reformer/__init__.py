@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .configuration.configuration_reformer import ReformerConfig
 from .modeling.decoding.decoding_cache import ReformerCache
+from .modeling.decoding.seq2seq_cache import ReformerSeq2SeqCache
 from .modeling.modeling_reformer import (
     ReformerForCausalLM,
     ReformerForMaskedLM,
@@ -30,6 +31,7 @@ from .modeling.ops.lsh_hashing import draw_rotations, hash_vectors
 from .modeling.ops.lsh_operator import lsh_attention
 from .modeling.remote_code import AUTO_CLASSES, export
 from .modeling.self_check import check_installed_releases
+from .modeling.seq2seq import ReformerForConditionalGeneration
 from .tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 
 
@@ -48,6 +50,7 @@ __all__ = [
     "ReformerCache",
     "ReformerConfig",
     "ReformerForCausalLM",
+    "ReformerForConditionalGeneration",
     "ReformerForMaskedLM",
     "ReformerForMultipleChoice",
     "ReformerForQuestionAnswering",
@@ -56,6 +59,7 @@ __all__ = [
     "ReformerModel",
     "ReformerModelWithLMHead",
     "ReformerPreTrainedModel",
+    "ReformerSeq2SeqCache",
     "convert_dense",
     "convert_reformer_pytorch",
     "convert_trax",

@@ -27,6 +27,15 @@ def given_input(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | No
     return given[0]
 
 
+def check_is_one_stack(config):
+    """Raise ValueError if a config is that of an encoder with a decoder."""
+    if config.is_encoder_decoder:
+        raise ValueError(
+            "`is_encoder_decoder=True` is for `ReformerForConditionalGeneration`: all other models are one stack. "
+            "Load the checkpoint by `AutoModelForSeq2SeqLM`, or leave the setting out."
+        )
+
+
 def check_inputs(
     hidden_size: int,
     input_ids: torch.Tensor | None,

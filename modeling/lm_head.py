@@ -7,10 +7,14 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import load_state_dict
+from transformers.utils import logging
 
 from .argument_checks import check_labels
 from .decoding.generation import Model
 from .lm_loss import chunked_cross_entropy
+
+
+logger = logging.get_logger(__name__)
 
 
 class ReformerOnlyLMHead(nn.Module):
@@ -146,3 +150,14 @@ def _has_first_name_only(files: Sequence[str]) -> bool:
             with safe_open(file, framework="pt") as weights:
                 names |= set(weights.keys()) & {"lm_head.bias", "lm_head.decoder.bias"}
     return names == {"lm_head.bias"}
+
+
+def untie_embeddings(config):
+    """Let words go in and come out by matrices of their own where one cannot do both."""
+    # CODEPATH: a file of a stock model, which reads both streams, may ask for what only new models can do.
+    if config.tie_word_embeddings and config.output_size != config.hidden_size:
+        logger.warning_once(
+            "`tie_word_embeddings=True` is not possible: the LM head reads both streams and is twice as wide as a "
+            "word embedding. The weights stay separate, as in stock Reformer, which ignores the setting."
+        )
+        config.tie_word_embeddings = False

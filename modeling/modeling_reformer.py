@@ -39,6 +39,7 @@ from .argument_checks import (
     check_answer,
     check_chances,
     check_inputs,
+    check_is_one_stack,
     check_labels,
     check_num_hashes,
     check_one_document_per_row,
@@ -51,7 +52,8 @@ from .layers.embeddings import ReformerEmbeddings
 from .layers.encoder import ReformerEncoder, run_without_checkpoint
 from .layers.full_attention import full_attention_mask
 from .layers.position_embeddings import AxialTables
-from .lm_head import LMHeadMixin, ReformerOnlyLMHead
+from .layers.source import check_source
+from .lm_head import LMHeadMixin, ReformerOnlyLMHead, untie_embeddings
 from .ops.chunking import circle_length_of
 from .ops.implementations import check_requested
 from .ops.padding import pool
@@ -69,7 +71,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     base_model_prefix = "reformer"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ReformerLayer"]
+    _no_split_modules = ["ReformerLayer", "ReformerDecoderLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
 
     @torch.no_grad()
@@ -82,7 +84,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False):
         # None stays: then every call takes the fastest implementation that can do what it asks.
         # CODEPATH: no published checkpoint has full layers only; those take what transformers has for dense attention.
-        if set(self.config.attn_layers) == {"full"} and requested_attention not in (None, "triton"):
+        if set(self.config.all_layers) == {"full"} and requested_attention not in (None, "triton"):
             return super().get_correct_attn_implementation(requested_attention, is_init_check)
         check_requested(requested_attention)
         return requested_attention
@@ -109,27 +111,20 @@ def _with_direction(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
     return config
 
 
-def _untie_embeddings(config: ReformerConfig):
-    # CODEPATH: a file of a stock model, which reads both streams, may ask for what only new models can do.
-    if config.tie_word_embeddings and config.output_size != config.hidden_size:
-        logger.warning_once(
-            "`tie_word_embeddings=True` is not possible: the LM head reads both streams and is twice as wide as a "
-            "word embedding. The weights stay separate, as in stock Reformer, which ignores the setting."
-        )
-        config.tie_word_embeddings = False
-
-
 @auto_docstring(
     custom_intro="The Reformer without a head: the residual streams of the last layer, combined and normalised."
 )
 class ReformerModel(ReformerPreTrainedModel):
+    stack_class = ReformerEncoder
+
     def __init__(self, config: ReformerConfig):
         super().__init__(config)
+        check_is_one_stack(config)
         # Settings may have been assigned one by one since the config was made.
         config.validate()
-        _untie_embeddings(config)
+        untie_embeddings(config)
         self.embeddings = ReformerEmbeddings(config)
-        self.encoder = ReformerEncoder(config)
+        self.encoder = self.stack_class(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -160,6 +155,27 @@ class ReformerModel(ReformerPreTrainedModel):
         use_cache (`bool`, *optional*):
             Make a cache and return it. Not in training, which needs none.
         """
+        last_hidden_state, hidden_states, maps, cache = self._read(
+            input_ids, attention_mask, position_ids, inputs_embeds, num_hashes, cache, use_cache, **kwargs
+        )
+        attentions = None if maps is None else tuple(of_layer[0] for of_layer in maps)
+        return BaseModelOutputWithPast(
+            last_hidden_state, hidden_states=hidden_states, attentions=attentions, **{CACHE_NAME: cache}
+        )
+
+    def _read(
+        self,
+        input_ids,
+        attention_mask,
+        position_ids,
+        inputs_embeds,
+        num_hashes,
+        cache,
+        use_cache,
+        source=None,
+        **kwargs,
+    ):
+        """The last hidden state, the hidden states, the maps of each layer's halves, and the cache."""
         wants_maps = bool(kwargs.get("output_attentions", self.config.output_attentions))
         cache = cache_of_call(self, cache, use_cache, wants_maps)
         past_length = 0 if cache is None else cache.get_seq_length()
@@ -169,6 +185,7 @@ class ReformerModel(ReformerPreTrainedModel):
         check_num_hashes(num_hashes)
         given, cached_length = given_input(input_ids, inputs_embeds), None if cache is None else past_length
         rows = arrange_rows(self.config, given, attention_mask, position_ids, kwargs, cached_length)
+        check_source(source, len(given), rows.documents)
         input_ids, inputs_embeds = (into_rows(rows.layout, given) for given in (input_ids, inputs_embeds))
         step, cached, position_ids = None, None, rows.position_ids
         if cache is not None:
@@ -180,7 +197,7 @@ class ReformerModel(ReformerPreTrainedModel):
         full_mask = None
         if not past_length and rows.documents is None:
             full_mask = full_attention_mask(self.config, hidden_states, rows.attention_mask, wants_maps)
-        last_hidden_state, all_hidden_states, attentions = self.encoder(
+        last_hidden_state, hidden_states, maps = self.encoder(
             hidden_states,
             position_ids=position_ids,
             return_hidden_states=kwargs.get("output_hidden_states", self.config.output_hidden_states),
@@ -193,14 +210,13 @@ class ReformerModel(ReformerPreTrainedModel):
             num_hashes=num_hashes,
             cached=cached,
             owns_input=inputs_embeds is None and self.embeddings.makes_own_memory(),
+            **({} if source is None else {"source": source}),
         )
         if cache is not None and step is not None:
             cache.end(step)
-            if attentions is not None and not step.is_first:
-                attentions = tuple(step.in_columns(weights) for weights in attentions)
-        return BaseModelOutputWithPast(
-            last_hidden_state, hidden_states=all_hidden_states, attentions=attentions, **{CACHE_NAME: cache}
-        )
+            if maps is not None and not step.is_first:
+                maps = tuple([step.in_columns(own), *others] for own, *others in maps)
+        return last_hidden_state, hidden_states, maps, cache
 
 
 @auto_docstring(custom_intro="The Reformer as a causal language model: attention to earlier tokens only.")

@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_imports
 
-from ..configuration.configuration_reformer import OWN_KIND
+from ..configuration.beyond_stock import OWN_KIND
 from .model_card import write_card
 
 
@@ -28,13 +28,17 @@ AUTO_CLASSES = {
     "AutoModelForMultipleChoice": "ReformerForMultipleChoice",
     "AutoModelForPreTraining": "ReformerForCausalLM",
     "AutoModelForQuestionAnswering": "ReformerForQuestionAnswering",
+    "AutoModelForSeq2SeqLM": "ReformerForConditionalGeneration",
     "AutoModelForSequenceClassification": "ReformerForSequenceClassification",
     "AutoModelForTextEncoding": "ReformerModel",
     "AutoModelForTokenClassification": "ReformerForTokenClassification",
 }
 # The Auto class that loads each; of two the first.
 AUTO_CLASS_OF = {ours: auto_class for auto_class, ours in reversed(AUTO_CLASSES.items())}
-MODELS, CONFIGURATION = "hf_reformer.modeling.modeling_reformer", "hf_reformer.configuration.configuration_reformer"
+MODELS, SEQ2SEQ = "hf_reformer.modeling.modeling_reformer", "hf_reformer.modeling.seq2seq"
+CONFIGURATION = "hf_reformer.configuration.configuration_reformer"
+# The models that are not in the first file.
+MODULE_OF = {"ReformerForConditionalGeneration": SEQ2SEQ}
 TOKENIZATION, CHECKS = "hf_reformer.tokenization.tokenization_reformer_byte", "hf_reformer.modeling.self_check"
 BYTE_TOKENIZER = "ReformerByteTokenizer"
 # At the end of the config's file. transformers looks up what to make of a config by the name of its class, and would
@@ -44,7 +48,7 @@ OWN_NAME = """
 ReformerConfigWithCode = ReformerConfig
 ReformerConfig.__name__ = ReformerConfig.__qualname__ = "ReformerConfigWithCode"
 """
-# What the models' file does at its end, as importing the package does: calls of functions, with their modules.
+# What files of models do at their end, as importing the package does: calls of functions, with their modules.
 ON_IMPORT = {"self_check": "check_installed_releases()", "remote_code": "register_classes(globals())"}
 
 
@@ -88,7 +92,7 @@ def check_has_code(model_class: type, code_repository: str | None) -> None:
     Raises:
         ValueError: The package has no code for the model, or code can be in no such repository.
     """
-    if model_class.__module__ != MODELS:
+    if model_class.__module__ not in (MODELS, SEQ2SEQ):
         raise ValueError(
             f"{model_class.__name__} is of {model_class.__module__}, and what is exported is the code of {MODELS}. "
             "Load what came with code of its own by the package; save a subclass or an adapter by `save_pretrained`, "
@@ -112,10 +116,11 @@ def add_code(folder: str | Path, code_repository: str | None = None) -> None:
     """
     folder = Path(folder)
     prefix = "" if code_repository is None else f"{code_repository}--"
-    configuration, models, tokenization = (name.rpartition(".")[2] for name in (CONFIGURATION, MODELS, TOKENIZATION))
+    configuration, tokenization = (name.rpartition(".")[2] for name in (CONFIGURATION, TOKENIZATION))
     if (folder / "config.json").is_file():
         auto_map = {"AutoConfig": f"{prefix}{configuration}.ReformerConfig"}
-        auto_map |= {auto_class: f"{prefix}{models}.{ours}" for auto_class, ours in AUTO_CLASSES.items()}
+        for auto_class, ours in AUTO_CLASSES.items():
+            auto_map[auto_class] = f"{prefix}{MODULE_OF.get(ours, MODELS).rpartition('.')[2]}.{ours}"
         config = _read(folder / "config.json")
         kinds = [OWN_KIND + kind.removeprefix(OWN_KIND) for kind in config["attn_layers"]]
         _write(folder / "config.json", config | {"auto_map": auto_map, "attn_layers": kinds})
@@ -130,10 +135,11 @@ def add_code(folder: str | Path, code_repository: str | None = None) -> None:
 
 def code() -> dict[str, str]:
     """The files of the config, the models and the byte tokenizer, with all that they import from the package."""
-    files = flat_files([CONFIGURATION, MODELS, TOKENIZATION, CHECKS, __name__])
+    files = flat_files([CONFIGURATION, MODELS, SEQ2SEQ, TOKENIZATION, CHECKS, __name__])
     files[f"{CONFIGURATION.rpartition('.')[2]}.py"] += OWN_NAME
     imports = [f"from .{module} import {call.partition('(')[0]}" for module, call in ON_IMPORT.items()]
-    files[f"{MODELS.rpartition('.')[2]}.py"] += "\n".join(["", "", *imports, "", "", *ON_IMPORT.values(), ""])
+    for module in (MODELS, SEQ2SEQ):
+        files[f"{module.rpartition('.')[2]}.py"] += "\n".join(["", "", *imports, "", "", *ON_IMPORT.values(), ""])
     return files
 
 
@@ -162,7 +168,8 @@ def flat_files(modules: Sequence[str]) -> dict[str, str]:
 def register_classes(classes: Mapping[str, Any]) -> None:
     """Let saving write the code beside a model, whichever Auto class has made it."""
     for auto_class, name in reversed(AUTO_CLASSES.items()):
-        classes[name].register_for_auto_class(auto_class)
+        if name in classes:
+            classes[name].register_for_auto_class(auto_class)
 
 
 def _flat(module: str) -> tuple[str, list[str]]:

@@ -14,7 +14,7 @@ from hf_reformer.training import recipe_config
 MODELING = str(Path(encoder.__file__).parents[1])
 LENGTH = 256
 # Functions and depth. Who needs more makes the code easier to read by it.
-MOST = {"lsh": (60, 9), "local": (40, 9), "full": (31, 7)}
+MOST = {"lsh": (63, 10), "local": (43, 10), "full": (34, 8)}
 
 
 def functions_and_depth(run):

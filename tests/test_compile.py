@@ -80,7 +80,7 @@ def assert_equal_training(actual, expected):
 def streams(monkeypatch):
     """What each layer took in, and what its backward recovered of it: two dictionaries by layer."""
     taken, recovered = {}, {}
-    invert_attention, verify_input = reversible_module._invert_attention, ReversibleTape.verify_input
+    invert_half, verify_input = reversible_module._invert, ReversibleTape.verify_input
 
     @torch.compiler.disable
     def take(tape, layer_idx, streams):
@@ -88,13 +88,14 @@ def streams(monkeypatch):
         taken[layer_idx] = torch.stack(streams).detach()
         return streams
 
-    def invert(call, y1, x2, *args):
-        x1, *rest = invert_attention(call, y1, x2, *args)
-        recovered[call.layer_idx] = torch.stack([x1, x2])
-        return x1, *rest
+    def invert(call, half, *args):
+        streams, *rest = invert_half(call, half, *args)
+        if half is call.halves[0]:
+            recovered[call.layer_idx] = torch.stack(streams)
+        return streams, *rest
 
     monkeypatch.setattr(ReversibleTape, "verify_input", take)
-    monkeypatch.setattr(reversible_module, "_invert_attention", invert)
+    monkeypatch.setattr(reversible_module, "_invert", invert)
     return taken, recovered
 
 

@@ -32,6 +32,9 @@ OWN_FIELDS = {
     "position_embedding_type": None,
     "rope_parameters": None,
     "lsh_rotary": False,
+    "decoder_attn_layers": None,
+    "decoder_start_token_id": None,
+    "cross_attention_probs_dropout_prob": 0.0,
 }
 # Each makes the model compute what stock transformers cannot.
 SWITCHED = (
@@ -45,6 +48,7 @@ SWITCHED = (
     {"gated_feed_forward": True},
     {"combine_streams": "mean"},
     {"classifier_pooling": "mean"},
+    {"is_encoder_decoder": True},
     {"combine_streams": "mean", "tie_word_embeddings": True},
     {"position_embedding_type": "none"},
     {"position_embedding_type": "rotary", "rope_parameters": {"rope_type": "default", "rope_theta": 10.0}},
@@ -374,10 +378,6 @@ INVALID = {
     "windows across buckets": (
         {"lsh_sliding_window": True, "circular_look_around": False},
         "`lsh_sliding_window=True` needs .* but they are False and True",
-    ),
-    "encoder and decoder": (
-        {"is_encoder_decoder": True},
-        "`is_encoder_decoder=True` is not possible: .* one stack",
     ),
     "chunk lengths without a small multiple": (
         {"local_attn_chunk_length": 1009, "lsh_attn_chunk_length": 1013},

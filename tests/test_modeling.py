@@ -27,6 +27,7 @@ import hf_reformer
 from hf_reformer import (
     ReformerConfig,
     ReformerForCausalLM,
+    ReformerForConditionalGeneration,
     ReformerForMaskedLM,
     ReformerForMultipleChoice,
     ReformerForQuestionAnswering,
@@ -43,11 +44,13 @@ AUTO_CLASSES = {
     "AutoModelForMultipleChoice": ReformerForMultipleChoice,
     "AutoModelForPreTraining": ReformerForCausalLM,
     "AutoModelForQuestionAnswering": ReformerForQuestionAnswering,
+    "AutoModelForSeq2SeqLM": ReformerForConditionalGeneration,
     "AutoModelForSequenceClassification": ReformerForSequenceClassification,
     "AutoModelForTextEncoding": ReformerModel,
     "AutoModelForTokenClassification": ReformerForTokenClassification,
 }
-MODEL_CLASSES = tuple(dict.fromkeys(AUTO_CLASSES.values()))
+# An encoder with a decoder has a file of its own, test_seq2seq.py.
+MODEL_CLASSES = tuple(dict.fromkeys(each for name, each in AUTO_CLASSES.items() if name != "AutoModelForSeq2SeqLM"))
 LANGUAGE_MODELS = (ReformerForCausalLM, ReformerForMaskedLM)
 STOCK_CLASSES = {
     "AutoModel": stock.ReformerModel,
@@ -70,9 +73,9 @@ def test_public_names():
     assert hf_reformer.ReformerModelWithLMHead is ReformerForCausalLM
     for name in hf_reformer.__all__:
         assert getattr(hf_reformer, name).__module__.startswith("hf_reformer.")
-    assert set(AUTO_CLASSES) - {"AutoModel"} == {
-        f"AutoModel{name.removeprefix('Reformer')}" for name in hf_reformer.__all__ if name.startswith("ReformerFor")
-    } | {"AutoModelForPreTraining", "AutoModelForTextEncoding"}
+    named = {name.removeprefix("Reformer") for name in hf_reformer.__all__ if name.startswith("ReformerFor")}
+    tasks = named - {"ForConditionalGeneration"} | {"ForPreTraining", "ForSeq2SeqLM", "ForTextEncoding"}
+    assert set(AUTO_CLASSES) - {"AutoModel"} == {f"AutoModel{task}" for task in tasks}
 
 
 @pytest.mark.parametrize("name", [name for name in hf_reformer.__all__ if name.startswith("Reformer")])
@@ -90,8 +93,9 @@ def test_no_auto_class_gives_stock_for_our_config():
 @pytest.mark.parametrize("name", AUTO_CLASSES)
 def test_auto_classes_give_our_models(name, tmp_path):
     auto_class, model_class = getattr(transformers, name), AUTO_CLASSES[name]
-    assert type(auto_class.from_config(tiny_config())) is model_class
-    make_model(model_class).save_pretrained(tmp_path)
+    changes = {"is_encoder_decoder": name == "AutoModelForSeq2SeqLM"}
+    assert type(auto_class.from_config(tiny_config(**changes))) is model_class
+    make_model(model_class, **changes).save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     for architectures in (["ReformerModelWithLMHead"], None):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": architectures}))

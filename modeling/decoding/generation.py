@@ -8,6 +8,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from ..ops.implementations import check_keeps_weights
 from .cache_naming import CACHE_NAME, with_cache_named
 from .decoding_cache import ReformerCache
+from .seq2seq_cache import ReformerSeq2SeqCache
 
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ else:
 
 class CachedGenerationMixin(Model):
     """For a causal model beside `GenerationMixin`, whose default caches do not know buckets."""
+
+    cache_class: "type[ReformerCache] | type[ReformerSeq2SeqCache]" = ReformerCache
 
     def generate(self, *args, **kwargs):
         """`GenerationMixin.generate`, which takes a cache by either name."""
@@ -42,7 +45,7 @@ class CachedGenerationMixin(Model):
     def _valid_auto_compile_criteria(self, model_kwargs, generation_config) -> bool:
         # transformers would ask whether the cache is a static one.
         is_wanted = generation_config.compile_config is not None and not generation_config.disable_compile
-        return is_wanted and isinstance(model_kwargs.get(CACHE_NAME), ReformerCache)
+        return is_wanted and isinstance(model_kwargs.get(CACHE_NAME), self.cache_class)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length, *args, **kwargs
@@ -53,14 +56,15 @@ class CachedGenerationMixin(Model):
             generation_config.use_cache = False
         uses_cache = generation_config.use_cache is not False
         # Without a cache, padding takes positions, too.
-        self._check_generated_length(model_kwargs.get("attention_mask") if uses_cache else None, max_cache_length)
+        mask = model_kwargs.get("decoder_attention_mask" if self.config.is_encoder_decoder else "attention_mask")
+        self._check_generated_length(mask if uses_cache else None, max_cache_length)
         if implementation not in (None, "dynamic"):
             raise ValueError(
                 f"`cache_implementation={implementation!r}` is not possible: a Reformer keeps queries, values and the "
                 "order of buckets in a cache of its own, which grows as needed. Leave `cache_implementation` out."
             )
         if cache is not None:
-            check_cache(cache)
+            check_cache(cache, self.cache_class)
             if not uses_cache:
                 raise ValueError(
                     f"`{CACHE_NAME}` is given, but `use_cache=False` or training mode does without. Leave one of them "
@@ -69,13 +73,14 @@ class CachedGenerationMixin(Model):
             cache._is_user_defined = True
             return
         if not uses_cache:
-            if model_kwargs.get("inputs_embeds") is not None:
+            if model_kwargs.get("inputs_embeds") is not None and not self.config.is_encoder_decoder:
                 raise ValueError(
                     "`generate` cannot continue `inputs_embeds` without a cache. Call `model.eval()` and leave "
                     "`use_cache` out, or give the prompt as `input_ids`."
                 )
             return
-        model_kwargs[CACHE_NAME] = ReformerCache(self.config, max_length=max_cache_length)
+        decoder = self.get_decoder() if self.config.is_encoder_decoder else self
+        model_kwargs[CACHE_NAME] = self.cache_class(decoder.config, max_length=max_cache_length)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         # The next token's is one more than the last: padding behind a prompt has that of the token before it.
@@ -92,13 +97,13 @@ class CachedGenerationMixin(Model):
             )
 
 
-def check_cache(cache):
+def check_cache(cache, cache_class: type = ReformerCache):
     """ValueError unless `cache` is one of ours."""
-    if not isinstance(cache, ReformerCache):
+    if not isinstance(cache, cache_class):
         raise ValueError(
-            f"`{CACHE_NAME}` is a {type(cache).__name__}; a Reformer takes a `hf_reformer.ReformerCache`, because "
-            "its layers need more than keys and values. Give one, or leave it out. Adapters that are keys and values "
-            "(prefix tuning) cannot be used; prompt tuning and P-tuning can."
+            f"`{CACHE_NAME}` is a {type(cache).__name__}; a Reformer takes a `hf_reformer.{cache_class.__name__}`, "
+            "because its layers need more than keys and values. Give one, or leave it out. Adapters that are keys and "
+            "values (prefix tuning) cannot be used; prompt tuning and P-tuning can."
         )
 
 

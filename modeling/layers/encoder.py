@@ -1,6 +1,7 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from .hooks import works_unseen
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
 from .reversible import (
+    Half,
     ReversibleLayerCall,
     ReversibleTape,
     autocast_state,
@@ -25,6 +27,7 @@ from .reversible import (
     show_stream,
 )
 from .rotary_positions import rotation_of
+from .source import Source
 from .traced_stack import TracedStack, can_be_traced, is_repeatable
 
 
@@ -99,8 +102,9 @@ class ReformerLayer(GradientCheckpointingLayer):
         circle_length: int | None = None,
         return_weights: bool = False,
         cached: CachedStep | None = None,
+        source: Source | None = None,
         **kwargs,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
         """
         Args:
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
@@ -108,39 +112,39 @@ class ReformerLayer(GradientCheckpointingLayer):
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
             cached: What is known of the text so far, and where the tokens of this call go in it.
+            source: What a decoder's layer reads of the encoder.
             **kwargs: Masks and the rotation for the self-attention.
 
         Returns:
-            The streams y1 and y2, and the attention map or None.
+            The streams that come out, and the attention map or None of each half.
         """
         x1, x2 = tape.verify_input(self.layer_idx, (attn_output, hidden_states))
+        rotations = self.draw_rotations(x2, length, num_hashes, circle_length, cached)
+        how = {"circle_length": circle_length, "return_weights": return_weights, "cached": cached, **kwargs}
         call = ReversibleLayerCall(
-            attention=self.attention,
-            attention_kwargs={
-                "rotations": self.draw_rotations(x2, length, num_hashes, circle_length, cached),
-                "buckets": None,
-                "circle_length": circle_length,
-                "return_weights": return_weights,
-                "cached": cached,
-                **kwargs,
-            },
-            feed_forward=self.feed_forward,
+            halves=self.halves({"rotations": rotations, "buckets": None, **how}, source),
             on_grid=on_grid,
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
             overwrites=overwrites,
+            source=source,
         )
         # A cache must see each token once, so nothing may be recomputed. A map with a gradient needs a graph.
         reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
+        maps: list[torch.Tensor | None]
         if reversible:
             y1, y2 = run_reversibly(call, x1, x2)
-            weights, is_kept = None, stores_output or not y2.requires_grad
+            maps, is_kept = [None] * len(call.halves), stores_output or not y2.requires_grad
         else:
-            y1, y2, weights = run_with_graph(call, x1, x2)
+            y1, y2, maps = run_with_graph(call, x1, x2)
             is_kept = True
         tape.record_output(self.layer_idx, (y1, y2), is_kept)
-        return y1, y2, weights
+        return y1, y2, maps
+
+    def halves(self, attention_kwargs: dict[str, Any], source: Source | None = None) -> list[Half]:
+        """What the layer does, in order, given the arguments of its self-attention."""
+        return [Half(self.attention, attention_kwargs), Half(self.feed_forward, split=self.feed_forward.split)]
 
     def draw_rotations(
         self,
@@ -208,11 +212,15 @@ class _ShownStates:
 class ReformerEncoder(nn.Module):
     """All layers, and the LayerNorm over what becomes of the two streams."""
 
+    layer_class = ReformerLayer
+    # Modules of a layer that compute the same each time they are given the same.
+    repeatable: tuple[type[nn.Module], ...] = (ReformerLayer, ReformerAttention, ReformerSelfOutput)
+
     def __init__(self, config):
         super().__init__()
         self.config = config
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.layers = nn.ModuleList(ReformerLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(self.layer_class(config, i) for i in range(config.num_hidden_layers))
         self.layer_norm = nn.LayerNorm(config.output_size, eps=config.layer_norm_eps)
 
     def forward(
@@ -225,7 +233,7 @@ class ReformerEncoder(nn.Module):
         cached: list[CachedStep] | None = None,
         owns_input: bool = False,
         **kwargs,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[torch.Tensor, ...] | None]:
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...] | None, tuple[list[torch.Tensor | None], ...] | None]:
         """
         Args:
             hidden_states: `[B, L, hidden_size]`, the input of both streams.
@@ -240,8 +248,8 @@ class ReformerEncoder(nn.Module):
             **kwargs: Passed to each layer.
 
         Returns:
-            `[B, L, output_size]`; the hidden states, with None for what was not asked for, or None; the attention
-            map of each layer, or None.
+            `[B, L, output_size]`; the hidden states, with None for what was not asked for, or None; of each layer the
+            attention map or None of each half, or None.
         """
         result_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         shown = _ShownStates(return_hidden_states, len(self.layers) + 1, result_dtype, layout)
@@ -250,19 +258,19 @@ class ReformerEncoder(nn.Module):
         owns_input = owns_input or hidden_states is not given
         how = {"on_grid": on_grid, "return_weights": return_weights, "layout": layout, "rotation": rotation, **kwargs}
         if torch.compiler.is_compiling() and not shown and self._can_be_traced():
-            streams, all_attentions = self._trace_layers(hidden_states, cached, **how)
+            streams, all_maps = self._trace_layers(hidden_states, cached, **how)
         else:
-            streams, all_attentions = self._run_layers(hidden_states, shown, cached, owns_input, **how)
+            streams, all_maps = self._run_layers(hidden_states, shown, cached, owns_input, **how)
         output = self.layer_norm(self._combine_streams(streams))
         return (
             out_of_rows(layout, self.dropout(output)),
             shown.states(),
-            tuple(all_attentions) if return_weights else None,
+            tuple(all_maps) if return_weights else None,
         )
 
     def _trace_layers(self, hidden_states, cached, on_grid, num_hashes, **kwargs):
-        """The last layer's streams and all attention maps, as one program."""
-        stack = TracedStack(self.layers, on_grid, num_hashes, kwargs, cached)
+        """The last layer's streams and the maps of all layers, as one program."""
+        stack = TracedStack(self.layers, on_grid, num_hashes, kwargs, cached, kwargs.pop("source", None))
         # A cache must see each token once.
         reversible = (
             cached is None and self.config.reversible and torch.is_grad_enabled() and not kwargs["return_weights"]
@@ -270,19 +278,18 @@ class ReformerEncoder(nn.Module):
         # An exported program has no backward pass of ours, and `torch.func` wants derivatives of its own.
         if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
             reversible = False
-        ours = (ReformerLayer, ReformerAttention, ReformerSelfOutput)
-        return stack.run(hidden_states, reversible and is_repeatable(self.layers, ours))
+        return stack.run(hidden_states, reversible and is_repeatable(self.layers, self.repeatable))
 
     def _can_be_traced(self):
-        return all(type(layer) is ReformerLayer and can_be_traced(layer) for layer in self.layers)
+        return all(type(layer) is self.layer_class and can_be_traced(layer) for layer in self.layers)
 
     # The compiler would make a program for each layer, because `layer_idx` differs. It compiles what `forward` calls.
     # `torch.compiler.disable(recursive=False)` means the same, but `torch.export` cannot pass through its wrapper.
     @skip
     def _run_layers(self, hidden_states, shown, cached, owns_input, **kwargs):
-        """The last layer's streams and all attention maps, one layer after the other."""
+        """The last layer's streams and the maps of all layers, one layer after the other."""
         attn_output = hidden_states = shown.append(hidden_states)
-        all_attentions = []
+        all_maps = []
         overwrites = not shown and hidden_states.numel() >= LARGE_STREAM and works_unseen(self.layers)
         if overwrites:
             # From here on each stream has memory of its own, and keeps it through all layers.
@@ -294,7 +301,7 @@ class ReformerEncoder(nn.Module):
             if _lacks_gradient(hidden_states) and _is_trained(layer):
                 # If the input needs no gradient, hooks on the layer's backward would run before it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
-            attn_output, hidden_states, weights = layer(
+            attn_output, hidden_states, maps = layer(
                 attn_output,
                 hidden_states,
                 tape=tape,
@@ -303,9 +310,9 @@ class ReformerEncoder(nn.Module):
                 cached=None if cached is None else cached[layer.layer_idx],
                 **kwargs,
             )
-            all_attentions.append(weights)
+            all_maps.append(maps)
             hidden_states = shown.append(hidden_states)
-        return tape.verify_input(len(self.layers), (attn_output, hidden_states)), all_attentions
+        return tape.verify_input(len(self.layers), (attn_output, hidden_states)), all_maps
 
     def _combine_streams(self, streams: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """`[B, L, output_size]`, in the precision of the layers."""

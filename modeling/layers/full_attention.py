@@ -74,7 +74,7 @@ class FullSelfAttention(nn.Module):
         else:
             output, weights = self._attend_in_documents(query, key, value, documents, attention_mask, return_weights)
         if weights is not None:
-            output, weights = attend_by_map(weights, value, layout)
+            output, weights = attend_by_map(weights, value, layout, layout)
         return output.flatten(2), weights, None
 
     def _attend(self, query, key, value, mask, return_weights):

@@ -84,7 +84,7 @@ class LocalSelfAttention(nn.Module):
             implementation=config._attn_implementation,
         )
         if weights is not None:
-            output, weights = attend_by_map(weights, value, layout)
+            output, weights = attend_by_map(weights, value, layout, layout)
         return output.flatten(2), weights, None
 
     def _attend_to_cache(self, query, key, value, cached, circle_length, return_weights):

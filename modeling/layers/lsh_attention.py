@@ -152,7 +152,7 @@ class LSHSelfAttention(nn.Module):
         if options.value_shift and (return_weights or attention_mask is not None):
             output, weights = of_shifted(output, weights, attention_mask, numbers)
         if weights is not None:
-            output, weights = attend_by_map(weights, cast(torch.Tensor, shown), layout)
+            output, weights = attend_by_map(weights, cast(torch.Tensor, shown), layout, layout)
         return output.flatten(2), weights, buckets
 
     def _project(self, hidden_states, rotation):

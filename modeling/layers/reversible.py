@@ -3,14 +3,15 @@ Reversible residual layers (paper section 3; Gomez et al. 2017, arXiv 1707.04585
 
 A layer maps two streams `x1, x2` to `y1 = x1 + F(x2)` and `y2 = x2 + G(y1)`. Backward recovers `x2 = y2 - G(y1)` and
 `x1 = y1 - F(x2)` from the layer's output, so a stack of layers stores the output of its last layer and nothing else.
+Each of the updates is a `Half`. A decoder's layer has a third, so its streams come out with their roles exchanged.
 
 There is one autograd Function per layer, with the layer's parameters among its inputs. Their gradients leave through
 autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see what they expect.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +20,8 @@ from torch import nn
 from ..ops.differentiation import is_inside_transform, once_differentiable, refuse_derivatives
 from ..ops.row_layout import RowLayout, into_rows, out_of_rows
 from ..ops.softmax_kernels import distinct
-from .feed_forward import ChunkReformerFeedForward
 from .replay import Recording, version_of
+from .source import Source
 
 
 # In exact mode streams are multiples of these, by dtype. Sums of such numbers are exact below 1024 in float32 and
@@ -209,40 +210,70 @@ class ReversibleTape:
         return handed_down[layer_idx]
 
 
+def whole(sequence: torch.Tensor) -> tuple[torch.Tensor]:
+    """The sequence as one piece, for modules that need all of it."""
+    return (sequence,)
+
+
+@dataclass
+class Half:
+    """
+    One of the two or three updates of a layer: a module reads one stream, and what it makes of it is added to the
+    other. The next half reads the stream that was added to.
+
+    Attributes:
+        module: Begins with a `layer_norm`. Its result is the update or, beside it, the attention map or None, and the
+            buckets or None.
+        kwargs: Its arguments; in the recomputation they have the buckets instead of the rotations.
+        split: Makes pieces of the sequence that are worked on one at a time.
+        reads_source: The module has an argument `source`, that of the call.
+        recording: Of the module.
+    """
+
+    module: nn.Module
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    split: Callable[[torch.Tensor], Sequence[torch.Tensor]] = whole
+    reads_source: bool = False
+    recording: Recording = field(init=False)
+
+    def run(
+        self, stream: torch.Tensor, source: Source | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """The update that follows from a piece of a stream, the attention map or None, and the buckets or None."""
+        others = {"source": source} if self.reads_source else {}
+        output = self.module(stream, **self.kwargs, **others)
+        return output if isinstance(output, tuple) else (output, None, None)
+
+
 @dataclass
 class ReversibleLayerCall:
     """
     One call of a layer: what its recomputation needs besides the streams.
 
     Attributes:
-        attention: The module F. Its results are what it adds, the attention map or None, and the buckets or None.
-        attention_kwargs: Its arguments; in the recomputation they have the buckets instead of the rotations.
-        feed_forward: The module G. It works on pieces of the sequence, one at a time; `split` makes them.
+        halves: What the layer does, in order.
         on_grid: Exact mode: round updates to the grid on which the inversion is exact.
         tape: Shared by the layers of one forward pass.
         layer_idx: Place of the layer in the stack, 0 first.
         stores_output: Whether the layer keeps its own output, as the last one must.
         overwrites: Nobody needs the streams that come in: without a graph, those that go out take their memory.
-        of_attention, of_feed_forward: Recordings of the modules.
+        source: What a decoder's layers read of the encoder.
         autocast: Of the forward pass.
     """
 
-    attention: nn.Module
-    attention_kwargs: dict[str, Any]
-    feed_forward: ChunkReformerFeedForward
+    halves: Sequence[Half]
     on_grid: bool
     tape: ReversibleTape
     layer_idx: int
     stores_output: bool
     overwrites: bool = False
-    of_attention: Recording = field(init=False)
-    of_feed_forward: Recording = field(init=False)
+    source: Source | None = None
     autocast: dict[str, Any] = field(init=False)
 
 
 def run_with_graph(
     call: ReversibleLayerCall, x1: torch.Tensor, x2: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor | None]]:
     """
     One layer under ordinary autograd, which stores what it needs.
 
@@ -250,111 +281,110 @@ def run_with_graph(
         x1, x2: Streams, `[B, L, hidden_size]`.
 
     Returns:
-        The streams y1 and y2, with the numbers of `run_reversibly`, and the attention map or None.
+        The streams that come out, with the numbers of `run_reversibly`, and the attention map or None of each half.
     """
-    attention, feed_forward = call.attention, call.feed_forward
-    update, weights, _ = attention(narrowed(x2, attention), **call.attention_kwargs)
-    # The pieces are split here, as in backward. So random numbers are the same, and a compiled module is one program.
-    split = feed_forward.split
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        y1 = x1 + _update_of(x1, update, call)
-        updates = [feed_forward(narrowed(piece, feed_forward)) for piece in split(y1)]
-        return y1, x2 + _update_of(x2, feed_forward.join(updates), call), weights
-    y1, y2 = (stream if call.overwrites else torch.empty_like(stream) for stream in (x1, x2))
-    _add_in_pieces(x1, update, y1, on_grid=call.on_grid)
-    # Freed before something else takes memory.
-    del update
-    for x2_piece, y1_piece, y2_piece in distinct(zip(*map(split, (x2, y1, y2)), strict=True), x2):
-        update = feed_forward(narrowed(y1_piece, feed_forward))
-        _add_in_pieces(x2_piece, update, y2_piece, on_grid=call.on_grid)
-    return y1, y2, weights
+    add = _add_with_graph if torch.is_grad_enabled() or torch.compiler.is_compiling() else _add_in_place
+    all_weights = []
+    for half in call.halves:
+        out, weights = add(call, half, x1, x2)
+        x1, x2 = x2, out
+        all_weights.append(weights)
+    return x1, x2, all_weights
 
 
 # `torch.compile` of a whole model would compile forward and not the recomputation in backward, which then drew other
 # random numbers and rounded differently. Attention and feed-forward that are compiled by themselves stay so in both.
 @torch.compiler.disable
 def run_reversibly(call: ReversibleLayerCall, x1: torch.Tensor, x2: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The streams y1 and y2 of one layer, which stores nothing for backward but what `call` says."""
+    """The streams that come out of one layer, which stores nothing for backward but what `call` says."""
     if is_inside_transform():
         refuse_derivatives("inside of `torch.func`, or in forward mode")
-    call.of_attention, call.of_feed_forward = Recording(call.attention), Recording(call.feed_forward)
-    parameters = *call.of_attention.parameters, *call.of_feed_forward.parameters
-    return ReversibleLayerFunction.apply(call, x1, x2, *parameters)
+    parameters = []
+    for half in call.halves:
+        half.recording = Recording(half.module)
+        parameters += half.recording.parameters
+    source = None if call.source is None else call.source.hidden_states
+    return ReversibleLayerFunction.apply(call, x1, x2, source, *parameters)
 
 
 class ReversibleLayerFunction(torch.autograd.Function):
-    """`run_reversibly` with a backward that recomputes F and G once each, inverting the layer on the way."""
+    """`run_reversibly` with a backward that recomputes each half once, inverting the layer on the way."""
 
     @staticmethod
-    def forward(ctx, call, x1, x2, *parameters):
-        device, attention, feed_forward = x1.device, call.attention, call.feed_forward
-        call.autocast = autocast_state(device)
-        with call.of_attention.recorded(device), _as_in_recomputation(call):
-            update, _, buckets = attention(_leaf_for(attention, x2), **call.attention_kwargs)
-        call.attention_kwargs = call.attention_kwargs | {"rotations": None, "buckets": buckets}
-        y1 = _add_in_pieces(x1, update.detach(), torch.empty_like(x1), on_grid=call.on_grid)
-        # Here and below: freed before something else takes memory.
-        del update
-        y2 = torch.empty_like(x2)
-        with call.of_feed_forward.recorded(device):
-            for x2_piece, y1_piece, y2_piece in zip(*map(feed_forward.split, (x2, y1, y2)), strict=True):
-                with _as_in_recomputation(call):
-                    update = feed_forward(_leaf_for(feed_forward, y1_piece))
-                _add_in_pieces(x2_piece, update.detach(), y2_piece, on_grid=call.on_grid)
-                del update
+    def forward(ctx, call, x1, x2, source, *parameters):
+        call.autocast = autocast_state(x1.device)
+        for half in call.halves:
+            out, buckets = None, None
+            with half.recording.recorded(x2.device):
+                for place, piece in enumerate(half.split(x2)):
+                    with _as_in_recomputation(call, half):
+                        update, _, buckets = half.run(_leaf_for(half.module, piece), call.source)
+                    if out is None:
+                        # Not before the module has run, which may need more memory than this.
+                        out = torch.empty_like(x1)
+                        targets, outs = half.split(x1), half.split(out)
+                    _add_in_pieces(targets[place], update.detach(), outs[place], on_grid=call.on_grid)
+                    # Freed before something else takes memory.
+                    del update
+            if "rotations" in half.kwargs:
+                half.kwargs = half.kwargs | {"rotations": None, "buckets": buckets}
+            x1, x2 = x2, out
         ctx.call = call
-        if call.stores_output:
-            ctx.save_for_backward(y1, y2)
-        return y1, y2
+        # Who changes what the encoder has put out before backward is told so.
+        ctx.save_for_backward(source, *((x1, x2) if call.stores_output else ()))
+        return x1, x2
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, y1_grad, y2_grad):
-        call = ctx.call
-        y1, y2 = ctx.saved_tensors if call.stores_output else call.tape.receive(call.layer_idx)
-        with call.of_feed_forward.replayed():
-            x2, y1_grad, feed_forward_grads = _invert_feed_forward(call, y1, y2, y1_grad, y2_grad)
-        with call.of_attention.replayed():
-            x1, x2_grad, attention_grads = _invert_attention(call, y1, x2, y1_grad, y2_grad)
+    def backward(ctx, *gradients):
+        call, (_, *streams) = ctx.call, ctx.saved_tensors
+        if not call.stores_output:
+            streams = call.tape.receive(call.layer_idx)
+        source_grad, parameter_grads = None, []
+        for half in reversed(call.halves):
+            with half.recording.replayed():
+                streams, gradients, half_source_grad, half_grads = _invert(call, half, streams, gradients)
+            source_grad = _sum(source_grad, half_source_grad)
+            parameter_grads = [*half_grads, *parameter_grads]
         if call.layer_idx > 0:
-            call.tape.hand_down(call.layer_idx - 1, (x1, x2))
-        return None, y1_grad, x2_grad, *attention_grads, *feed_forward_grads
+            call.tape.hand_down(call.layer_idx - 1, streams)
+        return None, *gradients, source_grad, *parameter_grads
 
 
 @contextmanager
-def _as_in_recomputation(call) -> Iterator[None]:
+def _as_in_recomputation(call, half) -> Iterator[None]:
     """
     What is compiled runs in forward as in `_recompute`, with a graph that is then thrown away.
 
     So it is the same program: one made for inference may round and draw random numbers in another way.
     """
-    modules = *call.of_attention.modules, *call.of_feed_forward.modules
-    if not any(module._compiled_call_impl is not None for module in modules):
+    if not any(module._compiled_call_impl is not None for module in half.recording.modules):
         yield
         return
     with torch.enable_grad(), torch.autocast(**call.autocast):
         yield
 
 
-def _invert_feed_forward(call, y1, y2, y1_grad, y2_grad):
-    """`x2 = y2 - G(y1)`, the gradient of `y1` through G added, and the gradients of G's parameters."""
-    split, grads = call.feed_forward.split, None
-    x2, whole_grad = _memory_for_input(call, y2), torch.empty_like(y1_grad)
-    for y1_piece, y2_piece, y1_grad_piece, y2_grad_piece, x2_piece, grad_piece in zip(
-        *map(split, (y1, y2, y1_grad, y2_grad, x2, whole_grad)), strict=True
-    ):
-        update, piece_grad, piece_grads = _recompute(call, call.of_feed_forward, y1_piece, y2_grad_piece, {})
-        _add_in_pieces(y2_piece, update, x2_piece, sign=-1, on_grid=call.on_grid)
-        _add_in_pieces(y1_grad_piece, piece_grad, grad_piece)
+def _invert(call, half, streams, gradients):
+    """
+    The streams as they were before `half`, their gradients, that of the source (None if it needs none), and those of
+    the parameters.
+    """
+    (stream, target), (stream_grad, target_grad) = streams, gradients
+    # Both are made when the first piece has been recomputed, which may need more memory than this.
+    before, whole_grad, source_grad, grads = None, None, None, None
+    pieces = zip(*map(half.split, (stream, target, stream_grad, target_grad)), strict=True)
+    for place, (piece, target_piece, grad_piece, target_grad_piece) in enumerate(pieces):
+        update, through, source_part, piece_grads = _recompute(call, half, piece, target_grad_piece)
+        if before is None:
+            before, whole_grad = _memory_for_input(call, target), torch.empty_like(stream_grad)
+            befores, whole_grads = half.split(before), half.split(whole_grad)
+        _add_in_pieces(target_piece, update, befores[place], sign=-1, on_grid=call.on_grid)
+        _add_in_pieces(grad_piece, through, whole_grads[place])
+        source_grad = _sum(source_grad, source_part)
         grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
-    return x2, whole_grad, grads
-
-
-def _invert_attention(call, y1, x2, y1_grad, y2_grad):
-    """`x1 = y1 - F(x2)`, the gradient of `x2` through F added, and the gradients of F's parameters."""
-    update, x2_grad, grads = _recompute(call, call.of_attention, x2, y1_grad, call.attention_kwargs)
-    x1 = _add_in_pieces(y1, update, _memory_for_input(call, y1), sign=-1, on_grid=call.on_grid)
-    return x1, _add_in_pieces(y2_grad, x2_grad, torch.empty_like(y2_grad)), grads
+        del update, through
+    return (before, stream), (target_grad, whole_grad), source_grad, grads
 
 
 def _memory_for_input(call, output_stream):
@@ -364,9 +394,34 @@ def _memory_for_input(call, output_stream):
     It is that of the output where nobody else has seen it: the layer above has recovered it, and modules, whose hooks
     may keep what they are given, were given a narrower copy.
     """
-    modules = call.attention, call.feed_forward
-    was_copied = all(output_stream.dtype != module.layer_norm.weight.dtype for module in modules)
+    was_copied = all(output_stream.dtype != half.module.layer_norm.weight.dtype for half in call.halves)
     return output_stream if was_copied and not call.stores_output else torch.empty_like(output_stream)
+
+
+def _add_with_graph(call, half, target, stream):
+    """`target` with what `half` makes of `stream`, and the attention map."""
+    # The pieces are split here, as in backward. So random numbers are the same, and a compiled module is one program.
+    updates, weights = [], None
+    for piece in half.split(stream):
+        update, weights, _ = half.run(narrowed(piece, half.module), call.source)
+        updates.append(update)
+    update = updates[0] if len(updates) == 1 else torch.cat(updates, dim=1)
+    return target + _update_of(target, update, call), weights
+
+
+def _add_in_place(call, half, target, stream):
+    """The same without a graph, in the memory of `target` if nobody needs it any more."""
+    out = target if call.overwrites else None
+    weights = None
+    for place, piece in distinct(enumerate(half.split(stream)), stream):
+        update, weights, _ = half.run(narrowed(piece, half.module), call.source)
+        if place == 0:
+            out = torch.empty_like(target) if out is None else out
+            targets, outs = half.split(target), half.split(out)
+        _add_in_pieces(targets[place], update, outs[place], on_grid=call.on_grid)
+        # Freed before something else takes memory.
+        del update
+    return out, weights
 
 
 def _update_of(stream, update, call):
@@ -400,20 +455,28 @@ def _leaf_for(module, stream):
     return narrowed(stream.detach(), module).requires_grad_(torch.is_grad_enabled())
 
 
-def _recompute(call, recording, stream, output_grad, kwargs):
-    """What a module adds for `stream`, the gradients of `stream`, and of each parameter (None if it needs none)."""
-    trained = [parameter for parameter in recording.parameters if parameter.requires_grad]
+def _recompute(call, half, stream, output_grad):
+    """
+    What a half adds for a piece of a stream; the gradients of the piece, of the source, and of each parameter (None if
+    it needs none).
+    """
+    parameters = half.recording.parameters
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    source, read = call.source, []
+    if half.reads_source and source.hidden_states.requires_grad:
+        read = [source.hidden_states.detach().requires_grad_()]
+        source = replace(source, hidden_states=read[0])
     with torch.enable_grad(), torch.autocast(**call.autocast):
-        inputs = _leaf_for(recording.module, stream)
+        inputs = _leaf_for(half.module, stream)
         # A view, because profilers put hooks on what modules are given, and not every hook may be put on a leaf.
-        output = recording.module(inputs.view_as(inputs), **kwargs)
-    update, *_ = output if isinstance(output, tuple) else (output,)
+        update, _, _ = half.run(inputs.view_as(inputs), source)
     inputs_grad, *grads = torch.autograd.grad(
-        update, (inputs, *trained), output_grad.to(update.dtype), allow_unused=True
+        update, (inputs, *read, *trained), output_grad.to(update.dtype), allow_unused=True
     )
+    source_grad = grads.pop(0) if read else None
     trained_grads = iter(grads)
-    parameter_grads = [next(trained_grads) if each.requires_grad else None for each in recording.parameters]
-    return update.detach(), inputs_grad, parameter_grads
+    parameter_grads = [next(trained_grads) if each.requires_grad else None for each in parameters]
+    return update.detach(), inputs_grad, source_grad, parameter_grads
 
 
 def _state_of(stream):

@@ -14,7 +14,7 @@ class Movable:
 
     def to(self: Moved, device: torch.device, non_blocking: bool = False) -> Moved:
         """The same with all tensors on another device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, (torch.Tensor, Movable))}
         instance: Any = self
         return replace(
             instance, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}

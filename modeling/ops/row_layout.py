@@ -84,21 +84,31 @@ def out_of_rows(layout: RowLayout | None, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def attend_by_map(
-    weights: torch.Tensor, value: torch.Tensor, layout: RowLayout | None
+    weights: torch.Tensor, value: torch.Tensor, *layouts: RowLayout | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
 
     Args:
-        weights: The map `[B, H, P, P]`.
-        value: `[B, P, H, D]`.
+        weights: The map `[B, H, P, S]`.
+        value: `[B, S, H, D]`.
+        layouts: Of the queries and of the keys.
 
     Returns:
         The output, `[B, P, H, D]`, and the map of the caller's tokens.
     """
     shown = weights
-    if layout is not None:
-        has_place = layout.has_place[:, None]
-        shown = layout.back(layout.back(weights, dim=2), dim=3) * (has_place[..., None] & has_place[:, :, None])
-        weights = layout.into(layout.into(shown, dim=2), dim=3) * layout.is_taken[:, None, None]
+    for dim, layout in enumerate(layouts, start=2):
+        if layout is not None:
+            shown = layout.back(shown, dim) * _along(layout.has_place, dim)
+    weights = shown
+    for dim, layout in enumerate(layouts, start=2):
+        if layout is not None:
+            weights = layout.into(weights, dim)
+            weights = weights * _along(layout.is_taken, dim) if dim == 3 else weights
     return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
+
+
+def _along(flags, dim):
+    """`[B, N]` beside a map whose dimension `dim`, 2 or 3, is N."""
+    return flags[:, None, :, None] if dim == 2 else flags[:, None, None]

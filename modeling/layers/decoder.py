@@ -1,0 +1,39 @@
+"""A decoder's layers, which read an encoder between self-attention and feed-forward."""
+
+from functools import partial
+from typing import Any, cast
+
+from .cross_attention import CrossAttention
+from .encoder import ReformerEncoder, ReformerLayer
+from .reversible import Half
+from .source import Source
+
+
+class ReformerDecoderLayer(ReformerLayer):
+    """
+    `a = x1 + attention(x2)`, `b = x2 + cross_attention(a)`, `c = a + feed_forward(b)`; the streams b and c come out.
+
+    With three updates the streams change their roles from layer to layer, as in trax's `EncoderDecoderBlock`.
+    """
+
+    def __init__(self, config, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.cross_attention = CrossAttention(config, layer_idx)
+
+    def halves(self, attention_kwargs: dict[str, Any], source: Source | None = None) -> list[Half]:
+        attention, feed_forward = super().halves(attention_kwargs)
+        names = ("documents", "layout", "return_weights")
+        kwargs = {name: attention_kwargs[name] for name in names if name in attention_kwargs}
+        if kwargs.get("return_weights"):
+            cross = Half(self.cross_attention, kwargs, reads_source=True)
+        else:
+            split = partial(self.cross_attention.split, source=cast(Source, source))
+            cross = Half(self.cross_attention, kwargs, split, True)
+        return [attention, cross, feed_forward]
+
+
+class ReformerDecoderStack(ReformerEncoder):
+    """`ReformerEncoder`, whose `forward` also takes a `source`, with layers that read it."""
+
+    layer_class = ReformerDecoderLayer
+    repeatable = (*ReformerEncoder.repeatable, ReformerDecoderLayer, CrossAttention)

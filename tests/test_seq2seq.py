@@ -1,0 +1,557 @@
+"""Encoder and decoder: reversible on both sides, and what is read of the source."""
+
+import copy
+
+import pytest
+import torch
+from allocations import Allocations
+from peft import LoraConfig, get_peft_model
+from reversible_models import relative_error
+from tiny_models import (
+    NO_ATTENTION_DROPOUT,
+    STACKS,
+    TIED,
+    TINY,
+    VOCAB,
+    WINDOWS,
+    assert_close,
+    assert_equal_tensors,
+    gradients,
+    left_padded,
+    make_model,
+    random_ids,
+    tiny_config,
+)
+from transformers import AutoModelForSeq2SeqLM
+from transformers.models.reformer import modeling_reformer as stock
+
+import hf_reformer
+from hf_reformer import (
+    ReformerByteTokenizer,
+    ReformerConfig,
+    ReformerForCausalLM,
+    ReformerForConditionalGeneration,
+    ReformerForMaskedLM,
+    ReformerModel,
+)
+from hf_reformer.modeling.layers import cross_attention
+from hf_reformer.modeling.layers import reversible as reversible_module
+from hf_reformer.modeling.layers.reversible import ReversibleTape
+
+
+TWO_SIDES = {"is_encoder_decoder": True, "decoder_attn_layers": STACKS["mixed"]}
+SOURCE, TARGET = 40, 29
+ALL_DROPOUT = NO_ATTENTION_DROPOUT | {"hidden_dropout_prob": 0.2, "cross_attention_probs_dropout_prob": 0.2}
+# Buckets that do not depend on who hashed before, and a loss in float64.
+SAME_EACH_TIME = {"hash_seed": 3, "chunk_size_lm_head": 16}
+# The first row's source is whole, the second's is padded behind, the third's in front.
+MASK = torch.ones(3, SOURCE, dtype=torch.long)
+MASK[1, 25:] = 0
+MASK[2, :13] = 0
+
+
+def make(**changes):
+    """Float64, with windows, so that a row's result does not depend on its padding."""
+    return make_model(ReformerForConditionalGeneration, **(TWO_SIDES | WINDOWS | changes)).double()
+
+
+def inputs_of(length=TARGET):
+    torch.manual_seed(2)
+    labels = random_ids(3, length)
+    # The third target is shorter.
+    labels[2, length // 2 :] = -100
+    return {"input_ids": random_ids(3, SOURCE), "attention_mask": MASK, "labels": labels}
+
+
+def train(model, **inputs):
+    torch.manual_seed(3)
+    loss = model.train()(**(inputs or inputs_of())).loss
+    loss.backward()
+    return {"loss": loss.detach(), **gradients(model)}
+
+
+# Reversible.
+
+
+CASES = {
+    "exact": {},
+    "dropout": ALL_DROPOUT,
+    "eager": {"attn_implementation": "eager"},
+    "eager with dropout": {"attn_implementation": "eager"} | ALL_DROPOUT,
+    "pieces": {"chunk_size_feed_forward": 8} | ALL_DROPOUT,
+    "loss in pieces": {"chunk_size_lm_head": 8},
+    "tied, mean": TIED,
+    "rotary, shifted": {"position_embedding_type": "rotary", "lsh_value_shift": 1},
+    "stock's chunks": dict.fromkeys(WINDOWS, True) | {"lsh_sliding_window": False},
+}
+
+
+@pytest.fixture
+def few_scores(monkeypatch):
+    """Cross-attention of four target tokens at a time, where no kernel does it."""
+    monkeypatch.setattr(cross_attention, "SCORES_AT_ONCE", 4 * 3 * TINY["num_attention_heads"] * SOURCE)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_those_of_ordinary_autograd(case, few_scores):
+    expected = train(make(reversible=False, **CASES[case]))
+    actual = train(make(**CASES[case]))
+    model = make(**CASES[case])
+    assert actual.keys() == {"loss", *(name for name, _ in model.named_parameters())}
+    assert_close(actual, expected)
+
+
+def test_in_float32(few_scores):
+    expected, actual = (train(make(reversible=each, **ALL_DROPOUT).float()) for each in (False, True))
+    assert relative_error(actual, expected) < 1e-5
+
+
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_one_side_may_be_frozen(side):
+    expected, model = train(make()), make()
+    getattr(model.reformer, side).requires_grad_(False)
+    actual = train(model)
+    assert_equal_tensors(
+        actual, {name: grad for name, grad in expected.items() if not name.startswith(f"reformer.{side}.")}
+    )
+
+
+def test_adapters_on_cross_attention():
+    def adapted(reversible):
+        config = LoraConfig(
+            r=2, lora_dropout=0.3, target_modules=r".*cross_attention\.(query|key|value)", init_lora_weights=False
+        )
+        torch.manual_seed(5)
+        return get_peft_model(make(reversible=reversible), config)
+
+    expected = train(adapted(False))
+    assert len(expected) == 1 + 6 * len(STACKS["mixed"])
+    assert_close(train(adapted(True)), expected)
+
+
+def test_accumulated_batches_equal_the_whole_one():
+    inputs, model = inputs_of(), make(**SAME_EACH_TIME)
+    expected, items = train(make(**SAME_EACH_TIME), **inputs), (inputs["labels"] != -100).sum()
+    losses = []
+    for row in range(3):
+        its = {name: tensor[row : row + 1] for name, tensor in inputs.items()}
+        losses.append(train(model, **its, num_items_in_batch=items)["loss"])
+    assert_close({"loss": sum(losses)} | gradients(model), expected)
+
+
+def test_inversion_recovers_the_very_bits(monkeypatch):
+    """Through three halves a layer, in bfloat16, eight layers deep."""
+    taken, recovered = {}, {}
+    verify_input, invert = ReversibleTape.verify_input, reversible_module._invert
+
+    def take(tape, layer_idx, streams):
+        streams = verify_input(tape, layer_idx, streams)
+        taken[id(tape), layer_idx] = torch.stack(streams).detach()
+        return streams
+
+    def watch(call, half, *args):
+        streams, *rest = invert(call, half, *args)
+        if half is call.halves[0]:
+            recovered[id(call.tape), call.layer_idx] = torch.stack(streams)
+        return streams, *rest
+
+    monkeypatch.setattr(ReversibleTape, "verify_input", take)
+    monkeypatch.setattr(reversible_module, "_invert", watch)
+    model = make(decoder_attn_layers=["local", "lsh"] * 4, **ALL_DROPOUT).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        train(model)
+    assert len(recovered) == 2 + 8
+    for place, streams in recovered.items():
+        assert torch.equal(streams, taken[place])
+
+
+def test_what_is_kept_does_not_grow_with_depth():
+    def kept(depth):
+        seen = {}
+        model, inputs = make(decoder_attn_layers=["local", "lsh"] * depth), inputs_of()
+
+        def keep(tensor):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model.train()(**inputs).loss
+        loss.backward()
+        return sum(size for place, size in seen.items() if place not in weights)
+
+    assert kept(1) == kept(4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"cross_attention_probs_dropout_prob": 0.1}], ids=["kernel", "pieces"])
+def test_nothing_has_the_size_of_target_times_source(changes, monkeypatch):
+    monkeypatch.setattr(cross_attention, "SCORES_AT_ONCE", 2**12)
+    model = make(**changes, axial_pos_shape=[32, 32], max_position_embeddings=1024).float().train()
+    ids = random_ids(1, 1000)
+    with Allocations() as allocations:
+        model(ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    # A row of what is widest: both projections of the feed-forward.
+    assert allocations.largest < 1000 * 100 < 1000 * 1000
+
+
+def test_a_changed_source_is_noticed():
+    model, inputs = make(), inputs_of()
+    source = torch.randn(3, SOURCE, model.config.output_size, dtype=torch.float64, requires_grad=True)
+    outputs = source * 1
+    loss = model(encoder_outputs=(outputs,), attention_mask=MASK, labels=inputs["labels"]).loss
+    outputs.data.add_(0)
+    with torch.no_grad():
+        outputs.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_as_one_program():
+    torch._dynamo.reset()
+    expected, model = train(make()), make()
+    torch.manual_seed(3)
+    loss = torch.compile(model.train(), backend="aot_eager")(**inputs_of()).loss
+    loss.backward()
+    assert_close({"loss": loss.detach()} | gradients(model), expected)
+
+
+# What reads what.
+
+
+def logits_of(model, ids, mask=None, target=None):
+    with torch.no_grad():
+        return model(ids, attention_mask=mask, decoder_input_ids=target).logits
+
+
+def test_a_masked_source_token_changes_nothing():
+    model, target, ids = make(), random_ids(3, TARGET), random_ids(3, SOURCE)
+    others = torch.where(MASK.bool(), ids, ids.flip(0) + 1)
+    assert not torch.equal(others, ids)
+    assert torch.equal(logits_of(model, ids, MASK, target), logits_of(model, others, MASK, target))
+
+
+def test_every_other_source_token_changes_all():
+    model, target, ids = make(), random_ids(1, TARGET), random_ids(1, SOURCE)
+    for place in (0, SOURCE - 1):
+        other = ids.clone()
+        other[0, place] = (ids[0, place] + 1) % VOCAB
+        assert (logits_of(model, ids, None, target) != logits_of(model, other, None, target)).any(-1).all()
+
+
+def test_a_later_target_token_changes_no_earlier_logit():
+    model, target, ids = make(), random_ids(1, TARGET), random_ids(1, SOURCE)
+    before = logits_of(model, ids, None, target)
+    target[0, 20:] = random_ids(1, TARGET - 20)
+    after = logits_of(model, ids, None, target)
+    torch.testing.assert_close(after[:, :20], before[:, :20], rtol=1e-12, atol=1e-12)
+    assert (after[:, 20:] != before[:, 20:]).any(-1).all()
+
+
+def test_a_padded_row_is_the_row_alone():
+    model, target, ids = make(), random_ids(3, TARGET), random_ids(3, SOURCE)
+    together = logits_of(model, ids, MASK, target)
+    for row, is_real in enumerate(MASK.bool()):
+        alone = logits_of(model, ids[row : row + 1, is_real], None, target[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-10, atol=1e-10)
+
+
+def test_columns_behind_the_last_label_are_padding():
+    """So a row's loss does not depend on how long the others are, with stock's chunks either."""
+    inputs, model = (
+        inputs_of(),
+        make(**(CASES["stock's chunks"] | {"circular_look_around": False, "chunk_size_lm_head": 16})),
+    )
+    row = {name: tensor[2:] for name, tensor in inputs.items()}
+    alone = row | {"labels": row["labels"][:, : TARGET // 2]}
+    torch.testing.assert_close(model(**row).loss, model(**alone).loss, rtol=1e-12, atol=0)
+
+
+def test_a_source_without_real_tokens_is_read_as_zeros():
+    target, ids, mask = random_ids(3, TARGET), random_ids(3, SOURCE), MASK.clone()
+    mask[1] = 0
+    fused, eager = make(), make(attn_implementation="eager")
+    found = [logits_of(model, ids, mask, target) for model in (fused, eager)]
+    assert found[0].isfinite().all()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
+
+
+def test_labels_are_not_shifted():
+    model, inputs = make(), inputs_of()
+    read = model.prepare_decoder_input_ids_from_labels(inputs["labels"])
+    assert read[:, 0].tolist() == [0, 0, 0]
+    assert torch.equal(read[0, 1:], inputs["labels"][0, :-1])
+    assert read[2, TARGET // 2 + 1 :].eq(0).all()
+    mask = inputs["labels"] != -100
+    logits = model(inputs["input_ids"], MASK, decoder_input_ids=read, decoder_attention_mask=mask).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten())
+    torch.testing.assert_close(model(**inputs).loss.double(), expected, rtol=1e-6, atol=0)
+
+
+# Attention maps.
+
+
+def test_maps_are_what_is_read():
+    model, inputs = make(), inputs_of()
+    plain = model(**inputs)
+    shown = model(**inputs, output_attentions=True)
+    torch.testing.assert_close(shown.logits, plain.logits, rtol=1e-10, atol=1e-10)
+    for crossed in shown.cross_attentions:
+        assert crossed.shape == (3, TINY["num_attention_heads"], TARGET, SOURCE)
+        assert (crossed[:, :, : TARGET // 2] * ~MASK.bool()[:, None, None]).eq(0).all()
+        torch.testing.assert_close(crossed.sum(-1)[:2], torch.ones_like(crossed.sum(-1)[:2]))
+    shown.cross_attentions[0].retain_grad()
+    shown.loss.backward()
+    assert shown.cross_attentions[0].grad.abs().sum() > 0
+    assert len(shown.encoder_attentions) == 2
+    assert len(shown.decoder_attentions) == len(shown.cross_attentions) == 3
+
+
+def test_hidden_states_of_both_sides():
+    model, inputs = make(), inputs_of()
+    outputs = model(**inputs, output_hidden_states=True)
+    assert [state.shape[1] for state in outputs.encoder_hidden_states] == [SOURCE] * 3
+    assert [state.shape[1] for state in outputs.decoder_hidden_states] == [TARGET] * 4
+    outputs.decoder_hidden_states[1].retain_grad()
+    outputs.loss.backward()
+    assert outputs.decoder_hidden_states[1].grad.abs().sum() > 0
+
+
+# Packed rows.
+
+
+def test_packed_documents_are_each_as_alone():
+    model = make(**SAME_EACH_TIME)
+    sources, targets = [[12, 5, 20], [30]], [[7, 16, 3], [25]]
+    torch.manual_seed(4)
+
+    def packed(lengths, width):
+        rows, numbers = (
+            torch.zeros(len(lengths), width, dtype=torch.long),
+            torch.zeros(len(lengths), width, dtype=torch.long),
+        )
+        for row, counts in enumerate(lengths):
+            start = 0
+            for number, count in enumerate(counts, start=1):
+                rows[row, start : start + count] = random_ids(1, count)
+                numbers[row, start : start + count] = number
+                start += count
+        return rows, numbers
+
+    (ids, mask), (labels, target_mask) = packed(sources, 40), packed(targets, 28)
+    labels = labels.masked_fill(target_mask == 0, -100)
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "decoder_attention_mask": target_mask}
+    actual = train(model, **inputs)
+    alone, items = make(**SAME_EACH_TIME).train(), (labels != -100).sum()
+    for row, counts in enumerate(sources):
+        for number in range(1, len(counts) + 1):
+            source, target = ids[row, mask[row] == number], labels[row, target_mask[row] == number]
+            alone(source[None], labels=target[None], num_items_in_batch=items).loss.backward()
+    assert_close(gradients(model), gradients(alone))
+    maps = make().train()(**inputs, output_attentions=True).cross_attentions
+    same = mask[:, None, None] == target_mask[:, None, :, None]
+    for crossed in maps:
+        assert (crossed * ~same).eq(0).all()
+        is_real = (target_mask > 0)[:, None].expand_as(crossed.sum(-1))
+        torch.testing.assert_close(crossed.sum(-1)[is_real], torch.ones_like(crossed.sum(-1)[is_real]))
+    assert actual["loss"].isfinite()
+    with pytest.raises(ValueError, match=r"other documents than the target: \{0: 3, 1: 1\} and one in each row"):
+        model(ids, attention_mask=mask, labels=labels)
+
+
+# Generation.
+
+
+MODES = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "top_k": 5},
+    "beams": {"num_beams": 3},
+    "returned": {"num_beams": 4, "num_return_sequences": 2},
+    "sampled returned": {"do_sample": True, "num_return_sequences": 3},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_cached_equals_uncached(mode):
+    model, ids = make(), inputs_of()["input_ids"]
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(7)
+        found.append(
+            model.generate(
+                ids,
+                attention_mask=MASK,
+                max_new_tokens=40,
+                use_cache=use_cache,
+                **MODES[mode],
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        )
+    assert torch.equal(found[0].sequences, found[1].sequences)
+    for cached, uncached in zip(found[0].scores, found[1].scores, strict=True):
+        torch.testing.assert_close(cached, uncached, rtol=1e-9, atol=1e-9)
+
+
+def test_a_left_padded_source_is_continued_as_alone():
+    model, rows = make(), [random_ids(1, count)[0] for count in (40, 11, 23)]
+    together = model.generate(*left_padded(rows)[:1], attention_mask=left_padded(rows)[1], max_new_tokens=30)
+    for row, ids in enumerate(rows):
+        alone = model.generate(ids[None], max_new_tokens=30)
+        assert torch.equal(together[row, : alone.shape[1]], alone[0])
+
+
+def test_each_step_continues_both_texts():
+    """One target, given token by token and in pieces, with and without padding, to the logits of one pass."""
+    model, ids, target = make(), random_ids(3, SOURCE), random_ids(3, TARGET)
+    with torch.no_grad():
+        expected = model(ids, MASK, decoder_input_ids=target)
+        encoded, cache, found = (expected.encoder_last_hidden_state,), None, []
+        for piece in target.split([1, 10, 1, 1, 16], dim=1):
+            outputs = model(
+                encoder_outputs=encoded,
+                attention_mask=MASK,
+                decoder_input_ids=piece,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            cache = outputs[hf_reformer.modeling.decoding.cache_naming.CACHE_NAME]
+            found.append(outputs.logits)
+    torch.testing.assert_close(torch.cat(found, 1), expected.logits, rtol=1e-10, atol=1e-10)
+    assert cache.has_source
+    assert cache.get_seq_length() == TARGET
+    cache.crop(-9)
+    with torch.no_grad():
+        again = model(
+            encoder_outputs=encoded, attention_mask=MASK, decoder_input_ids=target[:, -9:], cache=cache
+        ).logits
+    torch.testing.assert_close(again, expected.logits[:, -9:], rtol=1e-10, atol=1e-10)
+    cache.reset()
+    assert not cache.has_source
+
+
+def test_assisted_and_streamed(capsys):
+    from transformers import TextStreamer
+
+    model, ids = make(vocab_size=258), random_ids(1, SOURCE)
+    assistant = copy.deepcopy(model)
+    expected = model.generate(ids, max_new_tokens=25, do_sample=False)
+    assert torch.equal(model.generate(ids, max_new_tokens=25, do_sample=False, assistant_model=assistant), expected)
+    streamer = TextStreamer(ReformerByteTokenizer())
+    assert torch.equal(model.generate(ids, max_new_tokens=25, do_sample=False, streamer=streamer), expected)
+    assert capsys.readouterr().out
+
+
+def test_an_encoder_runs_once_and_by_itself():
+    model, ids = make(), random_ids(3, SOURCE)
+    encoded = model.get_encoder()(ids, attention_mask=MASK)
+    given = model.generate(encoder_outputs=encoded, attention_mask=MASK, max_new_tokens=9)
+    assert torch.equal(given, model.generate(ids, attention_mask=MASK, max_new_tokens=9))
+    assert torch.equal(given, model.generate(ids, attention_mask=MASK, max_new_tokens=9, num_hashes=2))
+
+
+# Checkpoints.
+
+
+def test_saved_and_loaded(tmp_path):
+    model, inputs = make(**TIED), inputs_of()
+    assert model.lm_head.decoder.weight is model.reformer.encoder.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path).double()
+    assert type(loaded) is ReformerForConditionalGeneration
+    assert_equal_tensors(loaded.state_dict(), model.state_dict())
+    assert loaded.config.decoder_attn_layers == tuple(STACKS["mixed"])
+    torch.testing.assert_close(loaded.eval()(**inputs).loss, model.eval()(**inputs).loss)
+    assert loaded.generation_config.decoder_start_token_id == 0
+    # What the settings of transformers' own class mean there would be another model.
+    with pytest.raises((NotImplementedError, ValueError), match=r"hf_reformer\."):
+        stock.ReformerModel.from_pretrained(tmp_path)
+    for other in (ReformerModel, ReformerForCausalLM, ReformerForMaskedLM):
+        with pytest.raises(ValueError, match="`is_encoder_decoder=True` is for `ReformerForConditionalGeneration`"):
+            other.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{}, TIED], ids=["separate", "tied"])
+def test_new_tokens_are_those_of_both_sides(changes):
+    model, inputs = make(**changes), inputs_of()
+    before = model(**inputs).logits
+    model.resize_token_embeddings(VOCAB + 6)
+    sides = model.reformer.encoder, model.reformer.decoder
+    assert [side.get_input_embeddings().num_embeddings for side in sides] == [VOCAB + 6] * 2
+    assert [side.config.vocab_size for side in sides] == [VOCAB + 6] * 2
+    assert (sides[0].get_input_embeddings().weight is sides[1].get_input_embeddings().weight) == bool(changes)
+    inputs["input_ids"][0, 0] = inputs["labels"][0, 0] = VOCAB + 5
+    after = model(**inputs)
+    assert after.loss.isfinite()
+    torch.testing.assert_close(after.logits[1:, :, :VOCAB], before[1:])
+
+
+def test_longer_texts(tmp_path):
+    make().save_pretrained(tmp_path)
+    model = ReformerForConditionalGeneration.from_pretrained(tmp_path, axial_pos_shape=[32, 16])
+    ids = random_ids(1, 400)
+    assert model(ids, labels=ids).logits.shape == (1, 400, VOCAB)
+
+
+def test_two_trained_models_begin_one(tmp_path):
+    encoder = make_model(ReformerForMaskedLM, **WINDOWS, local_num_chunks_after=1)
+    decoder = make_model(ReformerForCausalLM, **WINDOWS, attn_layers=STACKS["mixed"], lsh_value_shift=1)
+    encoder.save_pretrained(tmp_path / "encoder")
+    decoder.save_pretrained(tmp_path / "decoder")
+    model = ReformerForConditionalGeneration.from_encoder_decoder_pretrained(
+        tmp_path / "encoder", tmp_path / "decoder", decoder_start_token_id=4
+    )
+    assert model.config.decoder_start_token_id == 4
+    ids, target = random_ids(2, SOURCE), random_ids(2, TARGET)
+    torch.testing.assert_close(
+        model(ids, decoder_input_ids=target).encoder_last_hidden_state, encoder.reformer(ids).last_hidden_state
+    )
+    for name, weight in decoder.reformer.state_dict().items():
+        assert torch.equal(model.reformer.decoder.state_dict()[name], weight), name
+    other = make_model(ReformerForCausalLM, **WINDOWS, feed_forward_size=40)
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"differ in settings that both sides share: feed_forward_size \(48 and 40\)"):
+        ReformerForConditionalGeneration.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "other")
+
+
+# Mistakes.
+
+
+def test_configs_that_contradict_themselves():
+    for changes, message in (
+        ({"is_encoder_decoder": True, "is_decoder": True}, "is for one stack"),
+        ({"decoder_attn_layers": ["lsh"]}, "needs `is_encoder_decoder=True`"),
+        ({"is_encoder_decoder": True, "decoder_attn_layers": ["dense"]}, "`decoder_attn_layers` must name"),
+        ({"is_encoder_decoder": True, "decoder_attn_layers": []}, "`decoder_attn_layers` must name"),
+        ({"is_encoder_decoder": True, "cross_attention_probs_dropout_prob": 2}, "is a probability"),
+    ):
+        with pytest.raises(Exception, match=message):
+            ReformerConfig(**changes)
+    config = tiny_config(is_encoder_decoder=True)
+    assert config.decoder_attn_layers == config.attn_layers
+    assert config.decoder_start_token_id == 0
+    assert ReformerConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert config.get_text_config(decoder=True).attn_layers == config.decoder_attn_layers
+
+
+def test_arguments_that_contradict_each_other():
+    model, inputs = make(), inputs_of()
+    ids, target = inputs["input_ids"], random_ids(3, TARGET)
+    for arguments, message in (
+        ({"input_ids": ids}, "`decoder_input_ids`"),
+        ({"input_ids": ids, "decoder_input_ids": target[:2]}, "The source has 3 rows, the target 2"),
+        ({"input_ids": ids, "decoder_input_ids": target, "seq_idx": torch.ones_like(ids)}, "whose documents"),
+        (
+            {
+                "encoder_outputs": (torch.zeros(3, SOURCE, 64).double(),),
+                "decoder_input_ids": target,
+                "attention_mask": MASK[:, 1:],
+            },
+            "that of the source",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**arguments)
+    with pytest.raises(ValueError, match=r"hf_reformer\.ReformerSeq2SeqCache"):
+        model(ids, decoder_input_ids=target, cache=hf_reformer.ReformerCache(model.get_decoder().config))
+    with pytest.raises(ValueError, match="needs a config with `is_encoder_decoder=True`"):
+        ReformerForConditionalGeneration(tiny_config())
