@@ -119,6 +119,8 @@ class LMHeadMixin(Model):
             return logits, None
         if in_pieces:
             return logits, self._chunked_loss(hidden_states, labels, **kwargs)
+        # transformers takes a view of them, which columns of a larger batch do not have.
+        labels = labels.contiguous()
         return logits, self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
 
     def _check_labels(self, labels, expected, shift_labels=None, ignore_index=-100, **kwargs):

@@ -5,6 +5,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import NO_ATTENTION_DROPOUT, TINY, VOCAB, make_model
 
 from hf_reformer import ReformerForCausalLM, ReformerForSequenceClassification
+from hf_reformer.modeling.layers.encoder import ReformerLayer
 
 
 # The third is tested in test_triton.py.
@@ -19,7 +20,7 @@ def with_each_implementation(names):
 
 
 def layers_of(model):
-    return model.reformer.encoder.layers
+    return [module for module in model.modules() if isinstance(module, ReformerLayer)]
 
 
 def make(reversible, model_class=ReformerForCausalLM, dtype=torch.float64, **changes):

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from two_ranks import WORLD_SIZE, full
 
-from hf_reformer import ReformerForCausalLM
+from hf_reformer import ReformerForCausalLM, ReformerForConditionalGeneration
 
 
 pytestmark = pytest.mark.distributed
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.distributed
 
 MODEL = {"attn_layers": STACKS["mixed"], "hash_seed": 3, "chunk_size_feed_forward": 8}
 LAYERS = len(MODEL["attn_layers"])
+TWO_SIDES = {"is_encoder_decoder": True, "decoder_attn_layers": ["local", "lsh"]}
 TWO_DOCUMENTS = torch.cat([torch.arange(12), torch.arange(25)])[None]
 
 
@@ -45,6 +46,7 @@ class Case:
     """A model, and what it is trained with."""
 
     changes: dict[str, Any] = field(default_factory=dict)
+    model_class: type = ReformerForCausalLM
     dtype: torch.dtype = torch.float64
     autocast: bool = False
     lora: bool = False
@@ -52,7 +54,7 @@ class Case:
     packed: bool = False
 
     def build(self, **changes):
-        model = make_model(ReformerForCausalLM, **(MODEL | self.changes | changes)).to(self.dtype)
+        model = make_model(self.model_class, **(MODEL | self.changes | changes)).to(self.dtype)
         if self.lora:
             # With its usual weights an adapter computes 0.
             model = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
@@ -96,6 +98,10 @@ CASES = {
     "chunked loss": Case(changes={"chunk_size_lm_head": 16}),
     "tied embeddings": Case(changes=TIED),
     "packed": Case(packed=True),
+    "encoder and decoder": Case(TWO_SIDES, ReformerForConditionalGeneration),
+    "encoder and decoder, autocast": Case(
+        TWO_SIDES, ReformerForConditionalGeneration, torch.float32, autocast=True, micro_batches=2
+    ),
 }
 
 

@@ -33,11 +33,11 @@ COMPUTE = """
 for auto_class, (folder, expected) in given["models"].items():
     model = getattr(transformers, auto_class).from_pretrained(folder, trust_remote_code=True).eval()
     assert type(model).__module__.startswith("transformers_modules."), type(model)
-    output = model(expected["inputs"])[0]
+    output = model(**expected["inputs"])[0]
     assert torch.equal(output, expected["output"]), auto_class
     model.train()
     torch.manual_seed(1)
-    model(expected["inputs"])[0].square().sum().backward()
+    model(**expected["inputs"])[0].square().sum().backward()
     for name, gradient in expected["gradients"].items():
         assert torch.equal(dict(model.named_parameters())[name].grad, gradient), (auto_class, name)
     if "generated" in expected:
@@ -136,19 +136,23 @@ def exported(tmp_path_factory):
             if name == "ReformerForCausalLM"
             else {}
         )
+        if name == "ReformerForConditionalGeneration":
+            causal = WINDOWS | {"is_encoder_decoder": True}
         model_class, path = getattr(hf_reformer, name), folder / auto_class
         made = make_model(model_class, attn_layers=STACKS["mixed"], hash_seed=3, **causal)
         hf_reformer.export(made, ReformerByteTokenizer(), path)
         # Where weights begin in memory decides how a product with one column is rounded.
         model = model_class.from_pretrained(path).eval()
         # One of several choices for each row.
-        inputs = ids[:, None] if name == "ReformerForMultipleChoice" else ids
-        expected = {"inputs": inputs, "output": model(inputs)[0].detach()}
+        inputs = {"input_ids": ids[:, None] if name == "ReformerForMultipleChoice" else ids}
+        if name == "ReformerForConditionalGeneration":
+            inputs["decoder_input_ids"] = ids
+        expected = {"inputs": inputs, "output": model(**inputs)[0].detach()}
         model.train()
         torch.manual_seed(1)
-        model(inputs)[0].square().sum().backward()
+        model(**inputs)[0].square().sum().backward()
         expected["gradients"] = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        if name == "ReformerForCausalLM":
+        if name in ("ReformerForCausalLM", "ReformerForConditionalGeneration"):
             expected["generated"] = model.eval().generate(ids, max_new_tokens=5, do_sample=False)
         given["models"][auto_class] = str(path), expected
     torch.save(given, folder / "given.pt")
