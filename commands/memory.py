@@ -3,7 +3,7 @@ Predict the memory of a training step, or of reading a text; show what takes it,
 
     hf-reformer memory --length 65536 --batch_size 4 --attn_layers local lsh local lsh --hidden_size 512
     hf-reformer memory --model_name_or_path runs/demo --length 4096 --optimizer muon --set reversible=False
-    hf-reformer memory --length 4096 --measure
+    hf-reformer memory --length 65536 --target_length 512 --measure
     hf-reformer memory --length 1048576 --mode forward --attn_layers local lsh --hidden_size 256
 
 Nothing is allocated, except with --measure, which makes the step in a process of its own.
@@ -43,6 +43,10 @@ class MemoryArguments:
         default=None, metadata={"help": "Folder or Hub name of a model; without it, a new one by the recipe."}
     )
     length: int = field(default=65536, metadata={"help": "Tokens in a row of the batch."})
+    target_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens of a target: an encoder reads `length` tokens, a decoder writes these."},
+    )
     batch_size: int = field(default=1, metadata={"help": "Rows in a batch."})
     mode: str = field(
         default="training",
@@ -73,6 +77,7 @@ def make_setup(arguments: MemoryArguments) -> TrainingSetup:
     return TrainingSetup(
         batch_size=arguments.batch_size,
         length=arguments.length,
+        target_length=arguments.target_length,
         mode=arguments.mode,
         dtype=getattr(torch, arguments.dtype),
         autocast_dtype=None if arguments.autocast == "none" else getattr(torch, arguments.autocast),
@@ -96,7 +101,10 @@ def make_config(arguments: MemoryArguments, recipe: ModelRecipe) -> ReformerConf
                 "of Reformers. Name one, or leave it out for a new model."
             )
         return changed(config, **changes)
-    config = recipe_config(arguments.length, is_decoder=not arguments.masked, **vars(recipe))
+    if arguments.target_length is not None:
+        changes = {"is_encoder_decoder": True} | changes
+    is_decoder = not arguments.masked and arguments.target_length is None
+    config = recipe_config(arguments.length, is_decoder=is_decoder, **vars(recipe))
     return changed(config, **changes)
 
 

@@ -30,6 +30,7 @@ SETTINGS = TINY | {
     "num_hashes": 1,
 }
 CHUNKED = {"chunk_size_feed_forward": 64, "chunk_size_lm_head": 64}
+TWO_SIDES = {"is_encoder_decoder": True, "is_decoder": False, "decoder_attn_layers": ["lsh", "full", "local"]}
 
 
 def make_config(**changes):
@@ -56,6 +57,8 @@ CASES = {
     "forward": ({"attn_layers": ["local", "lsh"] * 2} | POSITIONS["rotary"], {"mode": "forward", "batch_size": 4}),
     "forward, full, masked": ({"is_decoder": False, "attn_layers": ["full", "lsh"]}, {"mode": "forward"}),
     "prefill": ({"attn_layers": ["local", "lsh"] * 2}, {"mode": "prefill", "batch_size": 4}),
+    "encoder and decoder": (TWO_SIDES, {"target_length": 100, "batch_size": 2}),
+    "encoder and decoder, prefill": (TWO_SIDES, {"target_length": 10, "mode": "prefill"}),
     "weights, Muon": ({"feed_forward_size": 20000}, {"length": 16, "optimizer": memory.MUON}),
 }
 
@@ -108,6 +111,20 @@ def test_reading_takes_no_more_for_more_layers(mode):
         estimate_memory(make_config(is_decoder=False), mode="prefill")
 
 
+def test_a_target_is_read_beside_the_source():
+    """More layers of the decoder cost no more, but for their weights; a longer target does."""
+    setup = {"length": 512, "optimizer": "none"}
+    few, many = (make_config(**TWO_SIDES | {"decoder_attn_layers": ["lsh"] * depth}) for depth in (2, 6))
+    short = estimate_memory(few, target_length=512, **setup)
+    assert estimate_memory(many, target_length=512, **setup).activations <= short.activations
+    assert estimate_memory(few, target_length=1024, **setup).activations > 1.5 * short.activations
+    assert estimate_memory(few, **setup).peak == short.peak
+    places = {group.place for group in estimate_memory(few, target_length=1024, **setup).groups}
+    assert any(place.startswith("decoder's ") for place in places)
+    with pytest.raises(ValueError, match="`target_length` is for `is_encoder_decoder=True`"):
+        estimate_memory(make_config(), target_length=100)
+
+
 def test_accumulation_keeps_gradients_beside_the_next_batch():
     """From the second batch on; a third changes nothing."""
     config = make_config(vocab_size=20000, **CHUNKED)
@@ -122,7 +139,7 @@ def test_accumulation_keeps_gradients_beside_the_next_batch():
 def test_the_length_is_what_the_model_takes_or_is_made_for():
     for positions in POSITIONS.values():
         config = make_config(max_position_embeddings=128, **positions)
-        assert TrainingStep(config, TrainingSetup()).input_ids.shape == (1, 128)
+        assert TrainingStep(config, TrainingSetup()).batch["input_ids"].shape == (1, 128)
 
 
 def test_the_step_is_a_training_step():

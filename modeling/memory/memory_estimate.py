@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from ...configuration.configuration_reformer import ReformerConfig
 from .allocations import Allocation, AllocationLedger
@@ -39,6 +39,8 @@ class TrainingSetup:
             model's all; or "prefill", the same into a cache, as `generate` begins. The latter two have no optimizer.
         batch_size, length: Rows of a batch, and tokens of each; by default as many as the config allows.
             Without a bound it is `max_position_embeddings`.
+        target_length: Tokens of each row's target, where an encoder reads the `length` of the source; by default as
+            many.
         dtype: Of the parameters.
         autocast_dtype: What autocast computes in, or None without it.
         optimizer: One of `OPTIMIZERS`, or a function that makes a `torch.optim.Optimizer` for a model.
@@ -51,6 +53,7 @@ class TrainingSetup:
 
     batch_size: int = 1
     length: int | None = None
+    target_length: int | None = None
     mode: str = "training"
     dtype: torch.dtype = torch.float32
     autocast_dtype: torch.dtype | None = None
@@ -59,7 +62,7 @@ class TrainingSetup:
     device: str = "cpu"
 
     def __post_init__(self):
-        for name in ("batch_size", "length", "gradient_accumulation_steps"):
+        for name in ("batch_size", "length", "target_length", "gradient_accumulation_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, but got {value}.")
@@ -92,21 +95,37 @@ class TrainingStep:
     """
     A language model, its optimizer and a batch of random tokens; calling it makes one step, like any but the first.
 
-    A step of another `mode` than "training" reads the tokens. The model is causal if `config.is_decoder`, else masked.
+    A step of another `mode` than "training" reads the tokens. The model is an encoder with a decoder, or causal, as
+    the config says, else masked.
     Runs with real tensors, or under `FakeTensorMode` with fake ones.
     """
 
     def __init__(self, config: ReformerConfig, setup: TrainingSetup):
         self.setup = setup
+        if setup.target_length is not None and not config.is_encoder_decoder:
+            raise ValueError("`target_length` is for `is_encoder_decoder=True`. One stack has `length`.")
+        if setup.mode == "prefill" and not (config.is_decoder or config.is_encoder_decoder):
+            raise ValueError("`mode='prefill'` is for causal models, which have a cache. Take 'forward'.")
         auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
+        if config.is_encoder_decoder:
+            auto_class = AutoModelForSeq2SeqLM
         with torch.device(setup.device):
             self.model = auto_class.from_config(deepcopy(config), dtype=setup.dtype)
         self.model.train(setup.mode == "training")
-        if setup.mode == "prefill" and not config.is_decoder:
-            raise ValueError("`mode='prefill'` is for causal models, which have a cache. Take 'forward'.")
         length = cast(int, setup.length or config.max_sequence_length or config.max_position_embeddings)
-        self.input_ids = torch.randint(config.vocab_size, (setup.batch_size, length), device=setup.device)
+        self.batch = {"input_ids": self._random_ids(length)}
+        if setup.mode == "training":
+            is_target = config.is_encoder_decoder
+            self.batch["labels"] = (
+                self._random_ids(setup.target_length or length) if is_target else self.batch["input_ids"]
+            )
+        elif config.is_encoder_decoder:
+            self.batch["decoder_input_ids"] = self._random_ids(setup.target_length or length)
         self.optimizer = None
+
+    def _random_ids(self, length):
+        shape = self.setup.batch_size, length
+        return torch.randint(self.model.config.vocab_size, shape, device=self.setup.device)
 
     def make_optimizer(self):
         """Make the optimizer and let it allocate its state."""
@@ -128,12 +147,13 @@ class TrainingStep:
         setup = self.setup
         enabled = setup.autocast_dtype is not None
         if setup.mode != "training":
-            how = {"use_cache": setup.mode == "prefill", "logits_to_keep": 1} if self.model.config.is_decoder else {}
+            writes = self.model.config.is_decoder or self.model.config.is_encoder_decoder
+            how = {"use_cache": setup.mode == "prefill", "logits_to_keep": 1} if writes else {}
             with torch.no_grad(), torch.autocast(setup.device, setup.autocast_dtype, enabled=enabled):
-                return self.model(self.input_ids, **how)
+                return self.model(**self.batch, **how)
         for _ in range(min(setup.gradient_accumulation_steps, 2)):
             with torch.autocast(setup.device, setup.autocast_dtype, enabled=enabled):
-                loss = self.model(self.input_ids, labels=self.input_ids).loss
+                loss = self.model(**self.batch).loss
             loss.backward()
         return None
 
@@ -193,7 +213,8 @@ def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
     Predict the peak memory of a training step of a language model, or of reading a text, without allocating it.
 
     Args:
-        config: Of a causal language model if `is_decoder` is set, else of a masked one.
+        config: Of an encoder with a decoder or of a causal language model if `is_encoder_decoder` or `is_decoder` is
+            set, else of a masked one.
         **setup: The attributes of `TrainingSetup`.
 
     Returns:
@@ -217,7 +238,8 @@ def estimate_memory(config: ReformerConfig, **setup) -> MemoryEstimate:
     training = TrainingSetup(**setup)
     with FakeTensorMode(), AllocationLedger(PARAMETERS) as ledger:
         step = TrainingStep(config, training)
-        ledger.find(step.input_ids).purpose = ACTIVATIONS
+        for given in step.batch.values():
+            ledger.find(given).purpose = ACTIVATIONS
         ledger.purpose = OPTIMIZER_STATE
         step.make_optimizer()
         ledger.purpose = ACTIVATIONS
@@ -260,14 +282,19 @@ def _part_of_model(allocation: Allocation, config: ReformerConfig) -> tuple[str,
     module = allocation.module
     if not module:
         return "input and loss" if allocation.purpose == ACTIVATIONS else "", None
+    side = re.search(r"^reformer\.(encoder|decoder)\.", module) if config.is_encoder_decoder else None
+    whose, kinds = f"{side[1]}'s " if side else "", config.attn_layers
+    if whose == "decoder's ":
+        kinds = cast(tuple, config.decoder_attn_layers)
     in_layer = re.search(r"encoder\.layers\.(\d+)\.?(\w*)", module)
     if in_layer is None:
         parts = {"lm_head": "head", "embeddings": "embeddings", "encoder": "end of the stack"}
-        return next((words for name, words in parts.items() if name in module.split(".")), "model"), None
+        return whose + next((words for name, words in parts.items() if name in module.split(".")), "model"), None
     layer, part = int(in_layer[1]), in_layer[2]
     if part == "attention":
-        return f"{KIND_OF_ATTENTION[config.attn_layers[layer]]} attention", layer
-    return "feed-forward" if part else "reversible residuals", layer
+        return f"{whose}{KIND_OF_ATTENTION[kinds[layer]]} attention", layer
+    words = {"": "reversible residuals", "cross_attention": "attention to the encoder"}.get(part, "feed-forward")
+    return whose + words, layer
 
 
 def _of_layers(layers: set[int | None]) -> str:

@@ -80,7 +80,8 @@ def standing_bytes(step: TrainingStep) -> int:
     """What is in memory between steps: parameters, buffers, the optimizer's state and the batch."""
     states: Iterable[dict] = [] if step.optimizer is None else step.optimizer.state.values()
     kept = [tensor for state in states for tensor in state.values() if isinstance(tensor, torch.Tensor)]
-    return sum(tensor.nbytes for tensor in [*step.model.parameters(), *step.model.buffers(), *kept, step.input_ids])
+    given = {id(tensor): tensor for tensor in step.batch.values()}.values()
+    return sum(tensor.nbytes for tensor in [*step.model.parameters(), *step.model.buffers(), *kept, *given])
 
 
 def resident_bytes(entry: str) -> int | None:
