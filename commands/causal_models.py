@@ -1,5 +1,6 @@
-"""Folders of causal models, for commands that stay up: what is wrong with one is said before anything is loaded."""
+"""Folders of models that write, for commands that run one: what is wrong is said before anything is loaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedConfig
@@ -10,13 +11,17 @@ from ..training.row_batches import existing
 
 
 ARCHITECTURES = ("ReformerForCausalLM", "ReformerModelWithLMHead")
+# It reads one text and writes another.
+FOR_PAIRS = "ReformerForConditionalGeneration"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "spiece.model")
 
 
-def check_model(model: str) -> None:
+def check_model(model: str, architectures: Sequence[str] = ARCHITECTURES) -> str:
     """
+    The class of a model, by its config.
+
     Raises:
-        ValueError: It is not there, no causal Reformer, or has no tokenizer that fits.
+        ValueError: It is not there, none of these Reformers, or has no tokenizer that fits.
     """
     existing(model.partition("@")[0])
     name, _, revision = (model, "", "") if Path(model).exists() else model.partition("@")
@@ -30,12 +35,14 @@ def check_model(model: str) -> None:
     if config.get("model_type") != "reformer":
         raise ValueError(f"{model} is a {config.get('model_type')} by its config.json, no Reformer.")
     architecture = (config.get("architectures") or ["None"])[0]
-    if architecture not in ARCHITECTURES:
+    if architecture not in architectures:
+        does = "reads one text and writes another" if architecture == FOR_PAIRS else "continues no text"
         raise ValueError(
-            f"{model} is a {architecture} by its config.json, which continues no text; name a model that is a "
-            f"{' or a '.join(ARCHITECTURES)}."
+            f"{model} is a {architecture} by its config.json, which {does}; name a model that is a "
+            f"{' or a '.join(architectures)}."
         )
     check_tokenizer(model, name, config["vocab_size"], where)
+    return architecture
 
 
 def check_tokenizer(model: str, name: str, vocab_size: int, where: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration.configuration_reformer import ReformerConfig
+from ..modeling.packed_rows import alignment_of
 from ..training.recipe import ModelRecipe, recipe_config
 
 
@@ -117,7 +118,7 @@ def config_of(
     recipe: ModelRecipe,
     context_length: int,
     tokenizer: PreTrainedTokenizerBase,
-    is_decoder: bool,
+    **sides: bool,
 ) -> PreTrainedConfig:
     """
     The config of an existing model, or of a new one by the recipe.
@@ -125,17 +126,35 @@ def config_of(
     Args:
         name: Folder or Hub name of the existing one; None for a new one.
         settings: Of the config, from `parse_settings`.
+        sides: `is_decoder` or `is_encoder_decoder`, as `recipe_config` takes them.
 
     Raises:
         ValueError: A setting is none of the existing model, or the recipe was changed beside it.
     """
     if name is None:
-        return recipe_config(context_length, tokenizer=tokenizer, is_decoder=is_decoder, **vars(recipe) | settings)
+        return recipe_config(context_length, tokenizer=tokenizer, **sides, **vars(recipe) | settings)
     refuse_recipe(recipe)
     config, unknown = AutoConfig.from_pretrained(name, return_unused_kwargs=True, **settings)
     if unknown:
         raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")
     return config
+
+
+def alignment_in_windows(config: PreTrainedConfig, packing: bool) -> int:
+    """
+    Where documents begin that a model with this config keeps apart.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not packing:
+        return 1
+    if config.model_type != ReformerConfig.model_type:
+        raise ValueError(
+            f"packing is True, but {type(config).__name__} is of no Reformer, and who keeps the documents of a window "
+            "apart is not known of others. Leave packing out."
+        )
+    return alignment_of(config)
 
 
 def parse_settings(texts: Iterable[str], of: type = ReformerConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 # Name, the function that runs it, and what it does.
 COMMANDS = {
-    "train": ("train:run_process", "train a model, causal or masked, on your own text"),
+    "train": ("train:run_process", "train a model, causal, masked or sequence to sequence, on your own text"),
     "classify": ("classify:run_process", "train a classifier on your own labels, or label texts with one"),
     "tag": ("tag:run_process", "train a model that finds and labels parts of texts, or use one"),
     "answer": ("answer:run_process", "train a model that answers questions with a part of a text, or use one"),

@@ -20,9 +20,8 @@ from ..training.run_trainer import check_strategy
 from ..training.task_report import figures_table, write_card, write_task_curve, write_task_log
 from ..training.task_run import Measure, TaskRows, describe_task_run, train_task
 from ..training.task_trainer import TaskTrainer, said
-from .command_line import mistakes_end
+from .command_line import alignment_in_windows, mistakes_end
 from .task_models import TaskModelArguments, load_model, load_tokenizer
-from .train import alignment_in_windows
 
 
 Figures = dict[str, dict[str, float]]
@@ -64,6 +63,7 @@ class Task(ABC):
         main_figure: The one that is drawn.
         baseline_is: What stands beside, for the message while it is fitted.
         packs: Whether texts may share a row.
+        identity: What decides the course of a run besides model, text and arguments; `prepare` may set it.
     """
 
     classes: tuple[type[PreTrainedModel], Any]
@@ -75,6 +75,7 @@ class Task(ABC):
 
     def __init__(self, data_arguments: Any):
         self.data_arguments = data_arguments
+        self.identity: dict[str, Any] = {}
 
     @abstractmethod
     def read(self) -> Any:
@@ -83,6 +84,10 @@ class Task(ABC):
     @abstractmethod
     def prepare(self, model_arguments: TaskModelArguments, recipe: ModelRecipe, sides: Any) -> Prepared:
         """Tokenizer, config and rows; a ValueError where they do not fit."""
+
+    def adapt(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model before it is trained, with what it shall say of itself when it is saved."""
+        return model
 
     @abstractmethod
     def baselines(self, sides: Any) -> Figures:
@@ -134,8 +139,9 @@ def run_task(
         pretrained = pretrain(config, prepared.tokenizer, ids, training_arguments, stage, sides.train.digest)
     set_seed(training_arguments.seed)
     called = next(iter(figures), "")
+    model = load_model(task.classes, model_arguments, prepared.config, prepared.tokenizer, pretrained)
     trainer = train_task(
-        load_model(task.classes, model_arguments, prepared.config, prepared.tokenizer, pretrained),
+        task.adapt(model),
         prepared.tokenizer,
         task.collator(prepared.tokenizer),
         prepared.rows,
@@ -146,7 +152,8 @@ def run_task(
             "pretrain_steps": model_arguments.pretrain_steps,
             "context_length": prepared.tokenizer.model_max_length,
             "packing": model_arguments.packing,
-        },
+        }
+        | task.identity,
         checkpoint,
         packer_of(task, prepared) if model_arguments.packing else None,
     )
@@ -198,7 +205,7 @@ def write_report(
         folder / "curve.png",
         trainer.state.log_history,
         main,
-        {name: values[main] for name, values in beside.items()},
+        {name: values[main] for name, values in beside.items() if main in values},
         found.figures[main],
     )
     write_task_log(
@@ -229,7 +236,13 @@ def write_report(
 
 
 def load_trained(
-    model_arguments: TaskModelArguments, architecture: str, command: str, auto_class: Any, source: str, device: Any
+    model_arguments: TaskModelArguments,
+    architecture: str,
+    command: str,
+    auto_class: Any,
+    source: str,
+    device: Any,
+    tokenizer_of: Callable[[TaskModelArguments], PreTrainedTokenizerBase] = load_tokenizer,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """
     The trained model that new texts are put to, and its tokenizer, which knows how much of a text is read.
@@ -238,6 +251,7 @@ def load_trained(
         architecture: What the name of its class holds, such as ForTokenClassification.
         command: The one that trains such models.
         source: What it is put to.
+        tokenizer_of: Loads the tokenizer.
 
     Raises:
         ValueError: No model is named, or it is of another kind.
@@ -250,7 +264,7 @@ def load_trained(
         raise ValueError(
             f"{name} is {architectures[0]}, which cannot do this. Name a folder that hf-reformer {command} trained."
         )
-    tokenizer = load_tokenizer(model_arguments)
+    tokenizer = tokenizer_of(model_arguments)
     model = auto_class.from_pretrained(name).to(device)
     if model_arguments.context_length is not None:
         check_length(model_arguments.context_length, model.config)

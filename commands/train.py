@@ -1,18 +1,22 @@
 """
-Train a Reformer, causal or masked, with the Trainer, and measure it in bits per byte on held-out text.
+Train a Reformer, causal, masked or sequence to sequence, and measure it in bits per byte on held-out text.
 
     hf-reformer train --output_dir runs/mine --text_path my_texts --max_steps 1000
+    hf-reformer train --objective seq2seq --data pairs.csv --output_dir runs/pairs
     hf-reformer train settings.yaml
     accelerate launch -m hf_reformer.commands.train --output_dir runs/mine --dataset_name my_dataset
 
 Every argument has a default: the recipe's (hf_reformer.training), and for text the standard library of the running
-Python. For many GPUs see docs/distributed.md.
+Python. A model that reads one text and writes another needs pairs of texts, and has options of its own, which
+`hf-reformer train --objective seq2seq --help` lists. For many GPUs see docs/distributed.md.
 """
 
+import re
 import sys
+from argparse import ArgumentParser
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from datasets import disable_progress_bars
 from transformers import (
@@ -29,7 +33,6 @@ from transformers import (
 
 from ..configuration.configuration_reformer import ReformerConfig
 from ..modeling.modeling_reformer import ReformerForCausalLM, ReformerForMaskedLM
-from ..modeling.packed_rows import alignment_of
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, collate_causal
 from ..training.compression import reference_figures
@@ -39,12 +42,18 @@ from ..training.recipe import ModelRecipe
 from ..training.row_batches import existing, longest_input
 from ..training.run_checkpoints import RunArguments, find_checkpoint, saving
 from ..training.run_identity import check_same_run, identify_run
-from ..training.run_report import describe_run, write_curve, write_log, write_model_card
+from ..training.run_report import describe_run, layers_of, write_curve, write_log, write_model_card
 from ..training.run_trainer import check_finite, check_strategy, run_training
 from ..training.time_left import SayTimeLeft
-from .command_line import config_of, mistakes_end, parse_groups, parse_settings
+from .command_line import alignment_in_windows, config_of, mistakes_end, parse_groups, parse_settings
+from .train_pairs import OBJECTIVE
+from .train_pairs import parse_arguments as parse_pair_arguments
+from .train_pairs import run as run_pairs
 from .training_process import run_and_end
 
+
+# In a file of settings, JSON or YAML.
+OBJECTIVE_IN_FILE = re.compile(r"""(?:^|[{,\s])["']?objective["']?\s*:\s*["']?(\w+)""", re.MULTILINE)
 
 OBJECTIVE_SENTENCE = {
     "causal": "predicts the next token of a text",
@@ -68,7 +77,11 @@ class ModelArguments:
     """What is trained: a new model by the recipe, or an existing one."""
 
     objective: str = field(
-        default="causal", metadata={"help": "Predict the next token, or hidden ones.", "choices": ["causal", "masked"]}
+        default="causal",
+        metadata={
+            "help": "Predict the next token, or hidden ones, or write a text for another: --objective seq2seq --help.",
+            "choices": ["causal", "masked", OBJECTIVE],
+        },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens hidden from a masked model."})
     model_name_or_path: str | None = field(
@@ -83,7 +96,10 @@ class ModelArguments:
 
     def __post_init__(self):
         if self.objective not in ("causal", "masked"):
-            raise ValueError(f"objective is {self.objective!r}; it must be 'causal' or 'masked'.")
+            raise ValueError(
+                f"objective is {self.objective!r}; it must be 'causal' or 'masked'. 'seq2seq' is for the command "
+                "line; from Python call `train_pairs` of hf_reformer.commands.train_pairs."
+            )
 
         if not 0 < self.mlm_probability < 1:
             raise ValueError(f"mlm_probability is {self.mlm_probability}; it must lie between 0 and 1.")
@@ -99,10 +115,25 @@ class ModelArguments:
         return {"objective": self.objective} | ({} if self.causal else {"mlm_probability": self.mlm_probability})
 
 
-def parse_arguments(
-    argv: list[str],
-) -> tuple[ModelArguments, ModelRecipe, DataArguments, RunArguments]:
-    """Arguments from the command line, or from the one JSON or YAML file named there."""
+def objective_of(argv: list[str]) -> str | None:
+    """The objective that a command line, or the one JSON or YAML file named there, says; None if it says none."""
+    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
+        found = OBJECTIVE_IN_FILE.search(Path(argv[0]).read_text(encoding="utf-8"))
+        return found and found[1]
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--objective", nargs="?")
+    return parser.parse_known_args(argv)[0].objective
+
+
+def parse_arguments(argv: list[str]) -> tuple[Any, ModelRecipe, Any, Any]:
+    """
+    Arguments from the command line, or from the one JSON or YAML file named there.
+
+    Returns:
+        Of the model, the recipe, the data and the run; with the objective seq2seq those of `train_pairs.py`.
+    """
+    if objective_of(argv) == OBJECTIVE:
+        return parse_pair_arguments(argv)
     return parse_groups(argv, ModelArguments, ModelRecipe, DataArguments, RunArguments, of=__doc__)
 
 
@@ -140,23 +171,6 @@ def load_model(
     if len(tokenizer) > model.config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
     return model
-
-
-def alignment_in_windows(config: PreTrainedConfig, packing: bool) -> int:
-    """
-    Where documents begin that a model with this config keeps apart.
-
-    Raises:
-        ValueError: It does not.
-    """
-    if not packing:
-        return 1
-    if config.model_type != ReformerConfig.model_type:
-        raise ValueError(
-            f"packing is True, but {type(config).__name__} is of no Reformer, and who keeps the documents of a window "
-            "apart is not known of others. Leave packing out."
-        )
-    return alignment_of(config)
 
 
 def tokens_per_byte(windows: Windows, arguments: ModelArguments) -> float:
@@ -246,7 +260,7 @@ def describe(trainer: BitsPerByteTrainer, data_arguments: DataArguments, corpus:
     print(f"held-out: {corpus.held_out.describe()}")
     print(
         f"model: {type(trainer.model).__name__}, {trainer.model.num_parameters():,} parameters, "
-        f"layers {' '.join(getattr(config, 'attn_layers', []))}",
+        f"layers {layers_of(config)}",
         flush=True,
     )
 
@@ -316,7 +330,11 @@ def describe_model(
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line, or the settings file on it, says."""
-    train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    argv = sys.argv[1:] if argv is None else argv
+    if objective_of(argv) == OBJECTIVE:
+        run_pairs(*parse_pair_arguments(argv))
+    else:
+        train(*parse_arguments(argv))
 
 
 def run_process(argv: list[str] | None = None) -> None:

@@ -331,12 +331,10 @@ def pack(
         ValueError: if there is not one full window, with `apart` no text at all, or the tokenizer has no end-of-text
             token.
     """
-    end_of_text = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    if end_of_text is None:
-        raise ValueError(f"{type(tokenizer).__name__} has neither eos_token nor sep_token to stand between documents.")
+    end_of_text = end_of_text_of(tokenizer)
 
     def tokenize(text: str) -> dict[str, np.ndarray]:
-        tokens, widths = _tokenize(text, tokenizer, end_of_text)
+        tokens, widths = tokens_and_widths(text, tokenizer, end_of_text)
         return {"token": tokens, "width": widths}
 
     tokenized = documents.map(
@@ -411,11 +409,28 @@ def _rows(**columns: np.ndarray) -> Dataset:
     return Dataset(pa.table(table)).with_format("torch")
 
 
-def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, end_of_text: int) -> tuple[np.ndarray, np.ndarray]:
+def end_of_text_of(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token that stands behind a text.
+
+    Raises:
+        ValueError: There is none.
+    """
+    end_of_text = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    if end_of_text is None:
+        raise ValueError(f"{type(tokenizer).__name__} has neither eos_token nor sep_token to stand between documents.")
+    return end_of_text
+
+
+def tokens_and_widths(
+    text: str, tokenizer: PreTrainedTokenizerBase, end_of_text: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Token ids of `text` with the end-of-text token, and the UTF-8 bytes each stands for.
 
     The bytes sum to those of `text`: a character that several tokens share counts for the first of them, and text
     that got no token for the token after it.
+
+    Raises:
+        ValueError: The tokenizer does not say which bytes a token stands for.
     """
     # A special token's name in a text, such as a typed "<pad>", is text.
     encoding = tokenizer(

@@ -73,7 +73,7 @@ class ModelRecipe:
         default=0, metadata={"help": "Tokens whose logits exist at a time; 0 for all at once."}
     )
 
-    def settings(self, context_length: int, *, is_decoder: bool) -> dict[str, Any]:
+    def settings(self, context_length: int, *, is_decoder: bool, is_encoder_decoder: bool = False) -> dict[str, Any]:
         """The settings of `ReformerConfig` that this means for a training context."""
         settings = dict(vars(self))
         full_attention, per_chunk, dropout = map(settings.pop, ("full_attention", "buckets_per_chunk", "dropout"))
@@ -82,7 +82,9 @@ class ModelRecipe:
         chunk_length = self.lsh_attn_chunk_length
         return settings | {
             "is_decoder": is_decoder,
-            "lsh_value_shift": self.lsh_value_shift if is_decoder else 0,
+            "is_encoder_decoder": is_encoder_decoder,
+            # Beside an encoder, which has none of it, it is the decoder's.
+            "lsh_value_shift": self.lsh_value_shift if is_decoder or is_encoder_decoder else 0,
             "local_num_chunks_after": 0 if is_decoder else 1,
             "lsh_num_chunks_after": 0 if is_decoder else 1,
             # Explicit, so that a result does not depend on how long a batch was padded.
@@ -102,6 +104,7 @@ def recipe_config(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     is_decoder: bool = True,
+    is_encoder_decoder: bool = False,
     **settings: Any,
 ) -> ReformerConfig:
     """
@@ -112,6 +115,8 @@ def recipe_config(
             `max_position_embeddings` says more.
         tokenizer: What the vocabulary and the special tokens are from; the byte tokenizer without one.
         is_decoder: Whether the model is causal. A masked one looks at what follows, too.
+        is_encoder_decoder: Make an encoder, which looks at what follows, and a causal decoder; then `is_decoder` says
+            nothing, and `attn_layers` are those of both unless `decoder_attn_layers` is given.
         **settings: Those of `ModelRecipe` and of `ReformerConfig`, which come before what the recipe says.
 
     Raises:
@@ -142,7 +147,8 @@ def recipe_config(
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    config = ReformerConfig(**recipe.settings(context_length, is_decoder=is_decoder) | vocabulary | settings)
+    sides = {"is_decoder": is_decoder and not is_encoder_decoder, "is_encoder_decoder": is_encoder_decoder}
+    config = ReformerConfig(**recipe.settings(context_length, **sides) | vocabulary | settings)
     _refuse_unknown(settings, config, names)
     return config
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from transformers import PreTrainedConfig
 
 from .compression import bits_per_byte
 from .provenance import versions
@@ -104,7 +105,7 @@ def describe_run(trainer: RunTrainer, context_length: int, start: str) -> dict[s
         "name": Path(trainer.args.output_dir).resolve().name,
         "model_class": type(model).__name__,
         "parameters": f"{model.num_parameters():,}",
-        "layers": ", ".join(getattr(model.config, "attn_layers", [])),
+        "layers": layers_of(model.config, ", "),
         "context_length": f"{context_length:,}",
         "tokenizer_class": type(tokenizer).__name__,
         "vocab_size": f"{len(tokenizer):,}",
@@ -116,6 +117,13 @@ def describe_run(trainer: RunTrainer, context_length: int, start: str) -> dict[s
         ).format(optimizer="Muon and AdamW" if args["muon"] else args["optim"], **args),
         "seed": args["seed"],
     }
+
+
+def layers_of(config: PreTrainedConfig, between: str = " ") -> str:
+    """The kinds of a model's layers, of both sides where it has two; nothing where its config does not say."""
+    layers = between.join(getattr(config, "attn_layers", None) or [])
+    decoder = getattr(config, "decoder_attn_layers", None)
+    return f"{layers}; decoder: {between.join(decoder)}" if decoder else layers
 
 
 def write_log(path: Path, **entries: Any) -> None:

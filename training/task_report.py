@@ -107,17 +107,27 @@ def write_card(path: Path, facts: dict[str, Any], figures: dict[str, dict[str, f
     )
 
 
-METRIC_TYPES = {"macro_f1": "f1"}
+METRIC_TYPES = {"macro_f1": "f1", "exact": "exact_match"}
+
+
+def is_better_low(figure: str) -> bool:
+    """Whether less of a figure is better; others are shares of what is right."""
+    return figure.startswith("bits")
 
 
 def figures_table(figures: dict[str, dict[str, float]]) -> str:
-    """A table of markdown, a row for each name; the best of each figure is bold."""
+    """A table of markdown, a row for each name; the best of each figure is bold, and one that is not there a dash."""
     names = list(next(iter(figures.values())))
     rows = [f"| | {' | '.join(name.replace('_', ' ') for name in names)} |", f"|---|{'---|' * len(names)}"]
-    best = {figure: max(values[figure] for values in figures.values()) for figure in names}
+    best = {
+        figure: (min if is_better_low(figure) else max)(
+            values[figure] for values in figures.values() if figure in values
+        )
+        for figure in names
+    }
     for name, values in figures.items():
-        shown = {figure: f"{values[figure]:.3f}" for figure in names}
-        cells = [f"**{cell}**" if values[figure] == best[figure] else cell for figure, cell in shown.items()]
+        shown = {figure: f"{values[figure]:.3f}" if figure in values else "-" for figure in names}
+        cells = [f"**{cell}**" if values.get(figure) == best[figure] else cell for figure, cell in shown.items()]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -142,9 +152,13 @@ def write_task_curve(
         metrics.plot(*zip(*points, strict=True), marker="o", markersize=3, label=f"this model, {last:.3f} at the end")
     for number, (name, value) in enumerate(baselines.items()):
         metrics.axhline(value, color="gray", linestyle=("--", ":")[number % 2], label=f"{name}, {value:.3f}")
-    metrics.set(xlabel="steps", ylabel=f"held-out {metric.replace('_', ' ')}", ylim=(0, 1.02))
+    metrics.set(xlabel="steps", ylabel=f"held-out {metric.replace('_', ' ')}")
+    if is_better_low(metric):
+        metrics.set_ylim(bottom=0)
+    else:
+        metrics.set_ylim(0, 1.02)
     if metrics.lines:
-        metrics.legend(fontsize=7, loc="lower right")
+        metrics.legend(fontsize=7, loc="upper right" if is_better_low(metric) else "lower right")
     for axes in (losses, metrics):
         axes.grid(alpha=0.2)
     figure.savefig(path, dpi=120)

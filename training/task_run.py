@@ -9,7 +9,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 
 from .run_checkpoints import RunArguments
 from .run_identity import Sides, check_same_run, identify_run
-from .run_report import describe_run
+from .run_report import describe_run, layers_of
 from .run_trainer import run_training
 from .task_trainer import SayFigures, TaskTrainer
 from .time_left import SayTimeLeft
@@ -91,8 +91,7 @@ def train_task(
         check_same_run(checkpoint, trainer.run, accept_changes=arguments.accept_changes)
     if trainer.is_world_process_zero():
         print(
-            f"model: {type(model).__name__}, {model.num_parameters():,} parameters, layers "
-            f"{' '.join(getattr(model.config, 'attn_layers', []))}",
+            f"model: {type(model).__name__}, {model.num_parameters():,} parameters, layers {layers_of(model.config)}",
             flush=True,
         )
     run_training(trainer, arguments, checkpoint, goes_on="--resume_from_checkpoint last goes on")
