@@ -92,26 +92,29 @@ def attend_to_rows(
         map_length: Positions of the attention map; None for no map.
         value_positions: The same of the values, if others than those of the keys.
     """
-    capacity, heads = rows.keys.shape[1:3]
+    batch, capacity, heads, size = rows.keys.shape
     # The cache may have been made under autocast and this call not.
     dtype, query = query.dtype, query.transpose(1, 2).to(rows.keys.dtype)
-    row = torch.arange(len(query), device=query.device).view(-1, 1, 1, 1)
-    head = torch.arange(heads, device=query.device).view(1, -1, 1, 1)
+    device, count = query.device, positions.shape[-1]
+    # Each row of the batch and head has a place for its first token in a table of all vectors.
+    first = torch.arange(batch, device=device)[:, None] * (capacity * heads) + torch.arange(heads, device=device)
+    first = first[..., None, None]
 
     def index_of(positions):
-        return ((row * capacity + rows.slots(positions)) * heads + head).flatten()
+        return torch.add(first, rows.slots(positions), alpha=heads).flatten()
 
     def look_up(table, index):
-        return table.flatten(0, 2).index_select(0, index).unflatten(0, positions.shape)
+        return table.flatten(0, 2).index_select(0, index).view(-1, count, size)
 
     index = index_of(positions)
     keys = look_up(rows.keys, index)
     values = look_up(rows.values, index if value_positions is None else index_of(value_positions))
-    scores = (query[..., None, :] @ keys.transpose(-1, -2)).squeeze(-2)
+    scores = torch.bmm(query.reshape(-1, 1, size), keys.transpose(1, 2)).view(positions.shape)
     if isinstance(scales, torch.Tensor):
-        scales = look_up(scales, index)
+        scales = scales.flatten().index_select(0, index).view(positions.shape)
     probabilities = mask(scores * scales).softmax(dim=-1)
-    output = (probabilities.to(values.dtype)[..., None, :] @ values).squeeze(-2).transpose(1, 2).to(dtype)
+    output = torch.bmm(probabilities.to(values.dtype).view(-1, 1, count), values)
+    output = output.view(query.shape).transpose(1, 2).to(dtype)
     if map_length is None:
         return output, None
     weights = probabilities.new_zeros(*positions.shape[:3], map_length)

@@ -61,7 +61,7 @@ class ChunkReformerFeedForward(nn.Module):
         if self.chunk_size:
             return sequence.split(self.chunk_size, dim=1)
         # A compiled program serves any length, and every piece would make it larger.
-        if sequence.device.type != "cpu" or torch.compiler.is_compiling():
+        if sequence.shape[1] == 1 or sequence.device.type != "cpu" or torch.compiler.is_compiling():
             return (sequence,)
         return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.num_activations)), dim=1)
 

@@ -9,7 +9,7 @@ There is one autograd Function per layer, with the layer's parameters among its 
 autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see what they expect.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -431,10 +431,10 @@ def _update_of(stream, update, call):
 
 def _add_in_pieces(stream, update, out, *, sign=1, on_grid=False):
     """`out = stream + sign * update`, without a graph; `out` may be `stream`."""
-    rows = stream.shape[1]
-    if stream.device.type == "cpu":
-        rows = max(1, ADDED_AT_ONCE * rows // max(1, stream.numel()))
-    pieces = zip(*(whole.split(rows, dim=1) for whole in (stream, update, out)), strict=True)
+    pieces: Iterable[tuple[torch.Tensor, ...]] = [(stream, update, out)]
+    if stream.device.type == "cpu" and stream.numel() > ADDED_AT_ONCE:
+        rows = max(1, ADDED_AT_ONCE * stream.shape[1] // stream.numel())
+        pieces = zip(*(tensor.split(rows, dim=1) for tensor in (stream, update, out)), strict=True)
     for stream_piece, update_piece, out_piece in distinct(pieces, stream):
         update_piece = _on_grid(update_piece, stream.dtype) if on_grid else update_piece
         torch.add(stream_piece, update_piece, alpha=sign, out=out_piece)
