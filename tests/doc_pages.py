@@ -12,6 +12,7 @@ from transformers import ReformerTokenizer
 from hf_reformer import (
     ReformerByteTokenizer,
     ReformerForCausalLM,
+    ReformerForConditionalGeneration,
     ReformerForMaskedLM,
     ReformerForSequenceClassification,
     ReformerForTokenClassification,
@@ -106,6 +107,8 @@ def write_records(folder: Path) -> None:
     )
     rows = "".join(f'Who jumps?,"{SENTENCE} {number}",fox\n' for number in range(12))
     (folder / "questions.csv").write_text(f"question,context,answer\n{rows}")
+    rows = "".join(f'"{SENTENCE}{number}",{number}\n' for number in range(12))
+    (folder / "pairs.csv").write_text(f"source,target\n{rows}")
 
 
 def make_user_folder(folder: Path) -> None:
@@ -114,6 +117,7 @@ def make_user_folder(folder: Path) -> None:
     save(make_model(ReformerForCausalLM, **SMALL), folder / "runs" / "mine")
     save(make_model(ReformerForCausalLM, **SMALL | {"attn_layers": ["lsh"]}), folder / "runs" / "draft")
     masked = SMALL | {"is_decoder": False}
+    save(make_model(ReformerForConditionalGeneration, **masked, is_encoder_decoder=True), folder / "runs" / "pairs")
     save(make_model(ReformerForSequenceClassification, **masked), folder / "runs" / "reviews")
     save(make_model(ReformerForTokenClassification, **masked), folder / "runs" / "reports")
     for name in ("masked", "dna"):

@@ -37,6 +37,7 @@ SMALLER = {
         "prefill_chunk_size=1024": "prefill_chunk_size=512",
     },
     "docs/how_to/pack.md": {"4096": "256"},
+    "docs/how_to/seq2seq.md": {"4096": "64, hidden_size=16", "max_steps=1000": "max_steps=2"},
     "docs/how_to/memory.md": {"4096": "512"},
     "docs/memory.md": {"65536": "512"},
     "docs/inference.md": {"max_tokens=100": "max_tokens=5", "max_new_tokens=500": "max_new_tokens=5"},
