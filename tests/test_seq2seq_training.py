@@ -1,5 +1,6 @@
 """`hf-reformer train --objective seq2seq`: pairs of texts to a model that reads one and writes the other."""
 
+import importlib.util
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import pytest
 import torch
 from task_runs import QUIET, options, run_small
+from text_experiments import has_picture
 from tiny_models import TINY_RECIPE, make_model
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -25,6 +27,7 @@ from hf_reformer.training import recipe_config
 from hf_reformer.training.interruptions import Interrupted
 from hf_reformer.training.pair_rows import bits_per_target_byte, rows_of_pairs, written
 from hf_reformer.training.pairs import PairDataArguments, Pairs, read_pairs
+from scripts.experiments import copy_reverse, docstring_pairs, resumable
 
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
@@ -289,3 +292,110 @@ def test_the_recipe_for_two_sides():
     encoder, decoder = model.reformer.encoder.config, model.reformer.decoder.config
     assert (encoder.local_num_chunks_after, encoder.lsh_value_shift, encoder.is_decoder) == (1, 0, False)
     assert (decoder.local_num_chunks_after, decoder.lsh_value_shift, decoder.is_decoder) == (0, 1, True)
+
+
+# The experiments.
+
+
+@pytest.fixture
+def short(monkeypatch, tmp_path):
+    """Copying of 16 symbols by small models; checkpoints go to a folder of the test."""
+    changes = {"LENGTH": 16, "HIDDEN_SIZE": 16, "HEAD_SIZE": 8, "CHUNK_LENGTH": 4, "EVAL_EVERY": 2}
+    for name, value in (changes | {"GRID_STEPS": 2, "NUM_STEPS": 4, "MANY": 8, "FEW": 4}).items():
+        monkeypatch.setattr(copy_reverse, name, value)
+    monkeypatch.setattr(resumable, "CHECKPOINTS", tmp_path / "checkpoints")
+
+
+def test_what_copies_in_reverse_has_no_loss(short):
+    class Reverses(torch.nn.Module):
+        def forward(self, input_ids, decoder_input_ids):
+            # Behind the start stands what has been written so far.
+            assert (decoder_input_ids[:, 0] == copy_reverse.START).all()
+            assert torch.equal(decoder_input_ids[:, 1:], input_ids.flip(1)[:, :-1])
+            return 100.0 * torch.nn.functional.one_hot(input_ids.flip(1), copy_reverse.VOCABULARY)
+
+    training = copy_reverse.CopyTraining(copy_reverse.CopyRun("hf_reformer", 0, 1e-2), resumable.CHECKPOINTS)
+    batch = next(training.batches())
+    assert set(batch.unique().tolist()) <= set(range(2, 10)) and batch.shape == (4, 16)
+    assert training.held_out(Reverses(), 4) == 0 < training.held_out(copy_reverse.ours().eval(), 4)
+
+
+def test_the_copying_experiment_runs_and_reports(short, tmp_path, capsys):
+    contenders = ["hf_reformer"] + ["reformer-pytorch"] * (importlib.util.find_spec("reformer_pytorch") is not None)
+    given = ["--seeds", "0", "--results", str(tmp_path / "copy_reverse"), "--steps", "4", "--only", *contenders]
+    copy_reverse.main(given)
+    table = capsys.readouterr().out
+    assert all(f"| {name} |" in table for name in contenders)
+    assert has_picture(tmp_path / "copy_reverse.png")
+    files = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "copy_reverse").glob("**/*.json")}
+    assert len(files) == 3 * len(contenders)
+    copy_reverse.main([*given, "--report"])
+    assert capsys.readouterr().out.splitlines()[-4:] == table.splitlines()[-4:]
+    assert files == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "copy_reverse").glob("**/*.json")}
+
+
+FUNCTIONS = '''
+def first(x):
+    """Say
+    so.
+    """
+    return x
+
+
+class Kind:
+    def method(self): "In the line."; return 1
+
+    async def second(self):
+        "Short."
+        # Why.
+        def inner():
+            """Inner."""
+            return 2
+        return inner
+
+    def only(self):
+        """Nothing else."""
+'''
+
+
+def test_functions_and_their_docstrings():
+    pairs = dict(docstring_pairs.pairs_in(FUNCTIONS))
+    assert pairs["def first(x):\n    return x\n"] == "Say\nso."
+    assert [target for source, target in pairs.items() if "async" in source] == ["Short."]
+    assert sorted(pairs.values()) == ["Inner.", "Say\nso.", "Short."]
+    assert all('"Short."' not in source for source, target in pairs.items() if target == "Short.")
+
+
+def test_a_decoder_alone_reads_the_source_and_learns_the_target():
+    rows = rows_of_pairs(pairs(("ab", "x"), ("c", "yz")), ReformerByteTokenizer(), None, None)
+    ids, labels, mask = docstring_pairs.joined(rows, [0, 1], with_targets=True)
+    byte = {letter: ord(letter) + 2 for letter in "abcxyz"}
+    assert ids.tolist() == [
+        [byte["a"], byte["b"], 258, byte["x"], 1],
+        [byte["c"], 258, byte["y"], byte["z"], 1],
+    ]
+    assert labels.tolist() == [[-100, -100, -100, byte["x"], 1], [-100, -100, byte["y"], byte["z"], 1]]
+    assert mask.all()
+    ids, labels, mask = docstring_pairs.joined(rows, [0, 1], with_targets=False)
+    assert ids.tolist() == [[byte["a"], byte["b"], 258], [0, byte["c"], 258]]
+    assert mask.tolist() == [[1, 1, 1], [0, 1, 1]]
+
+
+@pytest.mark.slow
+def test_the_docstring_experiment_runs_and_reports(tmp_path, monkeypatch, capsys):
+    sides = Pairs(["def f(): pass"] * 200, ["Nothing."] * 200, list(range(200)))
+    small = {"hidden_size": 16, "attention_head_size": 8, "num_attention_heads": 2, "feed_forward_size": 16}
+    few = {"WRITTEN": 2, "MEASURED": 3, "TIMED_STEPS": 1, "EVALUATIONS": 2, "BATCH_SIZE": 2, "TWIN_FEED_FORWARD": 16}
+    for name, value in (few | {"SIZE": small, "TARGET_LENGTH": 10, "SOURCE_LENGTH": 64}).items():
+        monkeypatch.setattr(docstring_pairs, name, value)
+    monkeypatch.setattr(docstring_pairs, "read_sides", lambda: (sides, sides.select(range(5))))
+    monkeypatch.setattr(
+        docstring_pairs, "run_of", lambda name, seed, rate, *_: docstring_pairs.PairRun(name, seed, rate, 3, 2)
+    )
+    monkeypatch.setattr(resumable, "CHECKPOINTS", tmp_path / "checkpoints")
+    docstring_pairs.main(["--seeds", "0", "--results", str(tmp_path / "pairs")])
+    table = capsys.readouterr().out
+    assert all(f"| {name} |" in table for name in docstring_pairs.CONTENDERS)
+    records = [json.loads(path.read_text()) for path in (tmp_path / "pairs").glob("*.json")]
+    assert len(records) == 3
+    assert all(len(record["evaluations"]) == 2 and 0 < record["bits_per_target_byte"] < 20 for record in records)
