@@ -63,6 +63,7 @@ DOCS = benchmark.DOCS
     ("name", "page"),
     [
         ("benchmark.json", "performance.md"),
+        ("benchmark_lengths.json", "performance.md"),
         ("benchmark_memory.json", "performance.md"),
         ("benchmark_rounds.json", "benchmark_rounds.md"),
     ],
@@ -105,6 +106,7 @@ def test_every_case_is_in_the_file(measured):
 def test_where_and_how_it_was_measured(measured):
     _, figures = measured
     assert figures["threads"] == figures["machine"]["threads"] == 1
+    assert figures["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert {"python", "torch", "transformers", "hf_reformer"} <= figures["versions"].keys()
     assert (figures["shape"]["hidden_size"], figures["shape"]["chunk_length"]) == (32, 16)
     assert all(row["error"] <= row["limit"] for row in figures["agreement"])

@@ -119,7 +119,8 @@ def take_sample(entry: dict, place: Place, samples: list, arguments) -> bool:
         say(f"{describe(entry)}: skipped, {refusal}")
         return False
     entry |= summary_of(samples)
-    if len(samples) < arguments.repeats and sum(taken.wall for taken in samples) < arguments.budget_s:
+    spent = sum(taken.wall if taken.cpu is None else taken.cpu for taken in samples)
+    if len(samples) < arguments.repeats and spent < arguments.budget_s:
         return True
     say(f"{describe(entry)}: {figure_of(entry):.4g} s, median of {len(samples)}")
     return False
@@ -239,7 +240,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, nargs="+", help="hashing rounds (default 1 2 4 8)")
     parser.add_argument("--repeats", type=int, help="timed runs of each (default 5, with cuda 30)")
     parser.add_argument("--limit-s", type=float, default=120.0, help="longest run (default %(default)s)")
-    parser.add_argument("--budget-s", type=float, default=60.0, help="when there are no more runs (%(default)s)")
+    parser.add_argument("--budget-s", type=float, default=60.0, help="(CPU) seconds of all runs (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="(default %(default)s)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="bf16 is autocast")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -368,6 +369,7 @@ def run(arguments: argparse.Namespace, shape: Shape) -> dict:
     peers = versions() | contenders.peer_versions()
     figures = {"machine": machine(), "versions": peers, "shape": asdict(shape), "threads": arguments.threads}
     del figures["shape"]["length"], figures["shape"]["rounds"]
+    figures["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
     if arguments.device == "cuda":
         figures["accelerator"] = torch.cuda.get_device_name()
     figures["settings"] = {

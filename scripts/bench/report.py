@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 
 from .calls import REPLAYED
 from .contenders import CONTENDERS
@@ -20,10 +21,10 @@ PASSES = {case: OPERATOR_PASSES if case in CASES[:2] else (case,) for case in CA
 PASSES["memory"] = ("allocated", "resident")
 PLOTS = {"attention": ["attention"], "operator": ["operator"], "step": ["step", "prefill"], "memory": ["memory"]}
 TITLES = {
-    "attention": "Attention to given vectors",
-    "operator": "Attention with its projections",
-    "step": "A training step",
-    "prefill": "Reading a prompt",
+    "attention": "Time of attention to given vectors",
+    "operator": "Time of attention with its projections",
+    "step": "Time of a training step",
+    "prefill": "Time of reading a prompt",
     "memory": "Peak memory of a training step",
 }
 MEMORY_WORDS = {"default": "the C library's defaults", "kept": "memory kept"}
@@ -209,8 +210,10 @@ def draw_panel(axes, panel: tuple[str, str], entries: list[dict], curves: dict[s
     ticks = sorted({entry["length"] for entry in entries})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.grid(alpha=0.3, which="both")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_yticks([], minor=True)
+    axes.grid(alpha=0.3)
 
 
 def label_lines(axes, curves: dict[str, dict]) -> None:
