@@ -1,15 +1,23 @@
 """The benchmark: what it writes, what it refuses, and what it says about whatever it did not measure."""
 
 import json
+import os
+import resource
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
-from scripts.bench import agreement, benchmark, contenders
-from scripts.bench.contenders import CONTENDERS, Shape
+from scripts.bench import agreement, benchmark, contenders, gemm_bound, report
+from scripts.bench.contenders import CONTENDERS
 from scripts.bench.history import History, Refused, extrapolate
+from scripts.bench.language_models import longformer_model, make_ids, own_model
+from scripts.bench.processes import KEPT, Place
+from scripts.bench.shape import Shape
 
 
 pytestmark = pytest.mark.slow
@@ -29,9 +37,11 @@ OURS = "ours-eager"
 KINDS = benchmark.PASSES["memory"]
 
 
-def arguments(out, *changed, lengths=(128,), rounds=(1,), names=(OURS, "stock"), cases=("operator",)):
+def arguments(
+    out, *changed, lengths=(128,), rounds=(1,), names=(OURS, "stock"), cases=("operator",), memory=("default",)
+):
     sizes = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
-    lists = {"lengths": lengths, "rounds": rounds, "contenders": names, "cases": cases}
+    lists = {"lengths": lengths, "rounds": rounds, "contenders": names, "cases": cases, "memory": memory}
     words = [word for name, values in lists.items() for word in (f"--{name}", *map(str, values))]
     return [*sizes, *words, "--out", str(out), "--threads", "1", *changed]
 
@@ -40,7 +50,7 @@ def arguments(out, *changed, lengths=(128,), rounds=(1,), names=(OURS, "stock"),
 def measured(tmp_path_factory):
     """A run of every case, and the file it wrote."""
     path = tmp_path_factory.mktemp("benchmark") / "folder" / "figures.json"
-    names = (OURS, f"{OURS}-plain", "stock", "sdpa", "llama", "llama-checkpointed")
+    names = (OURS, f"{OURS}-plain", f"{OURS}-local", "stock", "sdpa", "llama", "llama-checkpointed")
     cases = ("attention", "operator", "step", "prefill")
     benchmark.main(arguments(path, lengths=(128, 256), rounds=(1, 2), names=names, cases=cases))
     return path, json.loads(path.read_text())
@@ -53,6 +63,7 @@ DOCS = benchmark.DOCS
     ("name", "page"),
     [
         ("benchmark.json", "performance.md"),
+        ("benchmark_lengths.json", "performance.md"),
         ("benchmark_memory.json", "performance.md"),
         ("benchmark_rounds.json", "benchmark_rounds.md"),
     ],
@@ -72,7 +83,7 @@ def entries_of(figures, **where):
 def test_every_case_is_in_the_file(measured):
     _, figures = measured
     hashing = {"attention": {OURS, "stock"}, "step": {OURS, f"{OURS}-plain", "stock"}}
-    dense = {"attention": {"sdpa"}, "step": {"llama", "llama-checkpointed"}}
+    dense = {"attention": {"sdpa"}, "step": {f"{OURS}-local", "llama", "llama-checkpointed"}}
     for case, pass_name, like in [
         ("attention", "forward", "attention"),
         ("attention", "forward+backward", "attention"),
@@ -87,18 +98,28 @@ def test_every_case_is_in_the_file(measured):
             assert found == expected | {(name, None) for name in dense[like]}
     assert {row["contender"] for row in entries_of(figures, case="prefill")} == {OURS, "stock", "llama"}
     for entry in figures["entries"]:
-        assert entry["runs"] == 2 and 0 < entry["least_s"] <= entry["median_s"] <= entry["most_s"]
+        for timed in (entry, entry["cpu"]):
+            assert timed["runs"] == 2 and 0 < timed["least_s"] <= timed["median_s"] <= timed["most_s"]
         assert set(entry["ratios"]) == ({"1", "2"} if entry["rounds"] is None else {str(entry["rounds"])})
 
 
 def test_where_and_how_it_was_measured(measured):
     _, figures = measured
     assert figures["threads"] == figures["machine"]["threads"] == 1
+    assert figures["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
     assert {"python", "torch", "transformers", "hf_reformer"} <= figures["versions"].keys()
     assert (figures["shape"]["hidden_size"], figures["shape"]["chunk_length"]) == (32, 16)
     assert all(row["error"] <= row["limit"] for row in figures["agreement"])
     compared = {(row["contender"], row["reference"], row["what"]) for row in figures["agreement"]}
     assert {(OURS, "stock", "output"), (OURS, "stock", "loss"), (OURS, f"{OURS}-plain", "gradients")} <= compared
+    assert {
+        (f"{OURS}-local", "stock", "gradients"),
+        ("llama", "itself without what comes after", "logits"),
+    } <= compared
+
+
+def cpu_seconds(entry):
+    return entry["cpu"]["median_s"]
 
 
 def test_ratios_are_those_of_the_medians(measured):
@@ -106,9 +127,9 @@ def test_ratios_are_those_of_the_medians(measured):
     for ours in entries_of(figures, case="step", contender=OURS):
         place = {name: ours[name] for name in ("case", "length")}
         llama = entries_of(figures, contender="llama", **place)[0]
-        assert llama["ratios"][str(ours["rounds"])] == pytest.approx(llama["median_s"] / ours["median_s"])
+        assert llama["ratios"][str(ours["rounds"])] == pytest.approx(cpu_seconds(llama) / cpu_seconds(ours))
         stock = entries_of(figures, contender="stock", rounds=ours["rounds"], **place)[0]
-        assert stock["ratios"] == {str(ours["rounds"]): pytest.approx(stock["median_s"] / ours["median_s"])}
+        assert stock["ratios"] == {str(ours["rounds"]): pytest.approx(cpu_seconds(stock) / cpu_seconds(ours))}
 
 
 def test_tables_and_plots_from_the_file(measured, capsys):
@@ -261,18 +282,102 @@ def test_kernels_of_dense_attention_agree(backend):
     assert max(agreement.errors_of(agreement.outcome(attention, TINY), expected).values()) < 1e-5
 
 
-def test_llama_layers_have_as_many_weights():
-    ours, llama = (
-        sum(
-            weight.numel()
-            for name, weight in CONTENDERS[name]
-            .model(replace(TINY, hidden_size=512, num_heads=8, feed_forward_size=2048))
-            .named_parameters()
-            if ".layers." in name
-        )
-        for name in (OURS, "llama")
+def faults_of_new_memory():
+    """The fewest pages that the system gives when 64 MiB are filled that were in use and free before."""
+    found = []
+    for _ in range(6):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2**24).add_(1)
+        found.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(found)
+
+
+def test_memory_is_kept_and_a_killed_process_replaced():
+    pages = 2**26 // resource.getpagesize()
+    place = Place("kept", threads=1)
+    try:
+        assert place.run(faults_of_new_memory) < 0.01 * pages
+        assert not KEPT.keys() & os.environ.keys()
+        with pytest.raises(Refused, match="its process was killed; most likely memory ran out"):
+            place.run(os._exit, 1)
+        assert place.run(os.getpid) != os.getpid() and place.run(faults_of_new_memory) < 0.01 * pages
+    finally:
+        place.close()
+    # Here the system gives them anew, in pages that may be larger.
+    assert faults_of_new_memory() > 0 and Place("default", threads=1).run(os.getpid) == os.getpid()
+
+
+def test_one_command_measures_both_kinds_of_memory(tmp_path):
+    path = tmp_path / "figures.json"
+    names, memory = (OURS, f"{OURS}-plain", "stock", "xlstm"), ("default", "kept")
+    benchmark.main(arguments(path, rounds=(1, 2), names=names, cases=("step",), memory=memory))
+    figures = json.loads(path.read_text())
+    assert len(figures["entries"]) == 14
+    for kind in memory:
+        of_kind = entries_of(figures, memory=kind)
+        ours = entries_of({"entries": of_kind}, contender=OURS, rounds=2)[0]
+        stock = entries_of({"entries": of_kind}, contender="stock", rounds=2)[0]
+        assert len(of_kind) == 7 and stock["ratios"]["2"] == pytest.approx(cpu_seconds(stock) / cpu_seconds(ours))
+        shape = replace(TINY, rounds=2)
+        bound = gemm_bound.bound_of(shape, "lsh", reversible=True, rate=ours["bound"]["rate"])
+        assert ours["bound"] == bound | {"times": pytest.approx(cpu_seconds(ours) / bound["bound_s"])}
+        plain = entries_of({"entries": of_kind}, contender=f"{OURS}-plain", rounds=2)[0]
+        assert plain["bound"]["operations"] == bound["operations"] - bound["recomputed"]
+        assert "bound" not in stock
+    head = next(line for line in benchmark.tables(figures).splitlines() if "CPU ms" in line)
+    assert head.index("memory kept") < head.index("the C library's defaults")
+    assert {row["against"] for row in figures["crossovers"]} == {"xlstm"}
+    # The plot shows memory kept, the bound of ours included.
+    kept = entries_of(figures, memory="kept")
+    labels = report.curves_of(kept)
+    assert f"{report.BOUND}, 2 rounds" in labels and len(labels) == 9
+    assert path.with_name("figures_step.png").is_file()
+
+
+@pytest.mark.parametrize("layer", ["lsh", "local"])
+@pytest.mark.parametrize("reversible", [True, False])
+def test_matrix_multiplications_are_those_that_torch_counts(layer, reversible):
+    shape = replace(TINY, length=256, rounds=2)
+    model, ids = own_model(shape, "eager", reversible=reversible, layer=layer).train(), make_ids(shape)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, labels=ids, use_cache=False).loss.backward()
+    bound = gemm_bound.bound_of(shape, layer, reversible, rate=1e3)
+    assert bound["operations"] == counter.get_total_flops()
+    assert bound["bound_s"] == bound["operations"] / 1e3 and (bound["recomputed"] > 0) == reversible
+
+
+def test_large_matrices_give_a_rate():
+    seconds = 2 * 64**3 / gemm_bound.operations_per_cpu_second(side=64)
+    assert 0 < seconds < 1
+
+
+def test_labels_of_lines_that_end_together_are_apart():
+    figure, axes = plt.subplots()
+    curves = {f"line {place}": {"look": {"color": "black"}, "points": [(1, 1), (2, 5)]} for place in range(20)}
+    curves["highest"] = {"look": {"color": "black"}, "points": [(1, 1), (2, 9)]}
+    for curve in curves.values():
+        axes.plot(*zip(*curve["points"], strict=True))
+    report.label_lines(axes, curves)
+    heights = sorted((text.xyann[1], text.get_text()) for text in axes.texts)
+    plt.close(figure)
+    assert heights[-1][1] == "highest" and 0 <= heights[0][0] and heights[-1][0] <= 1
+    assert min(b[0] - a[0] for a, b in pairwise(heights)) > 0.99 / len(curves)
+
+
+def test_a_model_that_reads_on_is_left_out(tmp_path, monkeypatch):
+    reads_on = replace(CONTENDERS["minimax"], model=longformer_model)
+    monkeypatch.setitem(CONTENDERS, "minimax", reads_on)
+    with pytest.raises(SystemExit, match=r"minimax: .* logits off by .* from itself without what comes after"):
+        benchmark.main(arguments(tmp_path / "figures.json", names=(OURS, "minimax"), cases=("step",)))
+
+
+def test_layers_have_as_many_weights():
+    parsed = benchmark.parse_arguments(["--lengths", "128", "--cases", "step"])
+    weights = benchmark.count_weights(parsed, Shape(128, num_layers=2))["layer_weights"]
+    assert {"ours-sdpa-local", "stock", "llama", "mistral-window", "longformer", "minimax", "xlstm", "mamba2"} < (
+        weights.keys()
     )
-    assert llama == pytest.approx(ours, rel=0.01)
+    assert weights == {name: pytest.approx(weights["stock"], rel=0.01) for name in weights}
 
 
 @pytest.mark.parametrize(
@@ -286,6 +391,7 @@ def test_llama_layers_have_as_many_weights():
         (["--repeats", "0"], "--repeats must be above 0, but is 0"),
         (["--num-heads", "3"], "--hidden-size must be a multiple of --num-heads"),
         (["--ff-chunk", "48"], "--ff-chunk must divide every length, or be 0, but is 48"),
+        (["--memory", "lost"], "invalid choice: 'lost'"),
         (["--table", "nowhere.json"], "there is no file nowhere.json"),
         (["--cases", "speed"], "invalid choice: 'speed'"),
     ],
@@ -294,6 +400,13 @@ def test_wrong_arguments(changed, message, tmp_path, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(arguments(tmp_path / "figures.json", *changed))
     assert message in capsys.readouterr().err
+
+
+def test_defaults_of_the_c_library_are_not_measured_without_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
+    with pytest.raises(SystemExit):
+        benchmark.main(arguments(tmp_path / "figures.json"))
+    assert "MALLOC_TRIM_THRESHOLD_ is set, so this process has not the C library's defaults" in capsys.readouterr().err
 
 
 def test_a_missing_package(tmp_path, monkeypatch, capsys):

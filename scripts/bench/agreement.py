@@ -17,18 +17,16 @@ from .contenders import (
     CONTENDERS,
     GRADIENT,
     HIDDEN,
-    SEED,
     WEIGHT_SCALE,
-    Shape,
     StockAttention,
     draw,
     make_attention,
-    make_ids,
+    make_model,
     numbered_on,
     reason_of,
-    stock_model,
-    training_step,
 )
+from .language_models import make_ids, stock_model, training_step
+from .shape import SEED, Shape
 
 
 # Where stock penalises attention to oneself in checks: still nothing beside any other score, and of a size at which
@@ -176,20 +174,24 @@ def set_self_score(stock: nn.Module) -> None:
 def check_models(names: list[str], shape: Shape, agreement: Agreement) -> None:
     """Compare ours to stock with the same weights, seed of hashing and text, and recomputed activations to stored."""
     ours = [name for name in names if CONTENDERS[name].implementation]
-    if not ours:
-        return
+    for layer in sorted({CONTENDERS[name].layer for name in ours}):
+        of_layer = [name for name in ours if CONTENDERS[name].layer == layer]
+        _check_models_with(layer, of_layer, shape, agreement)
+
+
+def _check_models_with(layer: str, ours: list[str], shape: Shape, agreement: Agreement) -> None:
     torch.manual_seed(SEED)
-    stock = stock_model(shape, seed=SEED).to(shape.device).train()
+    stock = stock_model(shape, layer=layer, seed=SEED).to(shape.device).train()
     set_self_score(stock)
     with torch.no_grad():
         for name, weight in stock.named_parameters():
             if weight.ndim == 2 and "embeddings" not in name:
                 weight.mul_(WEIGHT_SCALE)
-    if shape.device != "cpu":
+    if shape.device != "cpu" and layer == "lsh":
         hash_as_ours(stock)
     ids = make_ids(shape)
     found = {"stock": (training_step(stock, ids, shape), gradient_of(stock))}
-    for name in sorted(ours, key=lambda name: not name.endswith("-plain")):
+    for name in sorted(ours, key=lambda name: CONTENDERS[name].reversible):
         with agreement.trying(name):
             own = CONTENDERS[name].own(shape)
             model = CONTENDERS[name].model(own, seed=SEED).to(shape.device).train()
@@ -204,6 +206,25 @@ def check_models(names: list[str], shape: Shape, agreement: Agreement) -> None:
                 if own.dtype == "fp32":
                     limit = LIMITS["model gradients" if reference == "stock" else "gradients"]
                     agreement.add(errors[1], limit, contender=name, what="gradients", **where)
+
+
+def check_causality(names: list[str], shape: Shape, agreement: Agreement) -> None:
+    """
+    See that models do not read on: other tokens in the second half leave the logits of the first half as they were.
+
+    Not those that hash: which keys of its bucket a token meets depends on how many come after it.
+    """
+    ids, half = make_ids(shape), shape.length // 2
+    changed = torch.cat([ids[:, :half], ids[:, half:].flip(1)], dim=1)
+    for name in names:
+        contender = CONTENDERS[name]
+        if not contender.model or contender.hashes or not contender.causal:
+            continue
+        with agreement.trying(name), torch.no_grad():
+            model = make_model(name, contender.own(shape)).eval()
+            logits, others = (model(text, use_cache=False).logits[:, :half] for text in (ids, changed))
+            where = {"case": "model", "length": shape.length, "reference": "itself without what comes after"}
+            agreement.add(relative_error(others, logits), LIMITS["output"], contender=name, what="logits", **where)
 
 
 def gradient_of(model: nn.Module) -> torch.Tensor:

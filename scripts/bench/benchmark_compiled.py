@@ -28,7 +28,7 @@ from hf_reformer import ReformerCache, ReformerConfig, ReformerForCausalLM
 from hf_reformer.training import recipe_config
 from hf_reformer.training.provenance import machine, versions
 
-from .contenders import Shape
+from .shape import Shape
 
 
 DOCS = Path(__file__).parents[2] / "docs"

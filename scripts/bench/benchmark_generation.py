@@ -39,7 +39,7 @@ from hf_reformer.modeling.decoding.cache_naming import CACHE_NAME
 from hf_reformer.modeling.memory.allocations import AllocationLedger
 from hf_reformer.training.provenance import machine, versions
 
-from .contenders import llama_config
+from .language_models import llama_config
 
 
 DOCS = Path(__file__).parents[2] / "docs"

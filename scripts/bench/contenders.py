@@ -1,5 +1,5 @@
 """
-The contenders of benchmark.py: attention operators and language models of one size.
+The contenders of benchmark.py: attention operators, and the language models of language_models.py.
 
 Shapes: B batch, L length, H heads, D head size, R hashing rounds, `hidden_size` = H * D.
 """
@@ -9,6 +9,7 @@ import gc
 import importlib.metadata
 import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Callable
@@ -16,94 +17,40 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutput
 from transformers.models.reformer.configuration_reformer import ReformerConfig as StockConfig
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention as StockLSHSelfAttention
-from transformers.models.reformer.modeling_reformer import ReformerModelWithLMHead as StockForCausalLM
 from transformers.utils import logging
 
-from hf_reformer import ReformerConfig
 from hf_reformer.modeling.memory.memory_measurement import peak_of_events, resident_bytes
-from hf_reformer.modeling.ops.lsh_hashing import default_num_buckets
 from hf_reformer.modeling.ops.lsh_operator import LSH_IMPLEMENTATIONS
 
+from .language_models import (
+    PackageModel,
+    llama_model,
+    longformer_model,
+    make_ids,
+    mamba2_model,
+    minimax_model,
+    mistral_model,
+    own_model,
+    stock_model,
+    training_step,
+    xlstm_model,
+)
+from .processes import KEPT
+from .shape import SEED, Shape
 
-SEED = 0
+
 # Which random vectors: after those that take the place of projections.
 HIDDEN, GRADIENT = 3, 4
 # For the check of models: with the first weights of training the loss would hardly depend on attention.
 WEIGHT_SCALE = 4.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """
-    What all contenders have in common.
-
-    Attributes:
-        length: Tokens of a row.
-        rounds: Hashing rounds of those that hash.
-        chunk_length: Tokens of a chunk; for `reformer-pytorch` its bucket size.
-        ff_chunk: Tokens that the feed-forward layers of the Reformers take at a time; 0 for all.
-        dtype: "fp32", or "bf16" for float32 weights under autocast.
-    """
-
-    length: int
-    rounds: int = 1
-    batch_size: int = 1
-    hidden_size: int = 512
-    num_heads: int = 8
-    num_layers: int = 4
-    feed_forward_size: int = 2048
-    chunk_length: int = 64
-    ff_chunk: int = 0
-    vocab_size: int = 256
-    dtype: str = "fp32"
-    device: str = "cpu"
-
-    def autocast(self):
-        """The context that forward passes run in."""
-        return torch.autocast(self.device, torch.bfloat16) if self.dtype == "bf16" else nullcontext()
-
-    @property
-    def num_buckets(self) -> int | list[int]:
-        """What stock Reformer picks, given to both so that neither has to."""
-        return default_num_buckets(self.length, self.chunk_length, self.length)
-
-    @property
-    def short_length(self) -> int:
-        """About a thousand tokens that all contenders take."""
-        return max(1024 // (2 * self.chunk_length), 1) * 2 * self.chunk_length
-
-    def reformer_settings(self, seed: int | None) -> dict:
-        """For our config and for stock's; with a seed both hash alike, without one they draw anew at every call."""
-        return {
-            "attn_layers": ["lsh"] * self.num_layers,
-            "attention_head_size": self.hidden_size // self.num_heads,
-            "axial_pos_shape": [self.length // self.chunk_length, self.chunk_length],
-            "axial_pos_embds_dim": [self.hidden_size // 4, self.hidden_size - self.hidden_size // 4],
-            "chunk_size_feed_forward": self.ff_chunk,
-            "feed_forward_size": self.feed_forward_size,
-            "hash_seed": seed,
-            "hidden_dropout_prob": 0.0,
-            "hidden_size": self.hidden_size,
-            "is_decoder": True,
-            "lsh_attention_probs_dropout_prob": 0.0,
-            "lsh_attn_chunk_length": self.chunk_length,
-            "max_position_embeddings": self.length,
-            "num_attention_heads": self.num_heads,
-            "num_buckets": self.num_buckets,
-            "num_hashes": self.rounds,
-            "vocab_size": self.vocab_size,
-        }
 
 
 # Attention: projections, then the operator
@@ -264,113 +211,6 @@ def give_projections(attention: nn.Module, shape: Shape, with_projections: bool)
         attention.inner.add_module(name, projection)
 
 
-# Language models
-
-
-def own_model(shape: Shape, implementation: str, reversible: bool = True, seed: int | None = None) -> nn.Module:
-    """Ours, with the defaults that stock has, too."""
-    config = ReformerConfig(reversible=reversible, **shape.reformer_settings(seed))
-    return AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
-
-
-def stock_model(shape: Shape, seed: int | None = None) -> nn.Module:
-    """The Reformer of transformers; not by the Auto classes, which give ours once hf_reformer is imported."""
-    return StockForCausalLM(StockConfig(**shape.reformer_settings(seed)))
-
-
-def llama_config(shape: Any, length: int) -> LlamaConfig:
-    """
-    A Llama whose layers have as many weights as the Reformer's, for texts up to `length`.
-
-    Attention has 4 matrices instead of 3, the feed-forward 3 instead of 2, so its width is (2 * feed_forward_size -
-    hidden_size) / 3, rounded to a multiple of 8.
-
-    Args:
-        shape: Anything with the sizes of `Shape`.
-    """
-    width = (2 * shape.feed_forward_size - shape.hidden_size) / 3
-    return LlamaConfig(
-        attn_implementation="sdpa",
-        hidden_size=shape.hidden_size,
-        intermediate_size=max(8, 8 * round(width / 8)),
-        max_position_embeddings=length,
-        num_attention_heads=shape.num_heads,
-        num_hidden_layers=shape.num_layers,
-        num_key_value_heads=shape.num_heads,
-        vocab_size=shape.vocab_size,
-    )
-
-
-def llama_model(shape: Shape, checkpointed: bool = False) -> nn.Module:
-    """The Llama of `llama_config`."""
-    model = LlamaForCausalLM(llama_config(shape, shape.length))
-    if checkpointed:
-        # Its name has changed within transformers 5.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable()
-    return model
-
-
-class PackageModel(nn.Module):
-    """The language model of `reformer-pytorch`, called as those of transformers are; it has no cache to fill."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        from reformer_pytorch import ReformerLM
-
-        self.model = ReformerLM(
-            num_tokens=shape.vocab_size,
-            dim=shape.hidden_size,
-            depth=shape.num_layers,
-            max_seq_len=shape.length,
-            heads=shape.num_heads,
-            dim_head=shape.hidden_size // shape.num_heads,
-            bucket_size=shape.chunk_length,
-            n_hashes=shape.rounds,
-            ff_chunks=shape.length // shape.ff_chunk if shape.ff_chunk else 1,
-            ff_mult=shape.feed_forward_size // shape.hidden_size,
-            ff_activation=nn.ReLU,
-            causal=True,
-            full_attn_thres=0,
-            axial_position_emb=True,
-            axial_position_shape=(shape.length // shape.chunk_length, shape.chunk_length),
-        )
-
-    def forward(self, ids, labels=None, use_cache=False, logits_to_keep=0):
-        logits, loss = self.model(ids), None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten())
-        return CausalLMOutput(loss=loss, logits=logits[:, -logits_to_keep:])
-
-
-def make_model(name: str, shape: Shape) -> nn.Module:
-    """A contender's language model, for training."""
-    torch.manual_seed(SEED)
-    return CONTENDERS[name].model(shape).to(shape.device).train()
-
-
-def make_ids(shape: Shape) -> torch.Tensor:
-    """Random tokens, `[B, L]`."""
-    generator = torch.Generator().manual_seed(SEED)
-    return torch.randint(3, shape.vocab_size, (shape.batch_size, shape.length), generator=generator).to(shape.device)
-
-
-def training_step(model: nn.Module, ids: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Gradients of the loss, and no step of an optimizer, which costs every contender the same; the loss."""
-    model.zero_grad(set_to_none=True)
-    with shape.autocast():
-        loss = model(ids, labels=ids, use_cache=False).loss
-    loss.backward()
-    return loss.detach()
-
-
-@torch.no_grad()
-def prefill(model: nn.Module, ids: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """Read a prompt: fill the cache and give the logits of the last token."""
-    with shape.autocast():
-        return model(ids, use_cache=True, logits_to_keep=1).logits
-
-
 # The registry
 
 
@@ -387,6 +227,9 @@ class Contender:
         growth: Power of the length by which time and memory grow, as long as only one length was measured.
         trains_only: The model reads a prompt as another contender does.
         implementation: Of ours, which one.
+        layer: Of ours, the kind of its attention layers.
+        reversible: Of ours, whether activations are computed again instead of stored.
+        causal: Tokens see only themselves and what came before.
         dtype: What it computes in, whatever the others do; None for the same.
         package: What must be installed.
         needs_cuda: Not on a CPU.
@@ -399,6 +242,9 @@ class Contender:
     growth: float = 1.0
     trains_only: bool = False
     implementation: str | None = None
+    layer: str = "lsh"
+    reversible: bool = True
+    causal: bool = True
     dtype: str | None = None
     package: str | None = None
     needs_cuda: bool = False
@@ -440,7 +286,8 @@ def own_contenders() -> dict[str, Contender]:
     """
     Each implementation of ours, the fastest first.
 
-    `-plain` stores activations instead of recomputing them, `-bf16` computes under autocast beside others that do not.
+    `-plain` stores activations instead of recomputing them, `-local` has local layers instead of LSH layers, `-bf16`
+    computes under autocast beside others that do not.
     """
     found = {}
     for name in ("triton", "sdpa", "eager"):
@@ -455,6 +302,15 @@ def own_contenders() -> dict[str, Contender]:
             f"hf_reformer, {name}, reversible=False",
             model=partial(own_model, implementation=name, reversible=False),
             trains_only=True,
+            reversible=False,
+            **facts,
+        )
+        found[f"ours-{name}-local"] = Contender(
+            f"hf_reformer, {name}, local",
+            model=partial(own_model, implementation=name, layer="local"),
+            hashes=False,
+            trains_only=True,
+            layer="local",
             **facts,
         )
         found[f"ours-{name}-bf16"] = Contender(
@@ -483,6 +339,18 @@ def dense_contenders() -> dict[str, Contender]:
     return found
 
 
+def long_text_contenders() -> dict[str, Contender]:
+    """Models of transformers that people choose for long texts; what each is stands in language_models.py."""
+    facts = {"hashes": False, "trains_only": True}
+    return {
+        "mistral-window": Contender("Mistral with a window, SDPA", model=mistral_model, growth=2.0, **facts),
+        "longformer": Contender("Longformer, both ways", model=longformer_model, causal=False, **facts),
+        "minimax": Contender("MiniMax, lightning attention", model=minimax_model, **facts),
+        "xlstm": Contender("xLSTM", model=xlstm_model, **facts),
+        "mamba2": Contender("Mamba2, without its kernels", model=mamba2_model, **facts),
+    }
+
+
 CONTENDERS = {
     **own_contenders(),
     "stock": Contender("transformers Reformer", attention=StockAttention, model=stock_model),
@@ -491,7 +359,14 @@ CONTENDERS = {
         "reformer-pytorch", PackageAttention, PackageModel, growth=2.0, package="reformer-pytorch"
     ),
     **dense_contenders(),
+    **long_text_contenders(),
 }
+
+
+def make_model(name: str, shape: Shape) -> nn.Module:
+    """A contender's language model, for training."""
+    torch.manual_seed(SEED)
+    return CONTENDERS[name].model(shape).to(shape.device).train()
 
 
 def peer_versions() -> dict[str, str]:
@@ -549,8 +424,8 @@ def start_peak(device: str) -> int:
         return torch.cuda.memory_allocated()
     if resident_bytes("VmHWM") is None:
         return 0
-    # What is free already, but still resident, would be taken again unseen.
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    # What is free already, but still resident, would be taken again unseen; unless it is to be kept.
+    if not KEPT.keys() & os.environ.keys() and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return resident_bytes("VmRSS")

@@ -5,8 +5,10 @@ How long a call takes, and calls without Python on a GPU.
 that would triple a benchmark of hours; and its samples on a GPU are of the host's clock, not of events.
 """
 
+import resource
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import quantiles
 
 import torch
@@ -27,6 +29,40 @@ def sample(call: Callable, device: str, calls: int = 1) -> float:
     for _ in range(calls):
         call()
     return (time.perf_counter() - begun) / calls
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """
+    What a call took.
+
+    Attributes:
+        wall: Seconds.
+        cpu: Seconds of all cores together, those that the system worked for it included; None on a GPU.
+        page_faults: How often the system gave a page of memory.
+    """
+
+    wall: float
+    cpu: float | None
+    page_faults: int
+
+
+def clocked(call: Callable, device: str, calls: int = 1) -> Clocked:
+    """What a call takes, as the mean of some."""
+    faults, begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
+    wall = sample(call, device, calls)
+    cpu = (time.process_time() - begun) / calls
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+    return Clocked(wall, cpu if device == "cpu" else None, faults // calls)
+
+
+def summary_of(samples: list[Clocked]) -> dict:
+    """`statistics_of` the seconds, on a CPU also of its seconds in `cpu`, and the median of the page faults."""
+    summary = statistics_of([taken.wall for taken in samples])
+    if samples[0].cpu is not None:
+        summary["cpu"] = statistics_of([taken.cpu for taken in samples])
+        summary["page_faults"] = sorted(taken.page_faults for taken in samples)[len(samples) // 2]
+    return summary
 
 
 def captured(call: Callable) -> Callable:
