@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
@@ -165,7 +166,7 @@ class WriteTargets(Task):
         """Bits per byte of the held-out targets."""
 
         def compute(evaluation: EvalPrediction) -> dict[str, float]:
-            return {BITS: bits_of(evaluation.predictions[:, 0], self.held_out.num_bytes)}
+            return {BITS: bits_of(np.asarray(evaluation.predictions)[:, 0], self.held_out.num_bytes)}
 
         def reduce(logits: Any, labels: torch.Tensor) -> torch.Tensor:
             return nats_of_targets(logits[0] if isinstance(logits, tuple) else logits, labels)

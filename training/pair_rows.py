@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,10 +104,10 @@ def bits_of(nats: np.ndarray, num_bytes: int) -> float:
 def bits_per_target_byte(model: PreTrainedModel, rows: PairRows, pad_token_id: int | None, *, quiet: bool) -> float:
     """What a model spends on a byte of the targets, an end of text for each included."""
     nats = []
-    for places in _batches(model, rows, "measuring", quiet):
+    for places in _batches(model, rows.lengths, "measuring", quiet):
         batch = padded([rows.sources[place] for place in places], pad_token_id, model.device)
-        labels = [torch.tensor(rows.targets[place]) for place in places]
-        labels = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORED).to(model.device)
+        targets = [torch.tensor(rows.targets[place]) for place in places]
+        labels = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True, padding_value=IGNORED).to(model.device)
         nats.append(nats_of_targets(model(**batch, labels=labels).logits, labels)[:, 0].double().cpu().numpy())
     return bits_of(np.concatenate(nats), rows.num_bytes)
 
@@ -127,23 +128,25 @@ def written(
         sources: Token ids.
         target_length: Tokens after which it stops, the end of text included.
     """
-    end, found = end_of_text_of(tokenizer), [[] for _ in sources]
-    rows = PairRows(list(map(list, sources)), [[0] * target_length for _ in sources], [], 0, 0, 0)
-    for places in _batches(model, rows, "writing", quiet):
-        batch = padded([rows.sources[place] for place in places], tokenizer.pad_token_id, model.device)
-        outputs = model.generate(**batch, max_new_tokens=target_length, do_sample=False, num_beams=1, eos_token_id=end)
+    end = end_of_text_of(tokenizer)
+    found: list[list[int]] = [[] for _ in sources]
+    # Its type is not known of the base class.
+    generate: Any = model.generate
+    for places in _batches(model, [len(source) + target_length for source in sources], "writing", quiet):
+        batch = padded([sources[place] for place in places], tokenizer.pad_token_id, model.device)
+        outputs = generate(**batch, max_new_tokens=target_length, do_sample=False, num_beams=1, eos_token_id=end)
         # In front stands the token that the decoder starts with.
         for place, ids in zip(places, outputs[:, 1:].tolist(), strict=True):
             found[place] = ids[: ids.index(end)] if end in ids else ids
     return found
 
 
-def _batches(model: PreTrainedModel, rows: PairRows, description: str, quiet: bool) -> Iterator[list[int]]:
+def _batches(model: PreTrainedModel, lengths: Sequence[int], description: str, quiet: bool) -> Iterator[list[int]]:
     """Places of pairs of about one length, with the model in evaluation mode and a bar."""
     was_training = model.training
     model.eval()
-    with tqdm(total=len(rows), unit="pair", desc=description, disable=quiet) as bar:
-        for places in in_batches(rows.lengths):
+    with tqdm(total=len(lengths), unit="pair", desc=description, disable=quiet) as bar:
+        for places in in_batches(lengths):
             yield places
             bar.update(len(places))
     model.train(was_training)

@@ -92,7 +92,7 @@ def read_pairs(arguments: PairDataArguments) -> PairSides:
     else:
         train, held_out = parted(everything, everything.sources, arguments.held_out_fraction)
     test = pairs_of(arguments.test_data, arguments) if arguments.test_data else None
-    warn_of_copies(train.sources, {"held-out": held_out.sources, "test": test and test.sources})
+    warn_of_copies(train.sources, {"held-out": held_out.sources, "test": None if test is None else test.sources})
     return PairSides(train, held_out, test, arguments.how)
 
 
