@@ -12,10 +12,12 @@ import torch
 from task_runs import QUIET, options, run_small
 from text_experiments import has_picture
 from tiny_models import TINY_RECIPE, make_model
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForSeq2SeqLM,
     DataCollatorForSeq2Seq,
     GenerationConfig,
+    PreTrainedTokenizerFast,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
     TrainerCallback,
@@ -121,6 +123,19 @@ def test_targets_are_cut_behind_a_character_count_and_end(capsys, words, tmp_pat
     said = capsys.readouterr().out
     assert "training: 48 of 48 sources are longer than 5 tokens and 48 targets than 3; they are cut there" in said
     assert "held-out: 12 of 12 sources" in said
+
+
+def test_bytes_are_counted_whatever_the_tokens_are(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"<end>": 0, "<pad>": 1, "<unk>": 2, "one": 3, "three": 4}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unk>")
+    words.save_pretrained(tmp_path / "words")
+    loaded = train_pairs.load_tokenizer(train_pairs.PairModelArguments(tokenizer_name=str(tmp_path / "words")))
+    assert loaded.pad_token == "<pad>"
+    rows = rows_of_pairs(pairs(("one", "three one é"), ("one three", "one")), loaded, None, 3)
+    assert rows.targets == [[4, 3, 0], [3, 0]] and rows.whole == [None, [3]]
+    # "three", " one" and "one".
+    assert rows.num_bytes == 5 + 4 + 3
 
 
 def test_what_is_written_does_not_depend_on_the_batch(trained):

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -106,7 +106,7 @@ class TrainingStep:
             raise ValueError("`target_length` is for `is_encoder_decoder=True`. One stack has `length`.")
         if setup.mode == "prefill" and not (config.is_decoder or config.is_encoder_decoder):
             raise ValueError("`mode='prefill'` is for causal models, which have a cache. Take 'forward'.")
-        auto_class = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
+        auto_class: Any = AutoModelForCausalLM if config.is_decoder else AutoModelForMaskedLM
         if config.is_encoder_decoder:
             auto_class = AutoModelForSeq2SeqLM
         with torch.device(setup.device):

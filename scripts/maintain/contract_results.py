@@ -33,9 +33,16 @@ REASONS = {
     "_keep_in_fp32_modules": "No module has to stay in float32: the streams do, in layers of any dtype.",
     "No conversion found": "Published checkpoints load under the names of weights that they have.",
     "TP plan": "There is no plan for tensor parallelism; what there is: FSDP, ZeRO, sequence parallelism.",
-    "omposite|subconfigs|ReformerModel does not support SDPA": "There are no models inside with configs of their own.",
-    "sequence-to-sequence|decoder-only": "The configs that attend both ways have no causal head, and no config has an "
-    "encoder and a decoder.",
+    "omposite|subconfigs|Reformer(Model|ForConditionalGeneration) does not support SDPA": "There are no models inside "
+    "with configs of their own kind.",
+    "sequence-to-sequence|decoder-only": "It is about labels that a causal head shifts, or about those of an encoder "
+    "with a decoder, which are aligned; the other configs have no such head.",
+    "is encoder-decoder|doesn't prepare `position_ids`": "It continues a prompt; with an encoder, `generate` takes "
+    "neither embeddings nor positions of the text that goes on.",
+    "uses another name": "Hidden states of an encoder and a decoder have names of their own; layers give them in the "
+    "same way as those of one stack.",
+    "no `base_model_class`": "An encoder with a decoder has no model without a head that `AutoModel` makes. Its two "
+    "sides are models of one stack, of which rotary positions are tested.",
     "pipeline_model_mapping|Timm|PyTesseract|requires av|not implemented": "A pipeline for images, sound, video or "
     "tables.",
 }
@@ -43,14 +50,15 @@ REASONS = {
 HEAD = """\
 # Transformers' own test suites
 
-`make contract` runs the common suites that transformers has for its own models on those of this package: six small
-configs ({causal, both ways} x {local, LSH, both kinds of layers}) and every pipeline for text. It writes this page and
-[contract.json](contract.json). A test that skips one of a config's models counts as skipped.
+`make contract` runs the common suites that transformers has for its own models on those of this package: nine small
+configs ({causal, both ways, encoder with decoder} x {local, LSH, both kinds of layers}) and every pipeline for text.
+It writes this page and [contract.json](contract.json). A test that skips one of a config's models counts as skipped.
 
 Nothing is switched off. What the suites let authors of models say for themselves is said for
 
-- the class that generates: it has another name, because the suites leave out stock's Reformer by name, and it makes a
-  cache unless told otherwise, because they continue from what a plain call returns; here a cache is made on request;
+- the classes that generate: they have other names, because the suites leave out stock's Reformer by name, and make a
+  cache unless told otherwise, because the suites continue from what a plain call returns; here a cache is made on
+  request. The suites set `is_decoder` in every config that they let generate, which an encoder with a decoder refuses;
 - gradient checkpointing, which is tested on layers that are not reversible; reversible ones compute again anyway;
 - the content of a cache, which is not keys and values of every token;
 - `test_sdpa_can_dispatch_non_composite_models`: a choice of attention is kept; without one the config names none,
@@ -62,7 +70,8 @@ Nothing is switched off. What the suites let authors of models say for themselve
   since cached keys are turned already;
 - `test_can_capture_specific_layers_hidden_states`: it runs, though the class names nothing that hooks could record;
 - `test_training_overfit`: without dropout, and causal models with `lsh_sliding_window`: only with windows does
-  generation read a text as training did."""
+  generation read a text as training did. An encoder with a decoder is trained only: the prompt that it would be given
+  to continue would be its source."""
 
 # From the worst to the best: a test that skips one of its models counts as skipped.
 OUTCOMES = ("fail", "skip", "pass")

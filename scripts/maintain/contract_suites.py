@@ -1,5 +1,6 @@
 """
-Transformers' common suites on six small models: {causal, both ways} x {local, LSH, both kinds of layers}.
+Transformers' common suites on nine small models: {causal, both ways, encoder and decoder} x {local, LSH, both kinds of
+layers}.
 
 A module for pytest, which contract.py runs with the suites as package `tests` in the path. Nothing that they test is
 switched off. Where one finds what to do by the name of a class, the name is made known to it; where it speaks of
@@ -16,7 +17,7 @@ from unittest.mock import patch
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GenerationMixin, set_seed
+from transformers import DynamicCache, GenerationMixin, set_seed
 from transformers.models.auto import modeling_auto
 
 from hf_reformer import (
@@ -24,11 +25,13 @@ from hf_reformer import (
     ReformerCache,
     ReformerConfig,
     ReformerForCausalLM,
+    ReformerForConditionalGeneration,
     ReformerForMaskedLM,
     ReformerForQuestionAnswering,
     ReformerForSequenceClassification,
     ReformerForTokenClassification,
     ReformerModel,
+    ReformerSeq2SeqCache,
 )
 from hf_reformer.modeling.layers.encoder import ReformerLayer
 from hf_reformer.modeling.modeling_reformer import ReformerPreTrainedModel
@@ -76,6 +79,29 @@ class GenerativeModel(ReformerForCausalLM, GenerationMixin):
         return super().forward(*args, use_cache=use_cache, **kwargs)
 
 
+class GenerativeSeq2SeqModel(ReformerForConditionalGeneration, GenerationMixin):
+    """The same of an encoder with a decoder."""
+
+    def __init__(self, config):
+        # The suite says of every config that it is a decoder's, which two stacks refuse.
+        config.is_decoder = False
+        super().__init__(config)
+
+    @wraps(ReformerForConditionalGeneration.forward)
+    def forward(self, *args, use_cache=True, **kwargs):
+        """As `GenerativeModel.forward`."""
+        return super().forward(*args, use_cache=use_cache, **kwargs)
+
+
+class TrainedSeq2SeqModel(ReformerForConditionalGeneration):
+    """The same without generation, to which the suite of training gives a prompt: here it would be a source."""
+
+    @property
+    def generate(self):
+        """There is none."""
+        raise AttributeError
+
+
 # Labels are made by the names of classes, whatever the type of model beside them.
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES |= {
     "contract, causal": ReformerForCausalLM.__name__,
@@ -83,6 +109,10 @@ modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES |= {
 }
 modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES |= {
     "contract, tokens": ReformerForTokenClassification.__name__
+}
+modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES |= {
+    "contract, seq2seq": ReformerForConditionalGeneration.__name__,
+    "contract, generative seq2seq": GenerativeSeq2SeqModel.__name__,
 }
 SHARED_CLASSES = (
     ReformerModel,
@@ -169,9 +199,13 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
         """Start every test from the same numbers."""
         global_rng.seed(0)
         set_seed(0)
-        self.model_tester = ReformerModelTester(self.attn_layers, self.is_decoder)
+        self.model_tester = self.make_tester()
         # The suite takes any config that could have rotary positions for one that has.
         self.model_tester.rotary = "_rope_" in self._testMethodName
+
+    def make_tester(self) -> ReformerModelTester:
+        """Of the models of these suites."""
+        return ReformerModelTester(self.attn_layers, self.is_decoder)
 
     def test_model_rope_scaling_from_config_1_dynamic(self):
         """Frequencies that change with the length of the input are refused: cached keys are turned already."""
@@ -213,17 +247,31 @@ class CommonSuites(ModelTesterMixin, TrainingTesterMixin, ConfigTesterMixin):
             super().test_can_capture_specific_layers_hidden_states()
 
 
-class CausalSuites(CommonSuites, GenerationTesterMixin):
-    """For causal models."""
-
-    is_decoder = True
-    all_model_classes = (*SHARED_CLASSES, ReformerForCausalLM)
-    all_generative_model_classes = (GenerativeModel,)
+class GenerationSuites(CommonSuites, GenerationTesterMixin):
+    """For what generates."""
 
     def _should_skip(self, model_class, generate=False, **kwargs):
         if generate:
             self.skipTest("A cache cannot be exported.")
         return super()._should_skip(model_class, generate=generate, **kwargs)
+
+    def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
+        if self.is_encoder_decoder and not isinstance(past_key_values, ReformerCache):
+            self.assertIsInstance(past_key_values, (ReformerSeq2SeqCache, DynamicCache))
+            # Keys and values of the source are like other models'; the cache of the target comes here again.
+            return super()._check_past_key_values_for_generate(batch_size, past_key_values, seq_length, config)
+        # Layers of the cache hold different things; what they hold is tested in tests/test_decoding_cache.py.
+        self.assertIsInstance(past_key_values, ReformerCache)
+        self.assertEqual(len(past_key_values), config.num_hidden_layers)
+        self.assertEqual(past_key_values.get_seq_length(), seq_length)
+
+
+class CausalSuites(GenerationSuites):
+    """For causal models."""
+
+    is_decoder = True
+    all_model_classes = (*SHARED_CLASSES, ReformerForCausalLM)
+    all_generative_model_classes = (GenerativeModel,)
 
     def attention_mask_padding_matches_padding_free_with_position_ids(self, attn_implementation, fa_kwargs=False):
         """With windows, as chunks on a circle depend on the length of a row; the borders of documents by name, too."""
@@ -233,11 +281,37 @@ class CausalSuites(CommonSuites, GenerationTesterMixin):
             for borders in (fa_kwargs, True):
                 super().attention_mask_padding_matches_padding_free_with_position_ids(attn_implementation, borders)
 
-    def _check_past_key_values_for_generate(self, batch_size, past_key_values, seq_length, config):
-        # Layers of the cache hold different things; what they hold is tested in tests/test_decoding_cache.py.
-        self.assertIsInstance(past_key_values, ReformerCache)
-        self.assertEqual(len(past_key_values), config.num_hidden_layers)
-        self.assertEqual(past_key_values.get_seq_length(), seq_length)
+
+class Seq2SeqModelTester(ReformerModelTester):
+    """The same of an encoder with a decoder. Some suites give the mask of the one side to the other."""
+
+    decoder_seq_length = decoder_key_length = ReformerModelTester.seq_length
+
+    def __init__(self, attn_layers: list[str]):
+        super().__init__(attn_layers, is_decoder=False)
+        self.causal_lm_class = TrainedSeq2SeqModel
+
+    def get_config(self, **changes) -> ReformerConfig:
+        """As of one stack."""
+        return super().get_config(**({"is_encoder_decoder": True} | changes))
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[ReformerConfig, dict[str, torch.Tensor]]:
+        """A config, and two texts with masks."""
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        _, target = super().prepare_config_and_inputs_for_common()
+        return config, inputs | {f"decoder_{name}": tensor for name, tensor in target.items()}
+
+
+class Seq2SeqSuites(GenerationSuites):
+    """For an encoder with a decoder."""
+
+    is_encoder_decoder = True
+    all_model_classes = (ReformerForConditionalGeneration,)
+    all_generative_model_classes = (GenerativeSeq2SeqModel,)
+
+    def make_tester(self) -> ReformerModelTester:
+        """Of two stacks."""
+        return Seq2SeqModelTester(self.attn_layers)
 
 
 def _suites_of(base: type, attn_layers: list[str]) -> type:
@@ -250,6 +324,9 @@ both_ways_mixed = _suites_of(CommonSuites, ["local", "lsh"])
 causal_local = _suites_of(CausalSuites, ["local", "local"])
 causal_lsh = _suites_of(CausalSuites, ["lsh", "lsh"])
 causal_mixed = _suites_of(CausalSuites, ["local", "lsh"])
+seq2seq_local = _suites_of(Seq2SeqSuites, ["local", "local"])
+seq2seq_lsh = _suites_of(Seq2SeqSuites, ["lsh", "lsh"])
+seq2seq_mixed = _suites_of(Seq2SeqSuites, ["local", "lsh"])
 
 
 class pipelines(PipelineTesterMixin, unittest.TestCase):
