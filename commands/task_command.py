@@ -85,9 +85,9 @@ class Task(ABC):
     def prepare(self, model_arguments: TaskModelArguments, recipe: ModelRecipe, sides: Any) -> Prepared:
         """Tokenizer, config and rows; a ValueError where they do not fit."""
 
-    def adapt(self, model: PreTrainedModel) -> PreTrainedModel:
-        """A model before it is trained, with what it shall say of itself when it is saved."""
-        return model
+    def adapt(self, model: PreTrainedModel) -> None:
+        """Tell a model, before it is trained, what it shall say of itself; a task may keep it for its collator."""
+        self.model = model
 
     @abstractmethod
     def baselines(self, sides: Any) -> Figures:
@@ -140,8 +140,9 @@ def run_task(
     set_seed(training_arguments.seed)
     called = next(iter(figures), "")
     model = load_model(task.classes, model_arguments, prepared.config, prepared.tokenizer, pretrained)
+    task.adapt(model)
     trainer = train_task(
-        task.adapt(model),
+        model,
         prepared.tokenizer,
         task.collator(prepared.tokenizer),
         prepared.rows,

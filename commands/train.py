@@ -14,7 +14,7 @@ Python. A model that reads one text and writes another needs pairs of texts, and
 import re
 import sys
 from argparse import ArgumentParser
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,7 +46,7 @@ from ..training.run_report import describe_run, layers_of, write_curve, write_lo
 from ..training.run_trainer import check_finite, check_strategy, run_training
 from ..training.time_left import SayTimeLeft
 from .command_line import alignment_in_windows, config_of, mistakes_end, parse_groups, parse_settings
-from .train_pairs import OBJECTIVE
+from .train_pairs import OBJECTIVE, PairDataArguments
 from .train_pairs import parse_arguments as parse_pair_arguments
 from .train_pairs import run as run_pairs
 from .training_process import run_and_end
@@ -58,6 +58,10 @@ OBJECTIVE_IN_FILE = re.compile(r"""(?:^|[{,\s])["']?objective["']?\s*:\s*["']?(\
 OBJECTIVE_SENTENCE = {
     "causal": "predicts the next token of a text",
     "masked": "fills in masked tokens of a text",
+}
+# Options that texts do not have.
+OF_PAIRS = {f"--{item.name}" for item in fields(PairDataArguments)} - {
+    f"--{item.name}" for item in fields(DataArguments)
 }
 UNIT_SENTENCE = {
     "causal": (
@@ -131,9 +135,23 @@ def parse_arguments(argv: list[str]) -> tuple[Any, ModelRecipe, Any, Any]:
 
     Returns:
         Of the model, the recipe, the data and the run; with the objective seq2seq those of `train_pairs.py`.
+
+    Raises:
+        ValueError: There is no such option or objective, or an option is of another objective.
     """
-    if objective_of(argv) == OBJECTIVE:
+    objective = objective_of(argv)
+    if objective == OBJECTIVE:
         return parse_pair_arguments(argv)
+    if objective not in (None, *OBJECTIVE_SENTENCE):
+        raise ValueError(
+            f"objective is {objective!r}; it must be one of {', '.join(OBJECTIVE_SENTENCE)}, {OBJECTIVE}."
+        )
+    foreign = [word for word in argv if word.partition("=")[0] in OF_PAIRS]
+    if foreign:
+        raise ValueError(
+            f"{foreign[0]} is for pairs of texts, which --objective {OBJECTIVE} reads. Add it; or name a text with "
+            "--text_path, or a data set with --dataset_name."
+        )
     return parse_groups(argv, ModelArguments, ModelRecipe, DataArguments, RunArguments, of=__doc__)
 
 

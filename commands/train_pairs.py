@@ -145,11 +145,11 @@ class WriteTargets(Task):
             )
         return rows
 
-    def adapt(self, model: PreTrainedModel) -> PreTrainedModel:
+    def adapt(self, model: PreTrainedModel) -> None:
         """What it writes is as long as the targets by default."""
+        super().adapt(model)
         generation_config: Any = model.generation_config
         generation_config.max_new_tokens = self.target_length
-        return model
 
     def baselines(self, sides: PairSides) -> Figures:
         """What the targets cost without their sources, and the target of the most similar source."""
@@ -159,8 +159,8 @@ class WriteTargets(Task):
         )
 
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable:
-        """Pads sources and labels; the model shifts the labels for its decoder."""
-        return DataCollatorForSeq2Seq(tokenizer)
+        """Pads sources and labels, and has the model shift the labels: a smoother takes them away from it."""
+        return DataCollatorForSeq2Seq(tokenizer, self.model)
 
     def measure(self, sides: PairSides) -> Measure:
         """Bits per byte of the held-out targets."""

@@ -264,6 +264,28 @@ def test_the_command_line_trains_predicts_and_generates(trained, words, tmp_path
     assert capsys.readouterr().out == "aaa\n"
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["--objective", "seq2sec", "--data", "x.csv"], "objective is 'seq2sec'; .*causal, masked, seq2seq"),
+        (["--data", "x.csv"], "--data is for pairs of texts, which --objective seq2seq reads"),
+        (["--objective=masked", "--source_column=x"], "--source_column=x is for pairs"),
+        (["--objective=seq2seq", "--mlm_probability", "1"], "no option --mlm_probability"),
+    ],
+)
+def test_an_option_of_another_objective_is_refused(typed, message):
+    with pytest.raises(ValueError, match=message):
+        train.parse_arguments([*typed, "--use_cpu", "True"])
+
+
+def test_labels_may_be_smoothed(words, tmp_path):
+    """The Trainer then takes them away from the model."""
+    how = {"data": words, "max_steps": 1, "baseline": False, "learning_rate": 0.0}
+    plain, smooth = (run(tmp_path / str(share), label_smoothing_factor=share, **how) for share in (0.0, 0.2))
+    # What is measured is not smoothed.
+    assert smooth == plain
+
+
 def test_training_goes_on_with_a_trained_model(trained, words, tmp_path):
     figures = run(tmp_path / "on", data=words, model_name_or_path=trained[0], learning_rate=0.0, max_steps=1)
     assert figures["this model"]["bits_per_target_byte"] == pytest.approx(
