@@ -263,12 +263,16 @@ class ReformerConfig(PreTrainedConfig):
         self._refuse_foreign_keys(kwargs, typed)
         self.attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in self.attn_layers)
         if self.is_encoder_decoder:
-            layers = self.attn_layers if self.decoder_attn_layers is None else self.decoder_attn_layers
-            self.decoder_attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in layers)
-            if self.decoder_start_token_id is None:
-                self.decoder_start_token_id = self.pad_token_id
+            self.complete_sides()
         self._complete_positions(typed)
         super().__post_init__(**kwargs)
+
+    def complete_sides(self):
+        """Give the decoder what follows from other settings."""
+        layers = self.attn_layers if self.decoder_attn_layers is None else self.decoder_attn_layers
+        self.decoder_attn_layers = tuple(kind.removeprefix(OWN_KIND) for kind in layers)
+        if self.decoder_start_token_id is None:
+            self.decoder_start_token_id = self.bos_token_id if self.pad_token_id is None else self.pad_token_id
 
     def _refuse_foreign_keys(self, extra_keys, typed):
         if typed and self.tie_word_embeddings and self.output_size != self.hidden_size:

@@ -71,7 +71,7 @@ class ReformerPreTrainedModel(CheckpointMixin, PreTrainedModel):
     base_model_prefix = "reformer"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["ReformerLayer", "ReformerDecoderLayer"]
+    _no_split_modules = ["ReformerLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
 
     @torch.no_grad()

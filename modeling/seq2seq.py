@@ -13,9 +13,8 @@
 # limitations under the License.
 """Encoder and decoder, reversible on both sides (paper section 5, machine translation)."""
 
-import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,13 +29,14 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring, can_return_tuple
 
 from ..configuration.configuration_reformer import ReformerConfig
-from .argument_checks import PACKING_ARGUMENTS
+from ..configuration.sides import config_of_side
+from .argument_checks import PACKING_ARGUMENTS, check_labels, given_input
 from .decoding.cache_naming import CACHE_NAME, takes_cache_by_either_name
 from .decoding.generation import CachedGenerationMixin, check_cache
 from .decoding.seq2seq_cache import ReformerSeq2SeqCache
 from .layers.decoder import ReformerDecoderStack
 from .layers.source import Source
-from .lm_head import LMHeadMixin, ReformerOnlyLMHead
+from .lm_head import LMHeadMixin, ReformerOnlyLMHead, untie_embeddings
 from .modeling_reformer import ReformerForCausalLM, ReformerModel, ReformerPreTrainedModel
 from .ops.documents import lay_out
 from .packed_rows import documents_of_call
@@ -56,24 +56,11 @@ ENCODER_WORDS, DECODER_WORDS = (
 )
 
 
-def config_of_side(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
-    """The config of the encoder or of the decoder of a model, each by itself a Reformer."""
-    side = copy.deepcopy(config)
-    if is_decoder:
-        side.attn_layers = cast(tuple, config.decoder_attn_layers)
-        # A causal model sees nothing of what is behind.
-        side.local_num_chunks_after = side.lsh_num_chunks_after = 0
-    else:
-        side.lsh_value_shift = 0
-    side.is_encoder_decoder, side.is_decoder, side.decoder_attn_layers = False, is_decoder, None
-    side.tie_word_embeddings = False
-    return side
-
-
 class ReformerDecoder(ReformerModel):
     """A causal `ReformerModel` whose layers also read a source."""
 
     stack_class = ReformerDecoderStack
+    _no_split_modules = ["ReformerDecoderLayer"]
 
     # It has an argument that no other model has, and is no model of its own.
     def forward(  # type: ignore[override]
@@ -107,6 +94,7 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
     def __init__(self, config: ReformerConfig):
         super().__init__(config)
         config.validate()
+        untie_embeddings(config)
         # Each side has a plan of its own.
         config.base_model_fsdp_plan = {}  # type: ignore[misc]
         self.encoder = ReformerModel(config_of_side(config, is_decoder=False))
@@ -150,11 +138,11 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
         use_cache (`bool`, *optional*):
             Make a cache and return it. Not in training, which needs none.
         """
-        check_target(decoder_input_ids, decoder_inputs_embeds, kwargs)
         if cache is not None:
             check_cache(cache, ReformerSeq2SeqCache)
         elif use_cache and not self.training:
-            cache = ReformerSeq2SeqCache(self.decoder.config)
+            cache = ReformerSeq2SeqCache(self.config)
+        check_target(decoder_input_ids, decoder_inputs_embeds, None if cache else decoder_attention_mask, kwargs)
         for name in ("output_attentions", "output_hidden_states"):
             kwargs.setdefault(name, getattr(self.config, name))
         kwargs["num_hashes"] = num_hashes  # type: ignore[typeddict-unknown-key]
@@ -162,7 +150,7 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
         if encoded is None:
             encoded = self.encoder(input_ids, attention_mask, position_ids, inputs_embeds, return_dict=True, **kwargs)
         elif not isinstance(encoded, ModelOutput):
-            encoded = BaseModelOutput(*encoded)
+            encoded = BaseModelOutput(*((encoded,) if torch.is_tensor(encoded) else encoded))
         outputs = self.decoder(
             decoder_input_ids,
             source_of(encoded[0], attention_mask, position_ids, cache),
@@ -185,13 +173,21 @@ class ReformerEncoderDecoderModel(ReformerPreTrainedModel):
 
 
 def check_target(
-    decoder_input_ids: torch.Tensor | None, decoder_inputs_embeds: torch.Tensor | None, others: Mapping[str, Any]
+    decoder_input_ids: torch.Tensor | None,
+    decoder_inputs_embeds: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    others: Mapping[str, Any],
 ):
-    """ValueError unless the target is there once, and documents are told apart by what says whose they are."""
+    """ValueError unless the target is there once, with its mask, and documents are told apart by whose they are."""
     if (decoder_input_ids is None) == (decoder_inputs_embeds is None):
         raise ValueError(
             "Give exactly one of `decoder_input_ids` and `decoder_inputs_embeds`, the target so far, or `labels`, "
             "from which a model with a head makes the first."
+        )
+    shape = given_input(decoder_input_ids, decoder_inputs_embeds).shape[:2]
+    if mask is not None and mask.shape != shape:
+        raise ValueError(
+            f"`decoder_attention_mask` must have the target's shape {list(shape)}, but has {list(mask.shape)}."
         )
     named = [f"`{name}`" for name in PACKING_ARGUMENTS if others.get(name) is not None]
     if named:
@@ -220,8 +216,9 @@ def source_of(
             f"`attention_mask` is that of the source and must have its shape {list(hidden_states.shape[:2])}, but has "
             f"{list(attention_mask.shape)}. That of the target is `decoder_attention_mask`."
         )
-    if cache is None:
-        numbers = documents_of_call(hidden_states, attention_mask, position_ids, {})
+    if cache is None or not cache.has_source:
+        past_length = None if cache is None else 0
+        numbers = documents_of_call(hidden_states, attention_mask, position_ids, {}, past_length)
         if numbers is not None:
             layout, is_real, documents = lay_out(numbers, alignment=1)
             return Source(layout.into(hidden_states), is_real, layout, documents)
@@ -240,6 +237,8 @@ class ReformerForConditionalGeneration(LMHeadMixin, CachedGenerationMixin, Refor
                 "`ReformerForConditionalGeneration` needs a config with `is_encoder_decoder=True`. To begin with two "
                 "trained models, call `from_encoder_decoder_pretrained`."
             )
+        # It may have been assigned since the config was made.
+        config.complete_sides()
         super().__init__(config)
         # Labels are aligned with the logits. transformers would shift them by the class's name.
         self.loss_type = "ForMaskedLM"
@@ -261,19 +260,30 @@ class ReformerForConditionalGeneration(LMHeadMixin, CachedGenerationMixin, Refor
 
         Args:
             encoder: Folder or repository of a Reformer that reads in both directions, such as a `ReformerForMaskedLM`.
-            decoder: The same of a `ReformerForCausalLM`.
-            settings: Of the new config, such as `decoder_start_token_id`.
+            decoder: The same of a `ReformerForCausalLM`, whose settings for `generate` and dtype are kept.
+            settings: Of the new config, such as `decoder_start_token_id`, or what both sides shall have where they
+                differ.
 
         Raises:
-            ValueError: The two differ in a setting that both sides share.
+            ValueError: The two differ in a setting that both sides share, or cannot be such a side.
         """
         reader, writer = ReformerModel.from_pretrained(encoder), ReformerForCausalLM.from_pretrained(decoder)
-        model = cls(_joined_config(reader.config, writer.config, settings))
+        config = _joined_config(reader.config, writer.config, settings)
+        words = [each.get_input_embeddings().weight for each in (reader, writer)]
+        if config.tie_word_embeddings and not all(
+            torch.equal(words[0], other) for other in (words[1], writer.lm_head.decoder.weight)
+        ):
+            raise ValueError(
+                "`tie_word_embeddings=True` is not possible: encoder, decoder and head have learned words of their "
+                "own, and one matrix cannot be all of them. Leave it out."
+            )
+        model = cls(config)
         model.reformer.encoder.load_state_dict(reader.state_dict())
         model.reformer.decoder.load_state_dict(model.reformer.decoder.state_dict() | writer.reformer.state_dict())
         model.lm_head.load_state_dict(writer.lm_head.state_dict())
-        model.tie_weights()
-        return model.eval()
+        model.generation_config = writer.generation_config
+        model.generation_config.decoder_start_token_id = config.decoder_start_token_id
+        return model.to(writer.dtype).eval()
 
     def resize_position_embeddings(self, new_num_position_embeddings: int | Sequence[int]):
         """`ReformerModel.resize_position_embeddings` for the tables of both sides."""
@@ -348,10 +358,13 @@ class ReformerForConditionalGeneration(LMHeadMixin, CachedGenerationMixin, Refor
             Make a cache and return it. Not in training, which needs none.
         """
         if labels is not None and cache is None:
+            ignored = kwargs.get("ignore_index", -100)
+            check_labels(labels, (*labels.shape, "length")[:2], self.config.vocab_size, ignore_index=ignored)
             if decoder_attention_mask is None and decoder_position_ids is None:
-                decoder_attention_mask = _counts_or_comes_before(labels, kwargs.get("ignore_index", -100))
+                decoder_attention_mask = _counts_or_comes_before(labels, ignored)
             if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._inputs_of(labels, decoder_attention_mask, decoder_position_ids)
+                read = labels.masked_fill(labels == ignored, -100)
+                decoder_input_ids = self._inputs_of(read, decoder_attention_mask, decoder_position_ids)
         outputs = self.reformer(
             input_ids,
             attention_mask=attention_mask,
@@ -394,14 +407,18 @@ def _counts_or_comes_before(labels, ignore_index):
 def _joined_config(encoder, decoder, settings):
     """The config of a model of two, which are alike but for what each side has of its own."""
     names = ReformerConfig.__annotations__
-    both = {name: (getattr(encoder, name), getattr(decoder, name)) for name in names if name not in OF_ONE_SIDE}
+    shared = [name for name in names if name not in OF_ONE_SIDE and name not in settings]
+    both = {name: (getattr(encoder, name), getattr(decoder, name)) for name in shared}
     differing = {name: values for name, values in both.items() if values[0] != values[1]}
     if differing:
         given = ", ".join(f"{name} ({values[0]} and {values[1]})" for name, values in sorted(differing.items()))
         raise ValueError(
-            f"The encoder and the decoder differ in settings that both sides share: {given}. Train them alike; they "
-            f"may differ in {', '.join(OF_ONE_SIDE[:-1])}."
+            f"The encoder and the decoder differ in settings that both sides share: {given}. Train them alike, "
+            f"or say which it shall be, such as `{next(iter(sorted(differing)))}=...`; they may differ in "
+            f"{', '.join(OF_ONE_SIDE[:-1])}."
         )
+    if encoder.is_decoder:
+        raise ValueError("The encoder was trained to look back only. Take a model that reads in both directions.")
     if decoder.lsh_num_chunks_after and "lsh" in decoder.attn_layers:
         raise ValueError(
             f"The decoder has `lsh_num_chunks_after={decoder.lsh_num_chunks_after}`, but beside an encoder it looks "

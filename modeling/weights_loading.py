@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration.configuration_reformer import is_remote_code
@@ -63,7 +63,8 @@ class CheckpointMixin(Model):
         if table is not None and positions is not None:
             model.resize_position_embeddings(table)
         if "max_position_embeddings" in wanted:
-            model.config.max_position_embeddings = wanted["max_position_embeddings"]
+            for part in filter(lambda module: isinstance(module, PreTrainedModel), model.modules()):
+                part.config.max_position_embeddings = wanted["max_position_embeddings"]
         return loaded
 
     def resize_position_embeddings(self, new_num_position_embeddings: int | Sequence[int]):

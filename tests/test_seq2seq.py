@@ -165,6 +165,13 @@ def test_inversion_recovers_the_very_bits(monkeypatch):
         assert torch.equal(streams, taken[place])
 
 
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_ordinary_layers_may_be_checkpointed(reentrant):
+    expected, model = train(make(reversible=False, **ALL_DROPOUT)), make(reversible=False, **ALL_DROPOUT)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    assert_close(train(model), expected)
+
+
 def test_what_is_kept_does_not_grow_with_depth():
     def kept(depth):
         seen = {}
@@ -319,8 +326,10 @@ def test_hidden_states_of_both_sides():
 # Packed rows.
 
 
-def test_packed_documents_are_each_as_alone():
-    model = make(**SAME_EACH_TIME)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_packed_documents_are_each_as_alone(implementation, few_scores):
+    same = SAME_EACH_TIME | {"attn_implementation": implementation}
+    model = make(**same)
     sources, targets = [[12, 5, 20], [30]], [[7, 16, 3], [25]]
     torch.manual_seed(4)
 
@@ -341,7 +350,7 @@ def test_packed_documents_are_each_as_alone():
     labels = labels.masked_fill(target_mask == 0, -100)
     inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels, "decoder_attention_mask": target_mask}
     actual = train(model, **inputs)
-    alone, items = make(**SAME_EACH_TIME).train(), (labels != -100).sum()
+    alone, items = make(**same).train(), (labels != -100).sum()
     for row, counts in enumerate(sources):
         for number in range(1, len(counts) + 1):
             source, target = ids[row, mask[row] == number], labels[row, target_mask[row] == number]
@@ -356,6 +365,8 @@ def test_packed_documents_are_each_as_alone():
     assert actual["loss"].isfinite()
     with pytest.raises(ValueError, match=r"other documents than the target: \{0: 3, 1: 1\} and one in each row"):
         model(ids, attention_mask=mask, labels=labels)
+    with pytest.raises(ValueError, match="would read each other"):
+        model.eval().generate(ids, attention_mask=mask, max_new_tokens=2)
 
 
 # Generation.
@@ -485,8 +496,11 @@ def test_new_tokens_are_those_of_both_sides(changes):
     torch.testing.assert_close(after.logits[1:, :, :VOCAB], before[1:])
 
 
-def test_longer_texts(tmp_path):
+def test_longer_and_shorter_texts(tmp_path):
     make().save_pretrained(tmp_path)
+    short = ReformerForConditionalGeneration.from_pretrained(tmp_path, max_position_embeddings=SOURCE - 1)
+    with pytest.raises(ValueError, match=f"The input has {SOURCE} tokens"):
+        short(random_ids(1, SOURCE), labels=random_ids(1, 5))
     model = ReformerForConditionalGeneration.from_pretrained(tmp_path, axial_pos_shape=[32, 16])
     ids = random_ids(1, 400)
     assert model(ids, labels=ids).logits.shape == (1, 400, VOCAB)
@@ -507,10 +521,45 @@ def test_two_trained_models_begin_one(tmp_path):
     )
     for name, weight in decoder.reformer.state_dict().items():
         assert torch.equal(model.reformer.decoder.state_dict()[name], weight), name
+    assert model.dtype == decoder.dtype
+    sources = {"encoder": tmp_path / "decoder", "decoder": tmp_path / "decoder"}
+    with pytest.raises(ValueError, match="look back only"):
+        ReformerForConditionalGeneration.from_encoder_decoder_pretrained(**sources)
+    sources["encoder"] = tmp_path / "encoder"
+    dropped = ReformerForConditionalGeneration.from_encoder_decoder_pretrained(**sources, hidden_dropout_prob=0.3)
+    assert dropped.config.hidden_dropout_prob == 0.3
     other = make_model(ReformerForCausalLM, **WINDOWS, feed_forward_size=40)
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=r"differ in settings that both sides share: feed_forward_size \(48 and 40\)"):
         ReformerForConditionalGeneration.from_encoder_decoder_pretrained(tmp_path / "encoder", tmp_path / "other")
+
+
+def test_projections_may_hold_other_numbers_than_they_compute_in():
+    """As quantised ones do."""
+
+    class Whole(torch.nn.Linear):
+        def forward(self, inputs):
+            return torch.nn.functional.linear(inputs, self.weight.to(inputs.dtype) / 64)
+
+    model, inputs = make().requires_grad_(False), inputs_of()
+    rounded = copy.deepcopy(model)
+    for each in (model, rounded):
+        for layer in each.reformer.decoder.encoder.layers:
+            for name in ("key", "value"):
+                project = getattr(layer.cross_attention, name)
+                project.weight.data = (project.weight * 64).round() / 64
+                if each is rounded:
+                    whole = Whole(project.in_features, project.out_features, bias=False)
+                    whole.weight = torch.nn.Parameter((project.weight * 64).to(torch.int8), requires_grad=False)
+                    setattr(layer.cross_attention, name, whole)
+    torch.testing.assert_close(rounded(**inputs).logits, model(**inputs).logits)
+
+
+def test_layers_stay_whole_where_models_are_spread():
+    model = make()
+    assert set(model._no_split_modules) == {"ReformerLayer", "ReformerDecoderLayer"}
+    assert set(ReformerForCausalLM(tiny_config())._no_split_modules) == {"ReformerLayer"}
+    assert {"reformer.encoder.encoder.layers.*", "reformer.decoder.encoder.layers.*"} <= model._fsdp_plan.keys()
 
 
 # Mistakes.
@@ -528,6 +577,12 @@ def test_configs_that_contradict_themselves():
             ReformerConfig(**changes)
     config = tiny_config(is_encoder_decoder=True)
     assert config.decoder_attn_layers == config.attn_layers
+    later = tiny_config(pad_token_id=None, bos_token_id=5)
+    later.is_encoder_decoder = True
+    assert ReformerForConditionalGeneration(later).config.decoder_start_token_id == 5
+    # As in a file of a stock model, which ignores it.
+    untied = ReformerConfig.from_dict(config.to_dict() | {"tie_word_embeddings": True})
+    assert not ReformerForConditionalGeneration(untied).config.tie_word_embeddings
     assert config.decoder_start_token_id == 0
     assert ReformerConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
     assert config.get_text_config(decoder=True).attn_layers == config.decoder_attn_layers
@@ -540,6 +595,12 @@ def test_arguments_that_contradict_each_other():
         ({"input_ids": ids}, "`decoder_input_ids`"),
         ({"input_ids": ids, "decoder_input_ids": target[:2]}, "The source has 3 rows, the target 2"),
         ({"input_ids": ids, "decoder_input_ids": target, "seq_idx": torch.ones_like(ids)}, "whose documents"),
+        ({"input_ids": ids, "labels": target + VOCAB}, "`labels` holds values from"),
+        ({"input_ids": ids, "labels": target[0]}, "`labels` must have shape"),
+        (
+            {"input_ids": ids, "decoder_input_ids": target, "decoder_attention_mask": MASK},
+            "`decoder_attention_mask` must have the target's shape",
+        ),
         (
             {
                 "encoder_outputs": (torch.zeros(3, SOURCE, 64).double(),),
@@ -551,6 +612,11 @@ def test_arguments_that_contradict_each_other():
     ):
         with pytest.raises(ValueError, match=message):
             model(**arguments)
+    given = {"decoder_input_ids": target, "ignore_index": -1}
+    torch.testing.assert_close(
+        model(ids, labels=inputs["labels"].masked_fill(inputs["labels"] < 0, -1), **given).loss,
+        model(ids, labels=inputs["labels"], decoder_input_ids=target).loss,
+    )
     with pytest.raises(ValueError, match=r"hf_reformer\.ReformerSeq2SeqCache"):
         model(ids, decoder_input_ids=target, cache=hf_reformer.ReformerCache(model.get_decoder().config))
     with pytest.raises(ValueError, match="needs a config with `is_encoder_decoder=True`"):

@@ -79,8 +79,7 @@ class CachedGenerationMixin(Model):
                     "`use_cache` out, or give the prompt as `input_ids`."
                 )
             return
-        decoder = self.get_decoder() if self.config.is_encoder_decoder else self
-        model_kwargs[CACHE_NAME] = self.cache_class(decoder.config, max_length=max_cache_length)
+        model_kwargs[CACHE_NAME] = self.cache_class(self.config, max_length=max_cache_length)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor, model_kwargs):
         # The next token's is one more than the last: padding behind a prompt has that of the token before it.

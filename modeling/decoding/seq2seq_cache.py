@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
+from ...configuration.sides import config_of_side
 from .decoding_cache import ReformerCache
 
 
@@ -16,12 +17,12 @@ class ReformerSeq2SeqCache(EncoderDecoderCache):
     1.6 GB in float32 for a source of 65,536 tokens and 6 layers of 8 heads of 64.
 
     Args:
-        config: The decoder's, `model.get_decoder().config`.
+        config: The model's.
         max_length: See `ReformerCache`.
     """
 
     def __init__(self, config, max_length: int | None = None):
-        super().__init__(ReformerCache(config, max_length), DynamicCache())
+        super().__init__(ReformerCache(config_of_side(config, is_decoder=True), max_length), DynamicCache())
 
     @property
     def has_source(self) -> bool:

@@ -88,7 +88,7 @@ class CrossAttention(nn.Module):
         if cache is not None and cache.is_updated.get(self.layer_idx):
             kept = cache.cross_attention_cache.layers[self.layer_idx]
             return kept.keys, kept.values
-        hidden_states = source.hidden_states.to(self.key.weight.dtype)
+        hidden_states = source.hidden_states.to(self.layer_norm.weight.dtype)
         key, value = (self._heads(project(hidden_states)) for project in (self.key, self.value))
         if cache is not None:
             cache.is_updated[self.layer_idx] = True

@@ -24,7 +24,8 @@ class ReformerDecoderLayer(ReformerLayer):
         attention, feed_forward = super().halves(attention_kwargs)
         names = ("documents", "layout", "return_weights")
         kwargs = {name: attention_kwargs[name] for name in names if name in attention_kwargs}
-        if kwargs.get("return_weights"):
+        # Documents and maps are those of whole rows.
+        if kwargs.get("return_weights") or kwargs.get("documents") is not None:
             cross = Half(self.cross_attention, kwargs, reads_source=True)
         else:
             split = partial(self.cross_attention.split, source=cast(Source, source))

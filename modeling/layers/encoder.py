@@ -1,6 +1,7 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -93,6 +94,8 @@ class ReformerLayer(GradientCheckpointingLayer):
         self,
         attn_output: torch.Tensor,
         hidden_states: torch.Tensor,
+        source_states: torch.Tensor | None = None,
+        *,
         tape: ReversibleTape,
         stores_output: bool,
         on_grid: bool = False,
@@ -108,6 +111,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         """
         Args:
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
+            source_states: `source.hidden_states` of a layer that is checkpointed.
             tape, stores_output, on_grid, overwrites: See `reversible.ReversibleLayerCall`.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
@@ -119,6 +123,8 @@ class ReformerLayer(GradientCheckpointingLayer):
             The streams that come out, and the attention map or None of each half.
         """
         x1, x2 = tape.verify_input(self.layer_idx, (attn_output, hidden_states))
+        if source is not None and source_states is not None:
+            source = replace(source, hidden_states=source_states)
         rotations = self.draw_rotations(x2, length, num_hashes, circle_length, cached)
         how = {"circle_length": circle_length, "return_weights": return_weights, "cached": cached, **kwargs}
         call = ReversibleLayerCall(
@@ -301,9 +307,13 @@ class ReformerEncoder(nn.Module):
             if _lacks_gradient(hidden_states) and _is_trained(layer):
                 # If the input needs no gradient, hooks on the layer's backward would run before it.
                 attn_output, hidden_states = _as_leaf(attn_output), _as_leaf(hidden_states)
+            source = kwargs.get("source")
+            # Checkpointing gives gradients to what it is given by position.
+            by_position = () if source is None or not layer.gradient_checkpointing else (source.hidden_states,)
             attn_output, hidden_states, maps = layer(
                 attn_output,
                 hidden_states,
+                *by_position,
                 tape=tape,
                 stores_output=is_last or is_kept,
                 overwrites=overwrites,
