@@ -16,6 +16,6 @@ def config_of_side(config: ReformerConfig, is_decoder: bool) -> ReformerConfig:
     else:
         side.lsh_value_shift = 0
     side.is_encoder_decoder, side.is_decoder, side.decoder_attn_layers = False, is_decoder, None
-    side.base_model_fsdp_plan = type(config).base_model_fsdp_plan
+    side.base_model_fsdp_plan = type(config).base_model_fsdp_plan  # type: ignore[misc]
     side.tie_word_embeddings = False
     return side
