@@ -101,10 +101,8 @@ def make_config(arguments: MemoryArguments, recipe: ModelRecipe) -> ReformerConf
                 "of Reformers. Name one, or leave it out for a new model."
             )
         return changed(config, **changes)
-    if arguments.target_length is not None:
-        changes = {"is_encoder_decoder": True} | changes
-    is_decoder = not arguments.masked and arguments.target_length is None
-    config = recipe_config(arguments.length, is_decoder=is_decoder, **vars(recipe))
+    sides = {"is_decoder": not arguments.masked, "is_encoder_decoder": arguments.target_length is not None}
+    config = recipe_config(arguments.length, **sides, **vars(recipe))
     return changed(config, **changes)
 
 
