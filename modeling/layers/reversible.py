@@ -378,8 +378,8 @@ def _invert(call, half, streams, gradients):
         update, through, source_part, piece_grads = _recompute(call, half, piece, target_grad_piece)
         if before is None:
             before, whole_grad = _memory_for_input(call, target), torch.empty_like(stream_grad)
-            befores, whole_grads = half.split(before), half.split(whole_grad)
-        _add_in_pieces(target_piece, update, befores[place], sign=-1, on_grid=call.on_grid)
+            recovered, whole_grads = half.split(before), half.split(whole_grad)
+        _add_in_pieces(target_piece, update, recovered[place], sign=-1, on_grid=call.on_grid)
         _add_in_pieces(grad_piece, through, whole_grads[place])
         source_grad = _sum(source_grad, source_part)
         grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
