@@ -101,8 +101,12 @@ def make_config(arguments: MemoryArguments, recipe: ModelRecipe) -> ReformerConf
                 "of Reformers. Name one, or leave it out for a new model."
             )
         return changed(config, **changes)
-    sides = {"is_decoder": not arguments.masked, "is_encoder_decoder": arguments.target_length is not None}
-    config = recipe_config(arguments.length, **sides, **vars(recipe))
+    config = recipe_config(
+        arguments.length,
+        is_decoder=not arguments.masked,
+        is_encoder_decoder=arguments.target_length is not None,
+        **vars(recipe),
+    )
     return changed(config, **changes)
 
 

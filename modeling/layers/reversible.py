@@ -9,7 +9,7 @@ There is one autograd Function per layer, with the layer's parameters among its 
 autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see what they expect.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -431,7 +431,7 @@ def _update_of(stream, update, call):
 
 def _add_in_pieces(stream, update, out, *, sign=1, on_grid=False):
     """`out = stream + sign * update`, without a graph; `out` may be `stream`."""
-    pieces: Iterable[tuple[torch.Tensor, ...]] = [(stream, update, out)]
+    pieces = [(stream, update, out)]
     if stream.device.type == "cpu" and stream.numel() > ADDED_AT_ONCE:
         rows = max(1, ADDED_AT_ONCE * stream.shape[1] // stream.numel())
         pieces = zip(*(tensor.split(rows, dim=1) for tensor in (stream, update, out)), strict=True)
