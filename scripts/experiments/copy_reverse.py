@@ -6,7 +6,9 @@ Copy and reverse: 768 random symbols are read, and written from the last one to 
 
 The task of issue 90 of lucidrains/reformer-pytorch: 8 symbols of a vocabulary of 256, drawn anew for each step. There
 the loss of its `ReformerEncDec` stayed at 2.08 nats, which is the entropy of 8 symbols: nothing was learnt of where to
-look, while that of trax's model went to about 0. Beside it stands `ReformerForConditionalGeneration`.
+look, while that of trax's model went to about 0. Beside it stands `ReformerForConditionalGeneration`. With 254 symbols
+(`--num_symbols`) a pair of neighbours is rarely there twice, so what was written tells where to read on; with 8 only the
+position does.
 
 Both have two layers a side, hidden size 128, two heads of 64, feed-forward 512 and a vector for each position. Ours
 begin as sines; those of reformer-pytorch stay sines (`fixed_position_emb`), and it has 4 hash rounds in buckets of 64.
@@ -146,17 +148,19 @@ class CopyRun:
     num_steps: int = NUM_STEPS
     eval_every: int = EVAL_EVERY
     batch_size: int = BATCH_SIZE
+    num_symbols: int = NUM_SYMBOLS
 
     @property
     def name(self) -> str:
         """A file's name."""
         words = ["copy_reverse", self.contender, f"{self.num_steps}", f"lr{self.learning_rate:g}", f"seed{self.seed}"]
+        words += [] if self.num_symbols == NUM_SYMBOLS else [f"{self.num_symbols}symbols"]
         return "_".join(words).replace(", ", "-").replace(" ", "_")
 
 
-def draw(count: int, generator: torch.Generator) -> torch.Tensor:
+def draw(count: int, num_symbols: int, generator: torch.Generator) -> torch.Tensor:
     """Sources, `[count, LENGTH]`."""
-    return torch.randint(FIRST_SYMBOL, FIRST_SYMBOL + NUM_SYMBOLS, (count, LENGTH), generator=generator)
+    return torch.randint(FIRST_SYMBOL, FIRST_SYMBOL + num_symbols, (count, LENGTH), generator=generator)
 
 
 class CopyTraining(ResumableTraining):
@@ -170,7 +174,7 @@ class CopyTraining(ResumableTraining):
     def batches(self) -> Iterator[torch.Tensor]:
         generator = torch.Generator().manual_seed(self.run.seed)
         while True:
-            yield draw(self.run.batch_size, generator)
+            yield draw(self.run.batch_size, self.run.num_symbols, generator)
 
     def loss(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         target = batch.flip(1)
@@ -182,7 +186,8 @@ class CopyTraining(ResumableTraining):
     @torch.no_grad()
     def held_out(self, model: nn.Module, count: int) -> float:
         """Loss of a symbol, nats, on so many held-out sequences."""
-        batches = draw(MANY, torch.Generator().manual_seed(HELD_OUT_SEED))[:count].split(self.run.batch_size)
+        held_out = draw(MANY, self.run.num_symbols, torch.Generator().manual_seed(HELD_OUT_SEED))
+        batches = held_out[:count].split(self.run.batch_size)
         return statistics.mean(self.loss(model, batch).item() for batch in batches)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -193,11 +198,11 @@ class CopyTraining(ResumableTraining):
         return {"loss": self.held_out(model, MANY)}
 
 
-def choose_learning_rate(contender: str, results: Path) -> float:
+def choose_learning_rate(contender: str, results: Path, num_symbols: int) -> float:
     """The rate of the grid whose short run ends with the lowest loss."""
     losses = {}
     for rate in LEARNING_RATES:
-        run = CopyRun(contender, GRID_SEED, rate, GRID_STEPS)
+        run = CopyRun(contender, GRID_SEED, rate, GRID_STEPS, num_symbols=num_symbols)
         losses[rate] = CopyTraining(run, results / "grid")()["loss"]
     return min(losses, key=losses.get)
 
@@ -230,9 +235,8 @@ def draw_losses(path: Path, runs: dict[str, list[dict[str, Any]]]) -> None:
         for place, record in enumerate(records):
             points = [(point["step"], point["loss"]) for point in record["evaluations"]]
             axes.plot(*zip(*points, strict=True), color=f"C{number}", label=None if place else name)
-    axes.axhline(
-        math.log(NUM_SYMBOLS), color="gray", linestyle="--", linewidth=0.8, label=f"{NUM_SYMBOLS} symbols, guessed"
-    )
+    for count in sorted({record["run"]["num_symbols"] for records in runs.values() for record in records}):
+        axes.axhline(math.log(count), color="gray", linestyle="--", linewidth=0.8, label=f"{count} symbols, guessed")
     axes.axhline(GOAL, color="gray", linestyle=":", linewidth=0.8, label=f"{GOAL:g}")
     axes.set(xlabel="steps", ylabel="held-out loss of a symbol, nats", yscale="log")
     axes.grid(alpha=0.2)
@@ -253,6 +257,9 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
     parser = experiment_parser(__doc__, CONTENDERS, RESULTS / "copy_reverse")
     parser.add_argument("--learning_rate", type=float, help="for all contenders, instead of the chosen ones")
+    parser.add_argument(
+        "--num_symbols", type=int, default=NUM_SYMBOLS, help="of the 254 there can be; give --results a folder, too"
+    )
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
     return parser.parse_args(argv)
 
@@ -263,10 +270,11 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(arguments.threads)
     if not arguments.report:
         names, given = arguments.only or list(CONTENDERS), arguments.learning_rate
-        rates = {name: given or choose_learning_rate(name, arguments.results) for name in names}
+        rates = {name: given or choose_learning_rate(name, arguments.results, arguments.num_symbols) for name in names}
         for seed in arguments.seeds:
             for name, rate in rates.items():
-                CopyTraining(CopyRun(name, seed, rate, arguments.steps), arguments.results)()
+                run = CopyRun(name, seed, rate, arguments.steps, num_symbols=arguments.num_symbols)
+                CopyTraining(run, arguments.results)()
     runs = read_records(arguments.results)
     if not runs:
         raise SystemExit(f"There are no results in {arguments.results}.")
