@@ -6,9 +6,9 @@ Copy and reverse: 768 random symbols are read, and written from the last one to 
 
 The task of issue 90 of lucidrains/reformer-pytorch: 8 symbols of a vocabulary of 256, drawn anew for each step. There
 the loss of its `ReformerEncDec` stayed at 2.08 nats, which is the entropy of 8 symbols: nothing was learnt of where to
-look, while that of trax's model went to about 0. Beside it stands `ReformerForConditionalGeneration`. With 254 symbols
-(`--num_symbols`) a pair of neighbours is rarely there twice, so what was written tells where to read on; with 8 only the
-position does.
+look, while that of trax's model went to about 0. Beside it stands `ReformerForConditionalGeneration`. With 254
+symbols (`--num_symbols`) a pair of neighbours is rarely there twice, so what was written tells where to read on; with
+8 only the position does.
 
 Both have two layers a side, hidden size 128, two heads of 64, feed-forward 512 and a vector for each position. Ours
 begin as sines; those of reformer-pytorch stay sines (`fixed_position_emb`), and it has 4 hash rounds in buckets of 64.
