@@ -185,7 +185,7 @@ class ReformerModel(ReformerPreTrainedModel):
         check_num_hashes(num_hashes)
         given, cached_length = given_input(input_ids, inputs_embeds), None if cache is None else past_length
         rows = arrange_rows(self.config, given, attention_mask, position_ids, kwargs, cached_length)
-        check_source(source, len(given), rows.documents)
+        check_source(source, given, rows.documents)
         input_ids, inputs_embeds = (into_rows(rows.layout, given) for given in (input_ids, inputs_embeds))
         step, cached, position_ids = None, None, rows.position_ids
         if cache is not None:

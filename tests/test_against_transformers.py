@@ -371,7 +371,6 @@ NO_SUCH_LAYER = NotImplementedError, "Only attn layer types 'lsh' and 'local' ex
         ({"attention_output_bias": True}, NO_SUCH_LAYER),
         ({"gated_feed_forward": True}, NO_SUCH_LAYER),
         ({"classifier_pooling": "mean"}, NO_SUCH_LAYER),
-        ({"is_encoder_decoder": True}, NO_SUCH_LAYER),
         ({"combine_streams": "mean", "tie_word_embeddings": True}, NO_SUCH_LAYER),
         ({"position_embedding_type": "rotary"}, NO_SUCH_LAYER),
         ({"position_embedding_type": "none"}, NO_SUCH_LAYER),

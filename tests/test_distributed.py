@@ -46,12 +46,12 @@ class Case:
     """A model, and what it is trained with."""
 
     changes: dict[str, Any] = field(default_factory=dict)
-    model_class: type = ReformerForCausalLM
     dtype: torch.dtype = torch.float64
     autocast: bool = False
     lora: bool = False
     micro_batches: int = 1
     packed: bool = False
+    model_class: type = ReformerForCausalLM
 
     def build(self, **changes):
         model = make_model(self.model_class, **(MODEL | self.changes | changes)).to(self.dtype)
@@ -98,9 +98,9 @@ CASES = {
     "chunked loss": Case(changes={"chunk_size_lm_head": 16}),
     "tied embeddings": Case(changes=TIED),
     "packed": Case(packed=True),
-    "encoder and decoder": Case(TWO_SIDES, ReformerForConditionalGeneration),
+    "encoder and decoder": Case(TWO_SIDES, model_class=ReformerForConditionalGeneration),
     "encoder and decoder, autocast": Case(
-        TWO_SIDES, ReformerForConditionalGeneration, torch.float32, autocast=True, micro_batches=2
+        TWO_SIDES, torch.float32, autocast=True, micro_batches=2, model_class=ReformerForConditionalGeneration
     ),
 }
 

@@ -44,6 +44,7 @@ HOOKS = {
         "_keys_to_ignore_on_load_unexpected",
         "_load_pretrained_model",
         "_no_split_modules",
+        "_resize_token_embeddings",
         "_set_gradient_checkpointing",
         "_skip_keys_device_placement",
         "_supports_sdpa",

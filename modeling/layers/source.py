@@ -31,13 +31,13 @@ class Source(Movable):
     cache: EncoderDecoderCache | None = None
 
 
-def check_source(source: Source | None, num_rows: int, documents: Documents | None):
-    """ValueError unless a target of `num_rows` rows, or of `documents`, has a source for each, if it has one."""
+def check_source(source: Source | None, target: torch.Tensor, documents: Documents | None):
+    """ValueError unless each row of a target, `[B, L, ...]`, and each of its `documents` has a source, if any has."""
     if source is None:
         return
-    if len(source.hidden_states) != num_rows:
+    if len(source.hidden_states) != len(target):
         raise ValueError(
-            f"The source has {len(source.hidden_states)} rows, the target {num_rows}. Each row of the target needs "
+            f"The source has {len(source.hidden_states)} rows, the target {len(target)}. Each row of the target needs "
             "one of the source."
         )
     rows = [[] if each is None else each.row.tolist() for each in (source.documents, documents)]
