@@ -116,7 +116,7 @@ class ReformerConfig(PreTrainedConfig):
     decoder_attn_layers (`list[str]`, *optional*):
         `attn_layers` of the decoder; `None` for as many and the same as the encoder's.
     decoder_start_token_id (`int`, *optional*):
-        What a decoder's text begins with; `None` for `pad_token_id`, as T5 does.
+        What a decoder's text begins with; `None` for `pad_token_id`, as T5 does, or without one for `bos_token_id`.
     cross_attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
         Dropout on the decoder's attention to the encoder.
     num_buckets (`int` or `list[int]`, *optional*):

@@ -210,7 +210,7 @@ class ReformerModel(ReformerPreTrainedModel):
             num_hashes=num_hashes,
             cached=cached,
             owns_input=inputs_embeds is None and self.embeddings.makes_own_memory(),
-            **({} if source is None else {"source": source}),
+            source=source,
         )
         if cache is not None and step is not None:
             cache.end(step)

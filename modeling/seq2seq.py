@@ -296,12 +296,6 @@ class ReformerForConditionalGeneration(LMHeadMixin, CachedGenerationMixin, Refor
         """Those of the encoder, as large as the decoder's; None where positions have no table."""
         return self.reformer.encoder.get_position_embeddings()
 
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.reformer.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Embedding):
-        self.reformer.set_input_embeddings(value)
-
     def _resize_token_embeddings(self, new_num_tokens, *args, **kwargs):
         resized = super()._resize_token_embeddings(new_num_tokens, *args, **kwargs)
         if not self.config.tie_word_embeddings:

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ..ops.documents import Documents
+from ..ops.documents import Documents, attend_by_document
 from ..ops.row_layout import RowLayout, attend_by_map
 from .encoder import ReformerSelfOutput
 from .full_attention import dense_attention, dense_implementation
@@ -52,6 +52,7 @@ class CrossAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         source: Source,
+        attention_mask: torch.Tensor | None = None,
         documents: Documents | None = None,
         layout: RowLayout | None = None,
         return_weights: bool = False,
@@ -60,6 +61,7 @@ class CrossAttention(nn.Module):
         Args:
             hidden_states: `[B, L, hidden_size]`.
             source: What the encoder has put out.
+            attention_mask: `[B, L]`, bool; looked at with `documents` only.
             documents: Those of each row of the target; each reads the source's document of the same number.
             layout: Where the caller's target tokens stand.
             return_weights: Also return the attention map.
@@ -68,68 +70,54 @@ class CrossAttention(nn.Module):
             Output `[B, L, hidden_size]`; the map `[B, H, L, P]` of the caller's tokens, or None; None.
         """
         hidden_states = self.layer_norm(hidden_states.to(self.layer_norm.weight.dtype))
-        query = self._heads(self.query(hidden_states))
+        query = self.query(hidden_states).unflatten(-1, (self.num_heads, self.head_size))
         key, value = self._keys_and_values(source)
         if documents is None:
             output, weights = self._attend(query, key, value, source.is_real, return_weights)
         else:
-            output, weights = self._attend_in_documents(query, key, value, documents, source, return_weights)
-        output = output.transpose(1, 2)
-        if return_weights:
-            output, weights = attend_by_map(weights, value.transpose(1, 2), layout, source.layout)
+
+            def attend(*vectors):
+                return self._attend(*vectors, None, return_weights)
+
+            both = documents, cast(Documents, source.documents)
+            mask = cast(torch.Tensor, attention_mask)
+            output, weights = attend_by_document(attend, query, key, value, mask, both, return_weights)
+        if weights is not None:
+            output, weights = attend_by_map(weights, value, layout, source.layout)
         return self.output(output.flatten(2)), weights, None
 
-    def _heads(self, vectors):
-        return vectors.unflatten(-1, (self.num_heads, self.head_size)).transpose(1, 2)
-
     def _keys_and_values(self, source):
-        """`[B, H, P, D]` each; of a text that goes on, those that the cache has."""
+        """`[B, P, H, D]` each; of a text that goes on, those that the cache has."""
         cache = source.cache
         if cache is not None and cache.is_updated.get(self.layer_idx):
             kept = cache.cross_attention_cache.layers[self.layer_idx]
-            return kept.keys, kept.values
+            return kept.keys.transpose(1, 2), kept.values.transpose(1, 2)
         hidden_states = source.hidden_states.to(self.layer_norm.weight.dtype)
-        key, value = (self._heads(project(hidden_states)) for project in (self.key, self.value))
+        key, value = (
+            project(hidden_states).unflatten(-1, (self.num_heads, self.head_size))
+            for project in (self.key, self.value)
+        )
         if cache is not None:
             cache.is_updated[self.layer_idx] = True
-            return cache.cross_attention_cache.update(key.detach(), value.detach(), self.layer_idx)
+            key, value = key.detach(), value.detach()
+            cache.cross_attention_cache.update(key.transpose(1, 2), value.transpose(1, 2), self.layer_idx)
         return key, value
 
     def _attend(self, query, key, value, is_real, return_weights):
-        """Output `[B, H, L, D]`, and the map or None. Without real tokens in its source a row reads zeros."""
+        """Output `[B, L, H, D]`, and the map or None. Without real tokens in its source a row reads zeros."""
         mask, reads = None, None
         if is_real is not None:
             reads = is_real.any(1)[:, None, None, None]
             mask = is_real[:, None, None] | ~reads
-        key, value = key.to(query.dtype), value.to(query.dtype)
+        query, key, value = (vectors.to(query.dtype).transpose(1, 2) for vectors in (query, key, value))
         dropout, scale = self.dropout.p if self.dropout.training else 0.0, self.head_size**-0.5
         if dense_implementation(self.config, return_weights) == "eager" or return_weights:
-            hidden = (
-                None if mask is None else query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
-            )
-            output, weights = dense_attention(self, query, key, value, hidden, scale, dropout)
-            output = output.transpose(1, 2)
+            if mask is not None:
+                mask = query.new_zeros(mask.shape).masked_fill(~mask, torch.finfo(query.dtype).min)
+            output, weights = dense_attention(self, query, key, value, mask, scale, dropout)
         else:
             output = nn.functional.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
-            weights = None
+            output, weights = output.transpose(1, 2), None
         if reads is not None:
             output, weights = output * reads, None if weights is None else weights * reads
         return output, weights if return_weights else None
-
-    def _attend_in_documents(self, query, key, value, documents, source, return_weights):
-        """Each document of the target to that of the source, so that nothing has the size of a row times a row."""
-        output, weights = torch.zeros_like(query), None
-        if return_weights:
-            weights = query.new_zeros(*query.shape[:3], key.shape[2])
-        found = []
-        for (row, start, length), (_, begin, size) in zip(documents.spans, source.documents.spans, strict=True):
-            target, read = slice(start, start + length), slice(begin, begin + size)
-            vectors = (query[row, None, :, target], *(each[row, None, :, read] for each in (key, value)))
-            its_output, its_weights = self._attend(*vectors, None, return_weights)
-            found.append(its_output[0].transpose(0, 1))
-            if weights is not None:
-                weights[row, :, target, read] = cast(torch.Tensor, its_weights)[0]
-        places = [torch.arange(start, start + length, device=query.device) for _, start, length in documents.spans]
-        rows = documents.row.repeat_interleave(documents.length)
-        output = output.transpose(1, 2).index_put((rows, torch.cat(places)), torch.cat(found))
-        return output.transpose(1, 2), weights

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from .cross_attention import CrossAttention
 from .encoder import ReformerEncoder, ReformerLayer
-from .reversible import Half
+from .reversible import Half, whole
 from .source import Source
 
 
@@ -22,14 +22,12 @@ class ReformerDecoderLayer(ReformerLayer):
 
     def halves(self, attention_kwargs: dict[str, Any], source: Source | None = None) -> list[Half]:
         attention, feed_forward = super().halves(attention_kwargs)
-        names = ("documents", "layout", "return_weights")
+        names = ("attention_mask", "documents", "layout", "return_weights")
         kwargs = {name: attention_kwargs[name] for name in names if name in attention_kwargs}
         # Documents and maps are those of whole rows.
-        if kwargs.get("return_weights") or kwargs.get("documents") is not None:
-            cross = Half(self.cross_attention, kwargs, reads_source=True)
-        else:
-            split = partial(self.cross_attention.split, source=cast(Source, source))
-            cross = Half(self.cross_attention, kwargs, split, True)
+        of_rows = kwargs.get("return_weights") or kwargs.get("documents") is not None
+        split = whole if of_rows else partial(self.cross_attention.split, source=cast(Source, source))
+        cross = Half(self.cross_attention, kwargs, split, reads_source=True)
         return [attention, cross, feed_forward]
 
 

@@ -10,6 +10,11 @@ from transformers.activations import ACT2FN
 ACTIVATIONS_AT_ONCE = 2**22
 
 
+def join(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """What was made of the pieces of a sequence, `[B, l, ...]`, as one sequence again."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+
 class ReformerFeedForwardDense(nn.Module):
     """The layer's first half: projection to `feed_forward_size`, dropout, activation; with a gate, two projections."""
 
@@ -65,14 +70,10 @@ class ChunkReformerFeedForward(nn.Module):
             return (sequence,)
         return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.num_activations)), dim=1)
 
-    def join(self, pieces: list[torch.Tensor]) -> torch.Tensor:
-        """What was made of the pieces of `split`, as one sequence again."""
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, L, hidden_size]` to `[B, L, hidden_size]`."""
         pieces = []
         for piece in self.split(hidden_states):
             normalised = self.layer_norm(piece.to(self.layer_norm.weight.dtype))
             pieces.append(self.output(self.dense(normalised)))
-        return self.join(pieces)
+        return join(pieces)

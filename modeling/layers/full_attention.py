@@ -11,7 +11,7 @@ from ..decoding.cache_naming import CACHE_NAME
 from ..decoding.decoding_attention import in_pieces
 from ..decoding.decoding_cache import CachedStep, ReformerCacheLayer
 from ..ops.differentiation import is_inside_transform
-from ..ops.documents import Documents
+from ..ops.documents import Documents, attend_by_document
 from ..ops.implementations import check_keeps_weights
 from ..ops.row_layout import RowLayout, attend_by_map
 from .rotary_positions import Rotation
@@ -93,22 +93,16 @@ class FullSelfAttention(nn.Module):
         return output, weights if return_weights else None
 
     def _attend_in_documents(self, query, key, value, documents, is_real, return_weights):
-        """Each document by itself, so that nothing has the size of a row squared but a map that is asked for."""
-        outputs, weights = [], None
-        if return_weights:
-            weights = query.new_zeros(len(query), self.num_heads, query.shape[1], query.shape[1])
         implementation = dense_implementation(self.config, return_weights)
-        for row, start, length in documents.spans:
-            where = slice(row, row + 1), slice(start, start + length)
+
+        def attend(query, key, value):
             mask = None
             if self.is_causal and implementation != "sdpa":
-                later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+                later = torch.ones(query.shape[1], query.shape[1], dtype=torch.bool, device=query.device).triu(1)
                 mask = query.new_zeros(later.shape).masked_fill(later, torch.finfo(query.dtype).min)
-            output, its_weights = self._attend(query[where], key[where], value[where], mask, return_weights)
-            outputs.append(output[0])
-            if weights is not None:
-                weights[row, :, where[1], where[1]] = its_weights[0]
-        return torch.zeros_like(query).index_put(is_real.nonzero(as_tuple=True), torch.cat(outputs)), weights
+            return self._attend(query, key, value, mask, return_weights)
+
+        return attend_by_document(attend, query, key, value, is_real, (documents, documents), return_weights)
 
     def _attend_to_cache(self, query, cached, return_weights):
         """New tokens' `[B, M, H, D]` to what the cache holds, them included; output and map."""

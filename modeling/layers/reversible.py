@@ -20,6 +20,7 @@ from torch import nn
 from ..ops.differentiation import is_inside_transform, once_differentiable, refuse_derivatives
 from ..ops.row_layout import RowLayout, into_rows, out_of_rows
 from ..ops.softmax_kernels import distinct
+from .feed_forward import join
 from .replay import Recording, version_of
 from .source import Source
 
@@ -405,8 +406,7 @@ def _add_with_graph(call, half, target, stream):
     for piece in half.split(stream):
         update, weights, _ = half.run(narrowed(piece, half.module), call.source)
         updates.append(update)
-    update = updates[0] if len(updates) == 1 else torch.cat(updates, dim=1)
-    return target + _update_of(target, update, call), weights
+    return target + _update_of(target, join(updates), call), weights
 
 
 def _add_in_place(call, half, target, stream):

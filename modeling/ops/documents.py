@@ -1,5 +1,6 @@
 """The documents of packed rows, as the layers see them: side by side, each from a chunk border on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,41 @@ class Documents(Movable):
         offset = torch.arange(count, device=self.start.device)
         places = self.start[:, None] + offset
         return places.clamp(max=self.number.shape[1] - 1), offset < self.length[:, None]
+
+
+def attend_by_document(
+    attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    is_real: torch.Tensor,
+    documents: tuple[Documents, Documents],
+    return_weights: bool,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Attention of each document by itself, so that nothing has the size of a row squared but a map that is asked for.
+
+    Args:
+        attend: Makes of one document's vectors, `[1, L, H, D]`, its output and its map or None.
+        query, key, value: `[B, P, H, D]`, `[B, S, H, D]` twice.
+        is_real: `[B, P]`, bool: which places have a query.
+        documents: Of the queries, and of the keys that they read: as many in each row.
+
+    Returns:
+        Output `[B, P, H, D]`, and the map `[B, H, P, S]` or None.
+    """
+    outputs, weights = [], None
+    if return_weights:
+        weights = query.new_zeros(len(query), query.shape[2], query.shape[1], key.shape[1])
+    spans = (each.spans for each in documents)
+    for (row, start, length), (_, begin, size) in zip(*spans, strict=True):
+        target, source = slice(start, start + length), slice(begin, begin + size)
+        here = slice(row, row + 1)
+        output, its_weights = attend(query[here, target], key[here, source], value[here, source])
+        outputs.append(output[0])
+        if weights is not None and its_weights is not None:
+            weights[row, :, target, source] = its_weights[0]
+    return torch.zeros_like(query).index_put(is_real.nonzero(as_tuple=True), torch.cat(outputs)), weights
 
 
 def lay_out(numbers: torch.Tensor, alignment: int) -> tuple[RowLayout, torch.Tensor, Documents]:

@@ -84,7 +84,7 @@ def out_of_rows(layout: RowLayout | None, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def attend_by_map(
-    weights: torch.Tensor, value: torch.Tensor, *layouts: RowLayout | None
+    weights: torch.Tensor, value: torch.Tensor, layout: RowLayout | None, key_layout: RowLayout | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
     The output of attention as a product of its map, so that the map a caller gets has the output's gradient.
@@ -92,23 +92,17 @@ def attend_by_map(
     Args:
         weights: The map `[B, H, P, S]`.
         value: `[B, S, H, D]`.
-        layouts: Of the queries and of the keys.
+        layout, key_layout: Of the queries and of the keys.
 
     Returns:
         The output, `[B, P, H, D]`, and the map of the caller's tokens.
     """
     shown = weights
-    for dim, layout in enumerate(layouts, start=2):
-        if layout is not None:
-            shown = layout.back(shown, dim) * _along(layout.has_place, dim)
-    weights = shown
-    for dim, layout in enumerate(layouts, start=2):
-        if layout is not None:
-            weights = layout.into(weights, dim)
-            weights = weights * _along(layout.is_taken, dim) if dim == 3 else weights
+    if layout is not None:
+        shown = layout.back(shown, dim=2) * layout.has_place[:, None, :, None]
+    if key_layout is not None:
+        shown = key_layout.back(shown, dim=3) * key_layout.has_place[:, None, None]
+    weights = shown if layout is None else layout.into(shown, dim=2)
+    if key_layout is not None:
+        weights = key_layout.into(weights, dim=3) * key_layout.is_taken[:, None, None]
     return (weights.to(value.dtype) @ value.transpose(1, 2)).transpose(1, 2), shown
-
-
-def _along(flags, dim):
-    """`[B, N]` beside a map whose dimension `dim`, 2 or 3, is N."""
-    return flags[:, None, :, None] if dim == 2 else flags[:, None, None]
