@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration.configuration_reformer import ReformerConfig
 from ..modeling.packed_rows import alignment_of
+from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.recipe import ModelRecipe, recipe_config
+from ..training.row_batches import existing
 
 
 def make_parser(*groups: type, description: str | None) -> Any:
@@ -43,10 +45,9 @@ def parse_groups(argv: list[str], *groups: type, of: str | None) -> Any:
         ValueError: There is no such option.
     """
     parser = make_parser(*groups, description=of)
-    if len(argv) == 1 and argv[0].endswith(".json"):
-        return parser.parse_json_file(argv[0])
-    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
-        return parser.parse_yaml_file(argv[0])
+    of_file = parse_file(parser, argv)
+    if of_file is not None:
+        return of_file
     *found, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
@@ -54,6 +55,15 @@ def parse_groups(argv: list[str], *groups: type, of: str | None) -> Any:
         hint = f" Did you mean {near[0]}?" if near else " --help lists all."
         raise ValueError(f"There is no option {unknown[0]}.{hint}")
     return tuple(found)
+
+
+def parse_file(parser: HfArgumentParser, argv: list[str], allow_extra_keys: bool = False) -> tuple | None:
+    """What the one JSON or YAML file says that a command line names; None if it names none."""
+    if len(argv) == 1 and argv[0].endswith(".json"):
+        return parser.parse_json_file(argv[0], allow_extra_keys=allow_extra_keys)
+    if len(argv) == 1 and argv[0].endswith((".yaml", ".yml")):
+        return parser.parse_yaml_file(argv[0], allow_extra_keys=allow_extra_keys)
+    return None
 
 
 @dataclass(kw_only=True)
@@ -138,6 +148,11 @@ def config_of(
     if unknown:
         raise ValueError(f"--set names {', '.join(unknown)}, which {type(config).__name__} does not have.")
     return config
+
+
+def named_tokenizer(name: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a Hub name; without one, bytes."""
+    return AutoTokenizer.from_pretrained(existing(name)) if name else ReformerByteTokenizer()
 
 
 def alignment_in_windows(config: PreTrainedConfig, packing: bool) -> int:

@@ -286,8 +286,19 @@ def run_command(command: str, argv: list[str] | None, parse: Callable, train: Ca
         predict: Takes all but the recipe; runs where the data say what to predict.
     """
     with mistakes_end(command):
-        model_arguments, recipe, data_arguments, training_arguments = parse(sys.argv[1:] if argv is None else argv)
-        if data_arguments.predict:
-            predict(model_arguments, data_arguments, training_arguments)
-        else:
-            train(model_arguments, recipe, data_arguments, training_arguments)
+        train_or_predict(train, predict, *parse(sys.argv[1:] if argv is None else argv))
+
+
+def train_or_predict(
+    train: Callable,
+    predict: Callable,
+    model_arguments: TaskModelArguments,
+    recipe: ModelRecipe,
+    data_arguments: Any,
+    training_arguments: Any,
+) -> None:
+    """`predict`, which takes all but the recipe, where the data say what to predict; else `train`."""
+    if data_arguments.predict:
+        predict(model_arguments, data_arguments, training_arguments)
+    else:
+        train(model_arguments, recipe, data_arguments, training_arguments)

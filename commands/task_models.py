@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration.configuration_reformer import ReformerConfig
 from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.masked_pretraining import MaskedStage
 from ..training.recipe import ModelRecipe
 from ..training.row_batches import existing, longest_input
-from .command_line import config_of, parse_settings
+from .command_line import config_of, named_tokenizer, parse_settings
 
 
 # Tokens of a text that are read where nothing else is said.
@@ -77,8 +77,7 @@ class TaskModelArguments:
 
 def load_tokenizer(arguments: TaskModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the existing model's, or bytes; with what a head and padding need."""
-    name = arguments.tokenizer_name or arguments.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(existing(name)) if name else ReformerByteTokenizer()
+    tokenizer = named_tokenizer(arguments.tokenizer_name or arguments.model_name_or_path)
     if isinstance(tokenizer, ReformerByteTokenizer) and not getattr(existing_config(arguments), "is_decoder", False):
         tokenizer.add_head_tokens()
     if tokenizer.pad_token is None:

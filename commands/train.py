@@ -11,7 +11,6 @@ Python. A model that reads one text and writes another needs pairs of texts, and
 `hf-reformer train --objective seq2seq --help` lists. For many GPUs see docs/distributed.md.
 """
 
-import re
 import sys
 from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
@@ -22,7 +21,6 @@ from datasets import disable_progress_bars
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     DataCollatorForLanguageModeling,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,27 +31,32 @@ from transformers import (
 
 from ..configuration.configuration_reformer import ReformerConfig
 from ..modeling.modeling_reformer import ReformerForCausalLM, ReformerForMaskedLM
-from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.bits_trainer import BitsPerByteTrainer, CompareOnEvaluate, collate_causal
 from ..training.compression import reference_figures
 from ..training.contribution import without_attention
 from ..training.corpus import Corpus, DataArguments, Windows, build_corpus
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import existing, longest_input
+from ..training.row_batches import longest_input
 from ..training.run_checkpoints import RunArguments, find_checkpoint, saving
 from ..training.run_identity import check_same_run, identify_run
 from ..training.run_report import describe_run, layers_of, write_curve, write_log, write_model_card
 from ..training.run_trainer import check_finite, check_strategy, run_training
 from ..training.time_left import SayTimeLeft
-from .command_line import alignment_in_windows, config_of, mistakes_end, parse_groups, parse_settings
+from .command_line import (
+    alignment_in_windows,
+    config_of,
+    make_parser,
+    mistakes_end,
+    named_tokenizer,
+    parse_file,
+    parse_groups,
+    parse_settings,
+)
 from .train_pairs import OBJECTIVE, PairDataArguments
 from .train_pairs import parse_arguments as parse_pair_arguments
 from .train_pairs import run as run_pairs
 from .training_process import run_and_end
 
-
-# In a file of settings, JSON or YAML.
-OBJECTIVE_IN_FILE = re.compile(r"""(?:^|[{,\s])["']?objective["']?\s*:\s*["']?(\w+)""", re.MULTILINE)
 
 OBJECTIVE_SENTENCE = {
     "causal": "predicts the next token of a text",
@@ -119,11 +122,18 @@ class ModelArguments:
         return {"objective": self.objective} | ({} if self.causal else {"mlm_probability": self.mlm_probability})
 
 
+@dataclass
+class Objective:
+    """What decides which other options there are."""
+
+    objective: str | None = None
+
+
 def objective_of(argv: list[str]) -> str | None:
     """The objective that a command line, or the one JSON or YAML file named there, says; None if it says none."""
-    if len(argv) == 1 and argv[0].endswith((".json", ".yaml", ".yml")):
-        found = OBJECTIVE_IN_FILE.search(Path(argv[0]).read_text(encoding="utf-8"))
-        return found and found[1]
+    of_file = parse_file(make_parser(Objective, description=__doc__), argv, allow_extra_keys=True)
+    if of_file is not None:
+        return of_file[0].objective
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--objective", nargs="?")
     return parser.parse_known_args(argv)[0].objective
@@ -157,8 +167,7 @@ def parse_arguments(argv: list[str]) -> tuple[Any, ModelRecipe, Any, Any]:
 
 def load_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the existing model's, or bytes; with a mask token where the objective needs one."""
-    name = arguments.tokenizer_name or arguments.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(existing(name)) if name else ReformerByteTokenizer()
+    tokenizer = named_tokenizer(arguments.tokenizer_name or arguments.model_name_or_path)
     if not arguments.causal and tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": "<mask>"})
     return tokenizer
@@ -348,11 +357,11 @@ def describe_model(
 
 def main(argv: list[str] | None = None) -> None:
     """Train as the command line, or the settings file on it, says."""
-    argv = sys.argv[1:] if argv is None else argv
-    if objective_of(argv) == OBJECTIVE:
-        run_pairs(*parse_pair_arguments(argv))
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    if arguments[0].objective == OBJECTIVE:
+        run_pairs(*arguments)
     else:
-        train(*parse_arguments(argv))
+        train(*arguments)
 
 
 def run_process(argv: list[str] | None = None) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from transformers import (
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     DataCollatorForSeq2Seq,
     EvalPrediction,
     PreTrainedConfig,
@@ -26,7 +25,6 @@ from transformers import (
 )
 
 from ..modeling.seq2seq import ReformerForConditionalGeneration
-from ..tokenization.tokenization_reformer_byte import ReformerByteTokenizer
 from ..training.pair_rows import (
     BITS,
     EXACT,
@@ -41,12 +39,12 @@ from ..training.pair_rows import (
 )
 from ..training.pairs import PairDataArguments, Pairs, PairSides, pairs_of, read_pairs
 from ..training.recipe import ModelRecipe
-from ..training.row_batches import check_length, existing, longest_input
+from ..training.row_batches import check_length, longest_input
 from ..training.tables import excerpt, write_table
 from ..training.task_run import Measure, TaskRows
 from ..training.task_trainer import TaskRunArguments, TaskTrainer
-from .command_line import config_of, parse_groups, parse_settings
-from .task_command import Figures, Prepared, Report, Task, load_trained, run_task
+from .command_line import config_of, named_tokenizer, parse_groups, parse_settings
+from .task_command import Figures, Prepared, Report, Task, load_trained, run_task, train_or_predict
 from .task_models import LONGEST_BY_DEFAULT, TaskModelArguments, existing_config
 
 
@@ -220,8 +218,7 @@ def _length(
 
 def load_tokenizer(arguments: TaskModelArguments) -> PreTrainedTokenizerBase:
     """The named tokenizer, the existing model's, or bytes; with what padding needs."""
-    name = arguments.tokenizer_name or arguments.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(existing(name)) if name else ReformerByteTokenizer()
+    tokenizer = named_tokenizer(arguments.tokenizer_name or arguments.model_name_or_path)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
@@ -317,10 +314,7 @@ def run(
     training_arguments: PairRunArguments,
 ) -> None:
     """Train, or write for what the data say."""
-    if data_arguments.predict:
-        predict(model_arguments, data_arguments, training_arguments)
-    else:
-        train_pairs(model_arguments, recipe, data_arguments, training_arguments)
+    train_or_predict(train_pairs, predict, model_arguments, recipe, data_arguments, training_arguments)
 
 
 def parse_arguments(

@@ -137,8 +137,13 @@ def written(
         outputs = generate(**batch, max_new_tokens=target_length, do_sample=False, num_beams=1, eos_token_id=end)
         # In front stands the token that the decoder starts with.
         for place, ids in zip(places, outputs[:, 1:].tolist(), strict=True):
-            found[place] = ids[: ids.index(end)] if end in ids else ids
+            found[place] = before_end(ids, end)
     return found
+
+
+def before_end(ids: list[int], end: int) -> list[int]:
+    """What a model wrote, without its end of text and what fills the row behind it."""
+    return ids[: ids.index(end)] if end in ids else ids
 
 
 def _batches(model: PreTrainedModel, lengths: Sequence[int], description: str, quiet: bool) -> Iterator[list[int]]:

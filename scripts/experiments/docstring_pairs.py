@@ -42,6 +42,7 @@ from hf_reformer.training import recipe_config
 from hf_reformer.training.corpus import read_standard_library, split_documents
 from hf_reformer.training.pair_rows import (
     PairRows,
+    before_end,
     bits_of,
     bits_per_target_byte,
     evenly_spaced,
@@ -220,7 +221,7 @@ class PairTraining(ResumableTraining):
             how = {"do_sample": False, "eos_token_id": end, "pad_token_id": end, "max_new_tokens": TARGET_LENGTH}
             outputs = model.generate(ids, attention_mask=mask, **how)[:, ids.shape[1] :].tolist()
             for place, output in zip(places, outputs, strict=True):
-                found[place] = output[: output.index(end)] if end in output else output
+                found[place] = before_end(output, end)
         return found
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
