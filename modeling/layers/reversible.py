@@ -345,7 +345,7 @@ class ReversibleLayerFunction(torch.autograd.Function):
         for half in reversed(call.halves):
             with half.recording.replayed():
                 streams, gradients, half_source_grad, half_grads = _invert(call, half, streams, gradients)
-            source_grad = _sum(source_grad, half_source_grad)
+            source_grad = summed(source_grad, half_source_grad)
             parameter_grads = [*half_grads, *parameter_grads]
         if call.layer_idx > 0:
             call.tape.hand_down(call.layer_idx - 1, streams)
@@ -382,8 +382,8 @@ def _invert(call, half, streams, gradients):
             recovered, whole_grads = half.split(before), half.split(whole_grad)
         _add_in_pieces(target_piece, update, recovered[place], sign=-1, on_grid=call.on_grid)
         _add_in_pieces(grad_piece, through, whole_grads[place])
-        source_grad = _sum(source_grad, source_part)
-        grads = piece_grads if grads is None else [_sum(*pair) for pair in zip(grads, piece_grads, strict=True)]
+        source_grad = summed(source_grad, source_part)
+        grads = piece_grads if grads is None else [summed(*pair) for pair in zip(grads, piece_grads, strict=True)]
         del update, through
     return (before, stream), (target_grad, whole_grad), source_grad, grads
 
@@ -491,7 +491,8 @@ def _is_cast(stream: torch.Tensor, original: torch.Tensor) -> bool:
     return torch.equal(stream.view(torch.uint8), original.to(stream.dtype).view(torch.uint8))
 
 
-def _sum(first, second):
+def summed(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    """The sum of two gradients, of which either may be missing."""
     if first is None or second is None:
         return second if first is None else first
     return first + second

@@ -24,7 +24,7 @@ from .full_attention import FullSelfAttention
 from .hooks import is_wrapped
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
-from .reversible import autocast_state, narrowed, round_to_grid
+from .reversible import autocast_state, narrowed, round_to_grid, summed
 from .source import Source
 
 
@@ -129,8 +129,7 @@ class TracedStack:
                 update, through, source_part, grads = self._recompute(half, x1, weights[begin:end], x2_grad, autocast)
                 x1, x2 = self._add(x2, update, sign=-1), x1
                 x1_grad, x2_grad, end = x2_grad, x1_grad + through, begin
-                if source_part is not None:
-                    source_grad = source_part if source_grad is None else source_grad + source_part
+                source_grad = summed(source_grad, source_part)
                 all_grads = [*grads, *all_grads]
         return x1_grad + x2_grad, source_grad, all_grads
 
@@ -156,12 +155,12 @@ class TracedStack:
         read = [self.source.hidden_states] if half.reads_source and self.source.hidden_states.requires_grad else []
 
         def update_of(inputs, *others):
-            weights, source = dict(zip(names, others[len(read) :], strict=True)), self.source
-            kwargs = {"source": replace(source, hidden_states=others[0]) if read else source}
+            weights, kwargs = dict(zip(names, others[len(read) :], strict=True)), half.kwargs
+            if half.reads_source:
+                source = replace(self.source, hidden_states=others[0]) if read else self.source
+                kwargs = kwargs | {"source": source}
             with torch.autocast(**autocast):
-                output = functional_call(
-                    half.module, weights, (inputs,), half.kwargs | (kwargs if half.reads_source else {})
-                )
+                output = functional_call(half.module, weights, (inputs,), kwargs)
             update, *_ = output if isinstance(output, tuple) else (output,)
             return update
 
