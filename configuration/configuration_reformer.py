@@ -22,6 +22,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import auto_docstring, logging
 
 from .beyond_stock import BEYOND_STOCK, OWN_KIND
+from .byte_sizes import bytes_of
 from .setting_names import LEGACY_KEYS, MEANT_BY, NOT_IN_A_REFORMER
 
 
@@ -140,6 +141,10 @@ class ReformerConfig(PreTrainedConfig):
         autocast). `None` does so for these, but not for float64 layers, nor for float32 layers on devices without
         float64; `True` always; `False` never, with float32 streams at least. Without gradients nothing is inverted,
         and the streams of float32 layers are float32.
+    activation_memory (`int` or `str`, *optional*, defaults to 0):
+        Bytes, or a text such as `"2GiB"`, that the reversible layers of each stack may keep of a batch for backward,
+        which then computes less a second time: what feed-forwards have added to the streams, then what attention has.
+        Results stay the same. Models that are compiled as a whole keep nothing.
     circular_look_around (`bool`, *optional*, defaults to `True`):
         Let the first chunk look at the last one, in the order of the concatenated rounds, as the published checkpoints
         were trained. `False` makes a sequence's result independent of padding and of the batch it is in.
@@ -233,6 +238,7 @@ class ReformerConfig(PreTrainedConfig):
     pad_token_id: int | None = 0
     reversible: bool = True
     exact_inversion: bool | None = None
+    activation_memory: int | str = 0
     circular_look_around: bool = True
     attend_across_buckets: bool = True
     allow_duplicate_attention: bool = True
@@ -459,17 +465,13 @@ class ReformerConfig(PreTrainedConfig):
                 "the other."
             )
 
-    def validate_classifier_pooling(self):
-        if self.classifier_pooling not in POOLINGS:
-            raise ValueError(
-                f"`classifier_pooling` must be one of {list(POOLINGS)}, but got {self.classifier_pooling!r}."
-            )
+    def validate_choices(self):
+        for name, allowed in {"classifier_pooling": POOLINGS, "combine_streams": STREAMS_TO_OUTPUT}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {list(allowed)}, but got {getattr(self, name)!r}.")
 
-    def validate_combine_streams(self):
-        if self.combine_streams not in STREAMS_TO_OUTPUT:
-            raise ValueError(
-                f"`combine_streams` must be one of {list(STREAMS_TO_OUTPUT)}, but got {self.combine_streams!r}."
-            )
+    def validate_activation_memory(self):
+        bytes_of("activation_memory", self.activation_memory)
 
     def validate_direction(self):
         if self.is_encoder_decoder and self.is_decoder:

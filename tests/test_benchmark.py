@@ -283,7 +283,7 @@ def test_kernels_of_dense_attention_agree(backend):
 
 
 def faults_of_new_memory():
-    """The fewest pages that the system gives when 64 MiB are filled and at least four times as much was free before."""
+    """The fewest pages that the system gives when 64 MiB are filled, where four times as much was free before."""
     torch.zeros(2**26)  # An aligned piece asks for more than it has: one as large as the last fits nowhere.
     found = []
     for _ in range(6):

@@ -19,6 +19,7 @@ from hf_reformer.configuration.setting_names import MEANT_BY, NOT_IN_A_REFORMER,
 OWN_FIELDS = {
     "reversible": True,
     "exact_inversion": None,
+    "activation_memory": 0,
     "circular_look_around": True,
     "attend_across_buckets": True,
     "allow_duplicate_attention": True,

@@ -15,7 +15,7 @@ from .run_trainer import RunTrainer
 # What the config says besides the model.
 NOT_THE_MODEL = ("transformers_version", "_name_or_path", "architectures", "dtype", "use_cache")
 # What may change on the way; it is said.
-FREE_SETTINGS = ("chunk_size_feed_forward", "chunk_size_lm_head", "reversible", "exact_inversion")
+FREE_SETTINGS = ("chunk_size_feed_forward", "chunk_size_lm_head", "reversible", "exact_inversion", "activation_memory")
 FREE_ARGUMENTS = (
     "max_steps",
     "num_train_epochs",

@@ -7,8 +7,8 @@ from torch import nn
 
 from ..ops.documents import Documents, attend_by_document
 from ..ops.row_layout import RowLayout, attend_by_map
-from .encoder import ReformerSelfOutput
 from .full_attention import dense_attention, dense_implementation
+from .output_projection import OutputProjection, ends_in_projection
 from .source import Source
 
 
@@ -34,7 +34,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, size, bias=False)
         self.key = nn.Linear(config.output_size, size, bias=False)
         self.value = nn.Linear(config.output_size, size, bias=False)
-        self.output = ReformerSelfOutput(config)
+        self.output = OutputProjection(config, size, bias=config.attention_output_bias)
 
     def split(self, target: torch.Tensor, source: Source) -> tuple[torch.Tensor, ...]:
         """Pieces of the target, `[B, L, ...]`, so that few scores are in memory; all where a kernel keeps none."""
@@ -48,6 +48,7 @@ class CrossAttention(nn.Module):
         drops = self.dropout.training and self.dropout.p > 0
         return dense_implementation(self.config) != "eager" and not (drops and device.type == "cpu")
 
+    @ends_in_projection
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -9,6 +9,7 @@ from torch import nn
 from torch._dynamo.decorators import skip
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ...configuration.byte_sizes import bytes_of
 from ..decoding.decoding_cache import CachedStep
 from ..ops.differentiation import is_inside_transform
 from ..ops.row_layout import RowLayout, out_of_rows
@@ -17,6 +18,7 @@ from .full_attention import FullSelfAttention
 from .hooks import works_unseen
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
+from .output_projection import OutputProjection, can_do_without_result, ends_in_projection
 from .reversible import (
     Half,
     ReversibleLayerCall,
@@ -37,19 +39,6 @@ LARGE_STREAM = 2**20
 SELF_ATTENTION = {"lsh": LSHSelfAttention, "local": LocalSelfAttention, "full": FullSelfAttention}
 
 
-class ReformerSelfOutput(nn.Module):
-    """Projection of the heads' outputs back to `hidden_size`, dropout."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        size = config.num_attention_heads * config.attention_head_size
-        self.dense = nn.Linear(size, config.hidden_size, bias=config.attention_output_bias)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.dense(hidden_states))
-
-
 class ReformerAttention(nn.Module):
     """LayerNorm, self-attention and output projection, the function F of the reversible layer."""
 
@@ -57,8 +46,10 @@ class ReformerAttention(nn.Module):
         super().__init__()
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self_attention = SELF_ATTENTION[config.attn_layers[layer_idx]](config, layer_idx)
-        self.output = ReformerSelfOutput(config)
+        size = config.num_attention_heads * config.attention_head_size
+        self.output = OutputProjection(config, size, bias=config.attention_output_bias)
 
+    @ends_in_projection
     def forward(
         self, hidden_states: torch.Tensor, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -98,6 +89,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         *,
         tape: ReversibleTape,
         stores_output: bool,
+        num_kept: int = 0,
         on_grid: bool = False,
         overwrites: bool = False,
         num_hashes: int | None = None,
@@ -113,6 +105,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
             source_states: `source.hidden_states` of a layer that is checkpointed.
             tape, stores_output, on_grid, overwrites: See `reversible.ReversibleLayerCall`.
+            num_kept: Halves, counted from the last, whose updates are kept for backward.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
             cached: What is known of the text so far, and where the tokens of this call go in it.
@@ -140,6 +133,8 @@ class ReformerLayer(GradientCheckpointingLayer):
         reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
         maps: list[torch.Tensor | None]
         if reversible:
+            for half in call.halves[::-1][:num_kept]:
+                half.keeps_update = can_do_without_result(half.module)
             y1, y2 = run_reversibly(call, x1, x2)
             maps, is_kept = [None] * len(call.halves), stores_output or not y2.requires_grad
         else:
@@ -220,7 +215,7 @@ class ReformerEncoder(nn.Module):
 
     layer_class = ReformerLayer
     # Modules of a layer that compute the same each time they are given the same.
-    repeatable: tuple[type[nn.Module], ...] = (ReformerLayer, ReformerAttention, ReformerSelfOutput)
+    repeatable: tuple[type[nn.Module], ...] = (ReformerLayer, ReformerAttention)
 
     def __init__(self, config):
         super().__init__()
@@ -302,6 +297,7 @@ class ReformerEncoder(nn.Module):
             attn_output = hidden_states.clone()
             hidden_states = hidden_states if owns_input else hidden_states.clone()
         tape = ReversibleTape((attn_output, hidden_states))
+        num_kept = self._updates_to_keep(hidden_states)
         for layer in self.layers:
             is_last, is_kept = layer.layer_idx == len(self.layers) - 1, shown.wants(layer.layer_idx + 1)
             if _lacks_gradient(hidden_states) and _is_trained(layer):
@@ -316,6 +312,7 @@ class ReformerEncoder(nn.Module):
                 *by_position,
                 tape=tape,
                 stores_output=is_last or is_kept,
+                num_kept=num_kept[layer.layer_idx],
                 overwrites=overwrites,
                 cached=None if cached is None else cached[layer.layer_idx],
                 **kwargs,
@@ -323,6 +320,19 @@ class ReformerEncoder(nn.Module):
             all_maps.append(maps)
             hidden_states = shown.append(hidden_states)
         return tape.verify_input(len(self.layers), (attn_output, hidden_states)), all_maps
+
+    def _updates_to_keep(self, stream: torch.Tensor) -> list[int]:
+        """
+        Of how many halves each layer keeps the update, within `config.activation_memory`.
+
+        Those of the feed-forwards, which are the last half of each layer, save most; each layer has one before any has
+        two. Backward frees those of the last layers first.
+        """
+        autocast = autocast_state(stream.device)
+        dtype = autocast["dtype"] if autocast["enabled"] else self.layer_norm.weight.dtype
+        allowed = bytes_of("activation_memory", self.config.activation_memory)
+        all_have, some = divmod(allowed // max(1, stream.numel() * dtype.itemsize), len(self.layers))
+        return [all_have + (layer_idx >= len(self.layers) - some) for layer_idx in range(len(self.layers))]
 
     def _combine_streams(self, streams: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """`[B, L, output_size]`, in the precision of the layers."""

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
+from .output_projection import OutputProjection, ends_in_projection
+
 
 # Activations of the wide layer that are computed at a time on a CPU, unless the config says otherwise. They fit the
 # cache, and one piece reuses the memory of the one before.
@@ -34,18 +36,6 @@ class ReformerFeedForwardDense(nn.Module):
         return self.act_fn(gate) * value
 
 
-class ReformerFeedForwardOutput(nn.Module):
-    """The layer's second half: projection back to `hidden_size`, dropout."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.dense = nn.Linear(config.feed_forward_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.dense(hidden_states))
-
-
 class ChunkReformerFeedForward(nn.Module):
     """LayerNorm and feed-forward, the function G of the reversible layer."""
 
@@ -54,7 +44,7 @@ class ChunkReformerFeedForward(nn.Module):
         self.chunk_size = config.chunk_size_feed_forward
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dense = ReformerFeedForwardDense(config)
-        self.output = ReformerFeedForwardOutput(config)
+        self.output = OutputProjection(config, config.feed_forward_size)
         self.num_activations = self.dense.dense.out_features
 
     def split(self, sequence: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -70,6 +60,7 @@ class ChunkReformerFeedForward(nn.Module):
             return (sequence,)
         return sequence.split(max(1, ACTIVATIONS_AT_ONCE // (max(1, len(sequence)) * self.num_activations)), dim=1)
 
+    @ends_in_projection
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, L, hidden_size]` to `[B, L, hidden_size]`."""
         pieces = []

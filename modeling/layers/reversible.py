@@ -10,7 +10,7 @@ autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see wh
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from ..ops.differentiation import is_inside_transform, once_differentiable, refu
 from ..ops.row_layout import RowLayout, into_rows, out_of_rows
 from ..ops.softmax_kernels import distinct
 from .feed_forward import join
+from .output_projection import can_do_without_result, without_result
 from .replay import Recording, version_of
 from .source import Source
 
@@ -228,6 +229,7 @@ class Half:
         kwargs: Its arguments; in the recomputation they have the buckets instead of the rotations.
         split: Makes pieces of the sequence that are worked on one at a time.
         reads_source: The module has an argument `source`, that of the call.
+        keeps_update: What the module makes is kept for backward, which then does without its last projection.
         recording: Of the module.
     """
 
@@ -235,6 +237,7 @@ class Half:
     kwargs: dict[str, Any] = field(default_factory=dict)
     split: Callable[[torch.Tensor], Sequence[torch.Tensor]] = whole
     reads_source: bool = False
+    keeps_update: bool = False
     recording: Recording = field(init=False)
 
     def run(
@@ -314,6 +317,7 @@ class ReversibleLayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, x1, x2, source, *parameters):
         call.autocast = autocast_state(x1.device)
+        kept = []
         for half in call.halves:
             out, buckets = None, None
             with half.recording.recorded(x2.device):
@@ -325,6 +329,7 @@ class ReversibleLayerFunction(torch.autograd.Function):
                         out = torch.empty_like(x1)
                         targets, outs = half.split(x1), half.split(out)
                     _add_in_pieces(targets[place], update.detach(), outs[place], on_grid=call.on_grid)
+                    kept += [update.detach()] if half.keeps_update else []
                     # Freed before something else takes memory.
                     del update
             if "rotations" in half.kwargs:
@@ -332,19 +337,21 @@ class ReversibleLayerFunction(torch.autograd.Function):
             x1, x2 = x2, out
         ctx.call = call
         # Who changes what the encoder has put out before backward is told so.
-        ctx.save_for_backward(source, *((x1, x2) if call.stores_output else ()))
+        ctx.save_for_backward(source, *((x1, x2) if call.stores_output else ()), *kept)
         return x1, x2
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *gradients):
-        call, (_, *streams) = ctx.call, ctx.saved_tensors
-        if not call.stores_output:
+        call, (_, *kept) = ctx.call, ctx.saved_tensors
+        if call.stores_output:
+            *streams, kept = *kept[:2], kept[2:]
+        else:
             streams = call.tape.receive(call.layer_idx)
         source_grad, parameter_grads = None, []
         for half in reversed(call.halves):
             with half.recording.replayed():
-                streams, gradients, half_source_grad, half_grads = _invert(call, half, streams, gradients)
+                streams, gradients, half_source_grad, half_grads = _invert(call, half, streams, gradients, kept)
             source_grad = summed(source_grad, half_source_grad)
             parameter_grads = [*half_grads, *parameter_grads]
         if call.layer_idx > 0:
@@ -366,17 +373,20 @@ def _as_in_recomputation(call, half) -> Iterator[None]:
         yield
 
 
-def _invert(call, half, streams, gradients):
+def _invert(call, half, streams, gradients, kept):
     """
     The streams as they were before `half`, their gradients, that of the source (None if it needs none), and those of
     the parameters.
+
+    The updates that `half` has kept are the last of `kept`, which loses them.
     """
     (stream, target), (stream_grad, target_grad) = streams, gradients
     # Both are made when the first piece has been recomputed, which may need more memory than this.
     before, whole_grad, source_grad, grads = None, None, None, None
-    pieces = zip(*map(half.split, (stream, target, stream_grad, target_grad)), strict=True)
+    pieces = list(zip(*map(half.split, (stream, target, stream_grad, target_grad)), strict=True))
+    updates = [kept.pop() for _ in pieces][::-1] if half.keeps_update else [None] * len(pieces)
     for place, (piece, target_piece, grad_piece, target_grad_piece) in enumerate(pieces):
-        update, through, source_part, piece_grads = _recompute(call, half, piece, target_grad_piece)
+        update, through, source_part, piece_grads = _recompute(call, half, piece, target_grad_piece, updates[place])
         if before is None:
             before, whole_grad = _memory_for_input(call, target), torch.empty_like(stream_grad)
             recovered, whole_grads = half.split(before), half.split(whole_grad)
@@ -455,10 +465,10 @@ def _leaf_for(module, stream):
     return narrowed(stream.detach(), module).requires_grad_(torch.is_grad_enabled())
 
 
-def _recompute(call, half, stream, output_grad):
+def _recompute(call, half, stream, output_grad, kept=None):
     """
-    What a half adds for a piece of a stream; the gradients of the piece, of the source, and of each parameter (None if
-    it needs none).
+    What a half adds for a piece of a stream, which may be `kept`; the gradients of the piece, of the source, and of
+    each parameter (None if it needs none).
     """
     parameters = half.recording.parameters
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -466,7 +476,7 @@ def _recompute(call, half, stream, output_grad):
     if half.reads_source and source.hidden_states.requires_grad:
         read = [source.hidden_states.detach().requires_grad_()]
         source = replace(source, hidden_states=read[0])
-    with torch.enable_grad(), torch.autocast(**call.autocast):
+    with torch.enable_grad(), torch.autocast(**call.autocast), _as_needed(call, half, kept):
         inputs = _leaf_for(half.module, stream)
         # A view, because profilers put hooks on what modules are given, and not every hook may be put on a leaf.
         update, _, _ = half.run(inputs.view_as(inputs), source)
@@ -476,7 +486,14 @@ def _recompute(call, half, stream, output_grad):
     source_grad = grads.pop(0) if read else None
     trained_grads = iter(grads)
     parameter_grads = [next(trained_grads) if each.requires_grad else None for each in parameters]
-    return update.detach(), inputs_grad, source_grad, parameter_grads
+    return update.detach() if kept is None else kept, inputs_grad, source_grad, parameter_grads
+
+
+def _as_needed(call, half, kept):
+    """Without the numbers of the last projection, if they are `kept` and nobody else reads them."""
+    if kept is None or not can_do_without_result(half.module):
+        return nullcontext()
+    return without_result(half.module, call.autocast["dtype"] if call.autocast["enabled"] else None)
 
 
 def _state_of(stream):

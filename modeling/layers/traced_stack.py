@@ -19,11 +19,12 @@ from torch import nn
 from torch.func import functional_call, vjp
 
 from ..decoding.decoding_cache import CachedStep
-from .feed_forward import ChunkReformerFeedForward, ReformerFeedForwardDense, ReformerFeedForwardOutput
+from .feed_forward import ChunkReformerFeedForward, ReformerFeedForwardDense
 from .full_attention import FullSelfAttention
 from .hooks import is_wrapped
 from .local_attention import LocalSelfAttention
 from .lsh_attention import LSHSelfAttention
+from .output_projection import OutputProjection
 from .reversible import autocast_state, narrowed, round_to_grid, summed
 from .source import Source
 
@@ -35,7 +36,7 @@ REPEATABLE = (
     nn.Dropout,
     ChunkReformerFeedForward,
     ReformerFeedForwardDense,
-    ReformerFeedForwardOutput,
+    OutputProjection,
     FullSelfAttention,
     LocalSelfAttention,
     LSHSelfAttention,
