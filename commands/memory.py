@@ -21,6 +21,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
+from ..configuration.byte_sizes import bytes_of
 from ..configuration.configuration_reformer import ReformerConfig
 from ..modeling.memory.memory_estimate import MODES, MemoryEstimate, TensorGroup, TrainingSetup, estimate_memory
 from ..modeling.memory.memory_measurement import Measurement, measure
@@ -124,6 +125,8 @@ def alternatives(config: ReformerConfig, setup: TrainingSetup) -> dict[str, tupl
     trains = setup.mode == "training"
     if not config.reversible and trains:
         found["reversible=True: recompute activations"] = changed(config, reversible=True), setup
+    if config.reversible and trains and bytes_of("activation_memory", config.activation_memory):
+        found["activation_memory=0: keep nothing, recompute all"] = changed(config, activation_memory=0), setup
     in_float32 = setup.dtype == torch.float32 and setup.autocast_dtype is None
     if config.exact_inversion is not False and in_float32 and trains:
         words = "exact_inversion=False: float32 streams, which deep stacks invert less exactly"

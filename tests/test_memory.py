@@ -49,6 +49,7 @@ CASES = {
     "lsh, 4 rounds, SGD": ({"attn_layers": ["lsh"] * 2, "num_hashes": 4}, {"optimizer": "sgd"}),
     "local, bfloat16 weights": ({"attn_layers": ["local"] * 2}, {"dtype": torch.bfloat16, "batch_size": 4}),
     "mixed, bfloat16 autocast": ({"attn_layers": ["local", "lsh"] * 2}, {"autocast_dtype": torch.bfloat16}),
+    "within a budget": ({"attn_layers": ["local", "lsh"] * 2, "activation_memory": "700KB"}, {"batch_size": 4}),
     "ordinary autograd": ({"reversible": False}, {"batch_size": 4, "length": 300}),
     "masked, full, dropout": ({"is_decoder": False, "attn_layers": ["full", "lsh"], **DROPOUT}, {"length": 256}),
     "rotary positions": ({"attn_layers": ["local", "lsh"] * 2} | POSITIONS["LSH rotary"], {}),
@@ -109,6 +110,17 @@ def test_reading_takes_no_more_for_more_layers(mode):
         estimate_memory(make_config(), mode="eval")
     with pytest.raises(ValueError, match=r"`mode='prefill'` is for causal models"):
         estimate_memory(make_config(is_decoder=False), mode="prefill")
+
+
+def test_a_budget_is_part_of_the_prediction():
+    setup = {"length": 1000, "batch_size": 4, "optimizer": "none"}
+    changes = {"attn_layers": ["local"] * 8}
+    update = 4 * 1000 * SETTINGS["hidden_size"] * 4
+    without, few = (
+        estimate_memory(make_config(activation_memory=size, **changes), **setup).activations
+        for size in (0, 8 * update)
+    )
+    assert 7 * update <= few - without <= 9 * update
 
 
 def test_a_target_is_read_beside_the_source():
@@ -442,6 +454,8 @@ def test_advice_is_what_is_not_set_yet():
         "chunk_size_feed_forward=256: smaller pieces, the same numbers",
         "chunk_size_lm_head=256: smaller pieces, the same numbers",
     ]
+    (advice,) = memory.alternatives(make_config(**CHUNKED, activation_memory="1MB"), setup).values()
+    assert advice[0].activation_memory == 0
 
 
 def vanish(model):

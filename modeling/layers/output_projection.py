@@ -45,8 +45,9 @@ def can_do_without_result(module: nn.Module) -> bool:
     output: Any = getattr(module, "output", None)
     if not getattr(type(module).forward, "ends_in_projection", False) or type(output) is not OutputProjection:
         return False
-    is_plain = type(output.dense) is nn.Linear and all(
-        type(parameter) is nn.Parameter for parameter in output.dense.parameters()
+    # Tensors that are made of others, as sharded ones are, have a way to be taken apart.
+    is_plain = type(output.dense) is nn.Linear and not any(
+        hasattr(parameter, "__tensor_flatten__") for parameter in output.dense.parameters()
     )
     return (
         is_plain
@@ -56,7 +57,7 @@ def can_do_without_result(module: nn.Module) -> bool:
 
 
 @contextmanager
-def without_result(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+def without_result(module: Any, dtype: torch.dtype | None) -> Iterator[None]:
     """
     Within it, the last projection of a module has gradients as ever, and its numbers are whatever was in memory.
 

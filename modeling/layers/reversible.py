@@ -345,7 +345,7 @@ class ReversibleLayerFunction(torch.autograd.Function):
     def backward(ctx, *gradients):
         call, (_, *kept) = ctx.call, ctx.saved_tensors
         if call.stores_output:
-            *streams, kept = *kept[:2], kept[2:]
+            streams, kept = kept[:2], kept[2:]
         else:
             streams = call.tape.receive(call.layer_idx)
         source_grad, parameter_grads = None, []
