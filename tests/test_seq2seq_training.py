@@ -6,6 +6,8 @@ import math
 import os
 import re
 import signal
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -338,6 +340,7 @@ def test_the_recipe_for_two_sides():
 def short(monkeypatch, tmp_path):
     """Copying of 16 symbols by small models; checkpoints go to a folder of the test."""
     changes = {"LENGTH": 16, "HIDDEN_SIZE": 16, "HEAD_SIZE": 8, "CHUNK_LENGTH": 4, "EVAL_EVERY": 2}
+    changes |= {"WINDOWS": ((8, 0.0), (16, 0.5)), "SYMBOLS_OF_STEP": 64}
     for name, value in (changes | {"GRID_STEPS": 2, "NUM_STEPS": 4, "MANY": 8, "FEW": 4}).items():
         monkeypatch.setattr(copy_reverse, name, value)
     monkeypatch.setattr(resumable, "CHECKPOINTS", tmp_path / "checkpoints")
@@ -345,15 +348,25 @@ def short(monkeypatch, tmp_path):
 
 def test_what_copies_in_reverse_has_no_loss(short):
     class Reverses(torch.nn.Module):
-        def forward(self, input_ids, decoder_input_ids):
+        def forward(self, input_ids, decoder_input_ids, position_ids, decoder_position_ids):
+            assert torch.equal(position_ids, 15 - decoder_position_ids.flip(1))
             # Behind the start stands what has been written so far.
             assert (decoder_input_ids[:, 0] == copy_reverse.START).all()
             assert torch.equal(decoder_input_ids[:, 1:], input_ids.flip(1)[:, :-1])
             return 100.0 * torch.nn.functional.one_hot(input_ids.flip(1), copy_reverse.VOCABULARY)
 
-    training = copy_reverse.CopyTraining(copy_reverse.CopyRun("hf_reformer", 0, 1e-2), resumable.CHECKPOINTS)
-    batch = next(training.batches())
-    assert set(batch.unique().tolist()) <= set(range(2, 10)) and batch.shape == (4, 16)
+    run = copy_reverse.CopyRun("hf_reformer", 0, 1e-2, num_steps=4, num_symbols=8)
+    training = copy_reverse.CopyTraining(run, resumable.CHECKPOINTS)
+    batches = list(islice(training.batches(), 4))
+    assert [tuple(sources.shape) for sources, _ in batches] == [(8, 8), (8, 8), (4, 16), (4, 16)]
+    assert set(batches[0][0].unique().tolist()) <= set(range(2, 10))
+    # Windows stand anywhere, a whole sequence in one place only.
+    first = torch.cat([starts for _, starts in batches[:2]])
+    assert first.min() >= 0 and first.max() <= 8 and len(first.unique()) > 3 and not batches[2][1].any()
+    for batch in batches:
+        assert training.loss(Reverses(), batch) == 0
+    whole = copy_reverse.CopyTraining(replace(run, whole=True), resumable.CHECKPOINTS)
+    assert next(whole.batches())[0].shape == (4, 16)
     assert training.held_out(Reverses(), 4) == 0 < training.held_out(copy_reverse.ours().eval(), 4)
 
 
