@@ -16,7 +16,7 @@ from ..training.packing import TextPacker
 from ..training.recipe import ModelRecipe
 from ..training.row_batches import NO_BOUND, check_length, existing, longest_input
 from ..training.run_checkpoints import RunArguments, saving
-from ..training.run_trainer import check_strategy
+from ..training.run_trainer import check_strategy, whole_model
 from ..training.task_report import figures_table, write_card, write_task_curve, write_task_log
 from ..training.task_run import Measure, TaskRows, describe_task_run, train_task
 from ..training.task_trainer import TaskTrainer, said
@@ -162,7 +162,8 @@ def run_task(
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
-            figures = write_report(task, trainer, sides, figures, model_arguments)
+            with whole_model(trainer):
+                figures = write_report(task, trainer, sides, figures, model_arguments)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return figures

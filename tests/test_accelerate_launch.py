@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import run_python
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hf_reformer.commands import train
 
@@ -80,8 +80,8 @@ def losses_of(folder):
     return [*logged, *log["figures"].values()]
 
 
-def assert_same_weights(folder, expected_folder):
-    model, expected = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, expected_folder))
+def assert_same_weights(folder, expected_folder, auto_class=AutoModelForCausalLM):
+    model, expected = (auto_class.from_pretrained(path).state_dict() for path in (folder, expected_folder))
     # A step of AdamW moves a number by about the learning rate.
     torch.testing.assert_close(model, expected, rtol=0, atol=1e-4 * LEARNING_RATE)
 
@@ -126,6 +126,44 @@ def test_a_run_of_two_processes_goes_on_in_one(launched, one_process, text_folde
     train.main(arguments_of(text_folder, tmp_path, batch_size=2, **resume) + CPU)
     assert losses_of(tmp_path) == pytest.approx(losses_of(one_process), rel=1e-6)
     assert_same_weights(tmp_path, one_process)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """What trains an encoder with a decoder instead."""
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    rows = [{"source": f"{letter} {number}", "target": 3 * letter} for number in range(15) for letter in "abcd"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"objective": "seq2seq", "data": path}
+
+
+def arguments_of_pairs(pairs, output_dir, batch_size):
+    arguments = arguments_of("", output_dir, batch_size, **pairs)
+    for name in ("--text_path", "--context_length", "--max_held_out_windows"):
+        place = arguments.index(name)
+        del arguments[place : place + (1 if name == "--text_path" else 2)]
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def pairs_in_one_process(pairs, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    torch.set_num_threads(1)
+    train.main(arguments_of_pairs(pairs, folder, batch_size=4) + CPU)
+    return folder
+
+
+@pytest.mark.parametrize("config", ["fsdp2", "deepspeed_zero3"])
+def test_one_process_measures_what_two_have_sharded(config, pairs, pairs_in_one_process, tmp_path):
+    """It writes targets, while the other does not take part."""
+    script, device, _ = LAUNCHES[config]
+    done = launch(config, script, arguments_of_pairs(pairs, tmp_path, batch_size=2) + device)
+    assert done.returncode == 0, done.stderr
+    logs = [json.loads((folder / "training_log.json").read_text()) for folder in (tmp_path, pairs_in_one_process)]
+    figures, expected = (log["figures"].pop("this model") for log in logs)
+    assert figures == pytest.approx(expected, rel=1e-6) and figures.keys() == {"bits_per_target_byte", "exact"}
+    assert logs[0]["figures"] == logs[1]["figures"]
+    assert_same_weights(tmp_path, pairs_in_one_process, AutoModelForSeq2SeqLM)
 
 
 def test_muon_under_deepspeed_is_refused_before_anything_is_read(monkeypatch, tmp_path):

@@ -5,12 +5,15 @@ import os
 import shutil
 import signal
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.trainer_utils import rotate_checkpoints
 
 from .bfloat16 import multiplies_in_bfloat16
@@ -74,6 +77,35 @@ class RunTrainer(Trainer):
 
     def create_model_card(self, **kwargs):
         """Nothing: the command writes the card, and the Trainer's draft would take its place."""
+
+
+@contextmanager
+def whole_model(trainer: RunTrainer) -> Iterator[None]:
+    """
+    Within it `trainer.model` is one that this process can use alone.
+
+    Where weights are sharded (FSDP, ZeRO-3), every process must take part in whatever a model computes; so it is the
+    one that has been saved.
+    """
+    model = trainer.model
+    if not trainer.is_fsdp_enabled and not any(map(_is_shard, model.parameters())):
+        yield
+        return
+    deepspeed = trainer.accelerator.state.deepspeed_plugin
+    if deepspeed is not None:
+        # Otherwise transformers would shard what it loads.
+        unset_hf_deepspeed_config()
+    trainer.model = type(model).from_pretrained(trainer.args.output_dir, device_map=trainer.args.device)
+    try:
+        yield
+    finally:
+        trainer.model = model
+        if deepspeed is not None:
+            deepspeed.set_deepspeed_weakref()
+
+
+def _is_shard(parameter):
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "full_tensor")
 
 
 def check_finite(value: float, name: str, learning_rate: float) -> None:
