@@ -1,6 +1,7 @@
 """Sizes of memory as people write them."""
 
 import re
+from decimal import Decimal
 
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -15,9 +16,9 @@ def bytes_of(name: str, size: int | str) -> int:
         ValueError: It is neither; the message calls it by its `name`.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([A-Za-z]*)\s*", str(size))
-    if isinstance(size, bool) or found is None or found[2] not in UNITS:
+    if type(size) not in (int, str) or found is None or found[2] not in UNITS:
         raise ValueError(
             f'`{name}` must be a number of bytes, 0 or more, or a text like "2GiB" with one of the units '
             f"{[unit for unit in UNITS if unit]}, but got {size!r}."
         )
-    return int(float(found[1]) * UNITS[found[2]])
+    return int(Decimal(found[1]) * UNITS[found[2]])

@@ -1,21 +1,36 @@
 """What reversible layers keep within `activation_memory`: the same results, and less is computed twice."""
 
+import threading
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
 from allocations import Allocations
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from reversible_models import BATCH, HIDDEN, LENGTH, add_lora, layers_of, make, make_inputs, relative_error
+from reversible_models import (
+    BATCH,
+    HIDDEN,
+    LENGTH,
+    add_lora,
+    gradients_of,
+    layers_of,
+    make,
+    make_inputs,
+    relative_error,
+)
 from seq2seq_models import ALL_DROPOUT
 from seq2seq_models import make as make_two_sides
 from seq2seq_models import train as train_two_sides
 from test_reversible import VARIANTS, evaluate
 from tiny_models import DROPOUT, STACKS, TINY, assert_close
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.flop_counter import flop_registry
 
 from hf_reformer import ReformerConfig
 from hf_reformer.configuration.byte_sizes import bytes_of
+from hf_reformer.modeling.layers.encoder import ReformerAttention
+from hf_reformer.modeling.layers.output_projection import OutputProjection, can_do_without_result
 
 
 # Of a stream in float64.
@@ -40,19 +55,23 @@ def test_an_encoder_with_a_decoder(changes):
     assert_close(train_two_sides(make_two_sides(activation_memory=ALL, **changes)), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_under_autocast(dtype):
+@pytest.mark.parametrize(
+    ("autocast", "dtype"),
+    [(torch.bfloat16, torch.float32), (torch.float16, torch.float32), (torch.bfloat16, torch.float64)],
+)
+def test_under_autocast(autocast, dtype):
     def gradients_within(memory):
-        model, inputs = make(True, dtype=torch.float32, activation_memory=memory, **DROPOUT), make_inputs()
+        model, inputs = make(True, dtype=dtype, activation_memory=memory, **DROPOUT), make_inputs(dtype=dtype)
         torch.manual_seed(3)
-        with torch.autocast("cpu", dtype):
-            model(inputs_embeds=inputs["inputs_embeds"].float(), labels=inputs["labels"]).loss.backward()
-        return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        with torch.autocast("cpu", autocast):
+            model(**inputs).loss.backward()
+        return gradients_of(model, inputs)
 
     expected, actual = gradients_within(0), gradients_within(ALL)
     assert actual.keys() == expected.keys()
-    # Half a unit in the last place of what the layers compute in.
-    assert relative_error(actual, expected) < torch.finfo(dtype).eps / 2
+    # Half a unit in the last place of what the layers compute in: autocast leaves float64 as it is.
+    precision = torch.finfo(autocast).eps / 2 if dtype == torch.float32 else 1e-6
+    assert relative_error(actual, expected) < precision
 
 
 class Operations(Allocations):
@@ -100,13 +119,24 @@ def test_feed_forwards_come_first_and_no_more_is_kept_than_allowed(memory, saved
         assert more - kept <= memory
 
 
-def test_the_budget_is_one_of_bytes_of_what_is_computed_in():
-    """Under autocast an update has half of the bytes, so twice as many are kept."""
-    encoder = make(True, attn_layers=["local"] * 4, dtype=torch.float32, activation_memory=UPDATE).reformer.encoder
-    stream = torch.zeros(BATCH, LENGTH, HIDDEN, dtype=torch.float64)
-    assert encoder._updates_to_keep(stream) == [0, 0, 1, 1]
-    with torch.autocast("cpu", torch.bfloat16):
-        assert encoder._updates_to_keep(stream) == [1, 1, 1, 1]
+def kept_by(memory, autocast=None, dtype=torch.float32, **changes):
+    """Bytes that a model keeps more than without a budget."""
+    in_use = []
+    for each in (0, memory):
+        model, inputs = make(True, activation_memory=each, dtype=dtype, **changes), make_inputs(dtype=dtype)
+        with Allocations() as allocations, torch.autocast("cpu", autocast, enabled=autocast is not None):
+            loss = model(**inputs).loss
+            in_use.append(allocations.alive)
+        del loss
+    return in_use[1] - in_use[0]
+
+
+@pytest.mark.parametrize(
+    ("autocast", "dtype"), [(None, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.float64)]
+)
+def test_the_budget_is_one_of_bytes_whatever_layers_compute_in(autocast, dtype):
+    """It is used up: by two updates in float32, by four of half the size, by one in float64, which autocast leaves."""
+    assert kept_by(UPDATE, autocast, dtype, attn_layers=["local"] * 4) == pytest.approx(UPDATE, abs=64)
 
 
 def look_at_projections(model):
@@ -131,6 +161,127 @@ def test_adapters_on_the_projection_are_computed_and_nothing_is_kept_for_them():
     assert step(ALL, add_lora) == step(0, add_lora)
 
 
+def test_what_cannot_use_the_budget_leaves_it_to_others():
+    def hook_feed_forwards(model):
+        for layer in layers_of(model):
+            layer.feed_forward.register_forward_hook(lambda module, args, output: None)
+        return model
+
+    operations, kept = step(0, hook_feed_forwards)
+    fewer, more = step(2 * UPDATE, hook_feed_forwards)
+    assert operations - fewer == 2 * LAST[1] and more - kept == 2 * UPDATE
+
+
+# Whatever reads what the last projection makes gets it.
+
+
+class Bottleneck(torch.nn.Module):
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout, self.scale = dropout, torch.nn.Parameter(torch.full((HIDDEN,), 0.5, dtype=torch.float64))
+
+    def forward(self, hidden_states):
+        return self.dropout(hidden_states) + torch.tanh(hidden_states) * self.scale
+
+
+def read_instead_of_dropout(model, monkeypatch):
+    for layer in layers_of(model):
+        layer.feed_forward.output.dropout = Bottleneck(layer.feed_forward.output.dropout)
+
+
+def read_around_attention(model, monkeypatch):
+    forward = ReformerAttention.forward
+
+    @wraps(forward)
+    def squared(self, *args, **kwargs):
+        output, *others = forward(self, *args, **kwargs)
+        return output + output**2, *others
+
+    monkeypatch.setattr(ReformerAttention, "forward", squared)
+
+
+def read_around(module_class):
+    def change(model, monkeypatch):
+        forward = module_class.forward
+        monkeypatch.setattr(module_class, "forward", lambda self, *args: torch.tanh(forward(self, *args)))
+
+    return change
+
+
+def read_every_module(model, monkeypatch):
+    handle = register_module_forward_hook(
+        lambda module, args, output: torch.tanh(output) if isinstance(module, OutputProjection) else None
+    )
+    monkeypatch.setattr(model, "handle", handle, raising=False)
+
+
+READERS = {
+    "an adapter in the place of dropout": read_instead_of_dropout,
+    "a wrapper of attention's class": read_around_attention,
+    "a wrapper of the projection's class": read_around(OutputProjection),
+    "a wrapper of all linear layers": read_around(torch.nn.Linear),
+    "a hook on all modules": read_every_module,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_who_reads_the_projection_gets_it(name, monkeypatch):
+    def gradients_with(**changes):
+        model, inputs = make(activation_memory=ALL, **changes), make_inputs()
+        with monkeypatch.context() as patch:
+            READERS[name](model, patch)
+            torch.manual_seed(3)
+            model(**inputs).loss.backward()
+            if hasattr(model, "handle"):
+                model.handle.remove()
+        return gradients_of(model, inputs)
+
+    assert_close(gradients_with(reversible=True), gradients_with(reversible=False))
+
+
+def test_sharded_weights_are_computed():
+    feed_forward = layers_of(make(True))[0].feed_forward
+    assert can_do_without_result(feed_forward)
+    feed_forward.output.dense.weight.__tensor_flatten__ = None
+    assert not can_do_without_result(feed_forward)
+
+
+def test_compiled_parts_are_computed():
+    feed_forward = layers_of(make(True))[0].feed_forward
+    feed_forward.output.compile()
+    assert not can_do_without_result(feed_forward)
+
+
+def test_other_threads_compute_what_they_need():
+    model, inputs = make(True, activation_memory=ALL, hash_seed=3), make_inputs()
+    expected, found, done = model(**make_inputs()).logits.detach(), [], threading.Event()
+
+    def evaluate_beside():
+        with torch.no_grad():
+            while not done.is_set() or len(found) < 3:
+                found.append(model(**inputs).logits)
+
+    thread = threading.Thread(target=evaluate_beside)
+    thread.start()
+    for _ in range(20):
+        model(**make_inputs()).loss.backward()
+    done.set()
+    thread.join()
+    assert_close({"logits": torch.stack(found)}, {"logits": expected.expand(len(found), -1, -1, -1)})
+
+
+def test_pieces_may_be_others_in_backward():
+    """As where somebody sets another size, or a compiler asks."""
+    model, inputs = make(True, activation_memory=ALL, chunk_size_feed_forward=8), make_inputs()
+    loss = model(**inputs).loss
+    for layer in layers_of(model):
+        layer.feed_forward.chunk_size = 0
+    loss.backward()
+    expected = make_inputs()
+    make(False)(**expected).loss.backward()
+    assert_close({"embeds": inputs["inputs_embeds"].grad}, {"embeds": expected["inputs_embeds"].grad})
+
+
 def test_hooks_on_saved_tensors_have_them():
     """As offloading needs it."""
     packed = []
@@ -152,7 +303,16 @@ def test_hooks_on_saved_tensors_have_them():
 
 @pytest.mark.parametrize(
     ("size", "number"),
-    [(0, 0), (5, 5), ("7", 7), ("2GiB", 2**31), ("1.5 MiB", 3 * 2**19), ("500 MB", 500_000_000), ("3KB", 3000)],
+    [
+        (0, 0),
+        (5, 5),
+        ("7", 7),
+        ("2GiB", 2**31),
+        ("1.5 MiB", 3 * 2**19),
+        ("500 MB", 500_000_000),
+        ("3KB", 3000),
+        (2**53 + 1, 2**53 + 1),
+    ],
 )
 def test_sizes(size, number):
     assert bytes_of("size", size) == number

@@ -101,6 +101,20 @@ def test_one_exported_program_serves_all_batches_and_lengths(model_class, tmp_pa
                 assert (logits[mask.bool()] - expected).norm() <= 1e-5 * expected.norm(), shape
 
 
+def test_hidden_states_of_any_batch_and_length():
+    """Then layers are exported one by one."""
+    model = make_model(ReformerForCausalLM, **MIXED, **RECIPE, axial_pos_shape=[16, 32], max_position_embeddings=512)
+    model.config.output_hidden_states, model.config.use_cache = True, False
+    with torch.no_grad():
+        program = torch.export.export(model.eval(), padded(2, 77)[:1], dynamic_shapes={"input_ids": DYNAMIC}).module()
+        for shape in SHAPES:
+            ids, _ = padded(*shape)
+            states, expected = program(ids).hidden_states, model(ids).hidden_states
+            assert len(states) == len(expected) > 2
+            for state, its in zip(states, expected, strict=True):
+                assert (state - its).norm() <= 1e-5 * its.norm(), shape
+
+
 def test_exporting_a_cache_is_refused():
     model = make_model(ReformerForCausalLM)
     with pytest.raises(ValueError, match=r"cannot be exported.*use_cache=False"):

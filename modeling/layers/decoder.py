@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any, cast
 
+from torch import nn
+
 from .cross_attention import CrossAttention
 from .encoder import ReformerEncoder, ReformerLayer
 from .reversible import Half, whole
@@ -19,6 +21,10 @@ class ReformerDecoderLayer(ReformerLayer):
     def __init__(self, config, layer_idx: int):
         super().__init__(config, layer_idx)
         self.cross_attention = CrossAttention(config, layer_idx)
+
+    def updating(self) -> list[nn.Module]:
+        attention, feed_forward = super().updating()
+        return [attention, self.cross_attention, feed_forward]
 
     def halves(self, attention_kwargs: dict[str, Any], source: Source | None = None) -> list[Half]:
         attention, feed_forward = super().halves(attention_kwargs)

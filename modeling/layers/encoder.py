@@ -1,7 +1,8 @@
 """The stack of layers: attention of each kind and feed-forward in reversible residual layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         *,
         tape: ReversibleTape,
         stores_output: bool,
-        num_kept: int = 0,
+        keeps: Collection[nn.Module] = (),
         on_grid: bool = False,
         overwrites: bool = False,
         num_hashes: int | None = None,
@@ -105,7 +106,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
             source_states: `source.hidden_states` of a layer that is checkpointed.
             tape, stores_output, on_grid, overwrites: See `reversible.ReversibleLayerCall`.
-            num_kept: Halves, counted from the last, whose updates are kept for backward.
+            keeps: Modules whose updates are kept for backward.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
             cached: What is known of the text so far, and where the tokens of this call go in it.
@@ -133,8 +134,8 @@ class ReformerLayer(GradientCheckpointingLayer):
         reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
         maps: list[torch.Tensor | None]
         if reversible:
-            for half in call.halves[::-1][:num_kept]:
-                half.keeps_update = can_do_without_result(half.module)
+            for half in call.halves:
+                half.keeps_update = half.module in keeps
             y1, y2 = run_reversibly(call, x1, x2)
             maps, is_kept = [None] * len(call.halves), stores_output or not y2.requires_grad
         else:
@@ -142,6 +143,10 @@ class ReformerLayer(GradientCheckpointingLayer):
             is_kept = True
         tape.record_output(self.layer_idx, (y1, y2), is_kept)
         return y1, y2, maps
+
+    def updating(self) -> list[nn.Module]:
+        """The modules of `halves`, in order."""
+        return [self.attention, self.feed_forward]
 
     def halves(self, attention_kwargs: dict[str, Any], source: Source | None = None) -> list[Half]:
         """What the layer does, in order, given the arguments of its self-attention."""
@@ -297,7 +302,7 @@ class ReformerEncoder(nn.Module):
             attn_output = hidden_states.clone()
             hidden_states = hidden_states if owns_input else hidden_states.clone()
         tape = ReversibleTape((attn_output, hidden_states))
-        num_kept = self._updates_to_keep(hidden_states)
+        keeps = self._modules_that_keep(hidden_states)
         for layer in self.layers:
             is_last, is_kept = layer.layer_idx == len(self.layers) - 1, shown.wants(layer.layer_idx + 1)
             if _lacks_gradient(hidden_states) and _is_trained(layer):
@@ -312,7 +317,7 @@ class ReformerEncoder(nn.Module):
                 *by_position,
                 tape=tape,
                 stores_output=is_last or is_kept,
-                num_kept=num_kept[layer.layer_idx],
+                keeps=keeps,
                 overwrites=overwrites,
                 cached=None if cached is None else cached[layer.layer_idx],
                 **kwargs,
@@ -321,18 +326,22 @@ class ReformerEncoder(nn.Module):
             hidden_states = shown.append(hidden_states)
         return tape.verify_input(len(self.layers), (attn_output, hidden_states)), all_maps
 
-    def _updates_to_keep(self, stream: torch.Tensor) -> list[int]:
+    def _modules_that_keep(self, stream: torch.Tensor) -> set[nn.Module]:
         """
-        Of how many halves each layer keeps the update, within `config.activation_memory`.
+        Modules whose updates are kept for backward, within `config.activation_memory`.
 
-        Those of the feed-forwards, which are the last half of each layer, save most; each layer has one before any has
-        two. Backward frees those of the last layers first.
+        Feed-forwards, which end each layer, save most; each has its place before any attention. Backward frees the
+        updates of the last layers first.
         """
-        autocast = autocast_state(stream.device)
-        dtype = autocast["dtype"] if autocast["enabled"] else self.layer_norm.weight.dtype
-        allowed = bytes_of("activation_memory", self.config.activation_memory)
-        all_have, some = divmod(allowed // max(1, stream.numel() * dtype.itemsize), len(self.layers))
-        return [all_have + (layer_idx >= len(self.layers) - some) for layer_idx in range(len(self.layers))]
+        budget = bytes_of("activation_memory", self.config.activation_memory)
+        if budget == 0 or not self.config.reversible or not torch.is_grad_enabled():
+            return set()
+        autocast, dtype = autocast_state(stream.device), self.layer_norm.weight.dtype
+        # Autocast leaves float64 as it is.
+        dtype = autocast["dtype"] if autocast["enabled"] and dtype != torch.float64 else dtype
+        by_layer = [layer.updating()[::-1] for layer in self.layers[::-1]]
+        usable = filter(can_do_without_result, chain(*zip(*by_layer, strict=True)))
+        return set(islice(usable, budget // max(1, stream.numel() * dtype.itemsize)))
 
     def _combine_streams(self, streams: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """`[B, L, output_size]`, in the precision of the layers."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from threading import local
 from typing import Any
 
 import torch
@@ -11,6 +11,22 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops.differentiation import once_differentiable
 from .hooks import is_wrapped
+
+
+class _Results(local):
+    """
+    Whether this thread needs what projections make.
+
+    Attributes:
+        unneeded: It does not.
+        dtype: What autocast computes in; None without it.
+    """
+
+    unneeded = False
+    dtype: torch.dtype | None = None
+
+
+_results = _Results()
 
 
 class OutputProjection(nn.Module):
@@ -27,12 +43,19 @@ class OutputProjection(nn.Module):
         self.dense = nn.Linear(size, config.hidden_size, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and _results.unneeded:
+            return self.dropout(_without_numbers(hidden_states, self.dense.weight, self.dense.bias))
         return self.dropout(self.dense(hidden_states))
+
+
+# As they are when this is imported: whoever puts another in the place of one may read what it makes.
+_FORWARDS = {module: module.forward for module in (OutputProjection, nn.Linear, nn.Dropout)}
+_ENDING_IN_PROJECTION: set[Callable] = set()
 
 
 def ends_in_projection(forward: Callable) -> Callable:
     """Marks a `forward` that returns what its module's `output` makes, and does nothing else with it."""
-    forward.ends_in_projection = True  # type: ignore[attr-defined]
+    _ENDING_IN_PROJECTION.add(forward)
     return forward
 
 
@@ -40,41 +63,42 @@ def can_do_without_result(module: nn.Module) -> bool:
     """
     Whether nobody reads what comes of a module's last projection before the module returns it.
 
-    Hooks may, compiled programs, and classes that are not ours: adapters, quantised or sharded weights.
+    Hooks may, compiled programs, and what is not ours: adapters, quantised or sharded weights, other `forward`s.
     """
     output: Any = getattr(module, "output", None)
-    if not getattr(type(module).forward, "ends_in_projection", False) or type(output) is not OutputProjection:
+    if type(module).forward not in _ENDING_IN_PROJECTION or type(output) is not OutputProjection:
         return False
-    # Tensors that are made of others, as sharded ones are, have a way to be taken apart.
-    is_plain = type(output.dense) is nn.Linear and not any(
-        hasattr(parameter, "__tensor_flatten__") for parameter in output.dense.parameters()
-    )
+    parts = output, *output.children()
+    if [type(part) for part in parts] != [OutputProjection, nn.Dropout, nn.Linear] or _has_any_global_hook():
+        return False
     return (
-        is_plain
-        and not _has_any_global_hook()
+        all(type(part).forward is _FORWARDS[type(part)] for part in parts)
+        # Tensors that are made of others, as sharded ones are, have a way to be taken apart.
+        and not any(hasattr(weight, "__tensor_flatten__") for weight in output.dense.parameters())
         and not any(is_wrapped(each) or each._compiled_call_impl is not None for each in module.modules())
     )
 
 
 @contextmanager
-def without_result(module: Any, dtype: torch.dtype | None) -> Iterator[None]:
+def without_result(dtype: torch.dtype | None) -> Iterator[None]:
     """
-    Within it, the last projection of a module has gradients as ever, and its numbers are whatever was in memory.
+    Within it, projections have gradients as ever, and their numbers are whatever was in memory.
 
     Args:
         dtype: What autocast computes in; None without it.
     """
-    dense = module.output.dense
-    dense.forward = partial(_project_nothing, dense.weight, dense.bias, dtype)
+    _results.unneeded, _results.dtype = True, dtype
     try:
         yield
     finally:
-        del dense.forward
+        _results.unneeded, _results.dtype = False, None
 
 
-def _project_nothing(weight, bias, dtype, vectors):
-    given = vectors, weight, bias
-    return _GradientsOfProjection.apply(*(each if each is None or dtype is None else each.to(dtype) for each in given))
+def _without_numbers(*given):
+    if _results.dtype is not None:
+        # Autocast leaves float64 as it is.
+        given = [each if each is None or each.dtype == torch.float64 else each.to(_results.dtype) for each in given]
+    return _GradientsOfProjection.apply(*given)
 
 
 class _GradientsOfProjection(torch.autograd.Function):

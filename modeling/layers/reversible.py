@@ -12,6 +12,8 @@ autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see wh
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -317,9 +319,9 @@ class ReversibleLayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, x1, x2, source, *parameters):
         call.autocast = autocast_state(x1.device)
-        kept = []
+        kept, ctx.counts = [], []
         for half in call.halves:
-            out, buckets = None, None
+            out, buckets, before = None, None, len(kept)
             with half.recording.recorded(x2.device):
                 for place, piece in enumerate(half.split(x2)):
                     with _as_in_recomputation(call, half):
@@ -334,6 +336,7 @@ class ReversibleLayerFunction(torch.autograd.Function):
                     del update
             if "rotations" in half.kwargs:
                 half.kwargs = half.kwargs | {"rotations": None, "buckets": buckets}
+            ctx.counts.append(len(kept) - before)
             x1, x2 = x2, out
         ctx.call = call
         # Who changes what the encoder has put out before backward is told so.
@@ -349,9 +352,10 @@ class ReversibleLayerFunction(torch.autograd.Function):
         else:
             streams = call.tape.receive(call.layer_idx)
         source_grad, parameter_grads = None, []
-        for half in reversed(call.halves):
+        for half, count in zip(reversed(call.halves), reversed(ctx.counts), strict=True):
+            kept, updates = kept[: len(kept) - count], kept[len(kept) - count :]
             with half.recording.replayed():
-                streams, gradients, half_source_grad, half_grads = _invert(call, half, streams, gradients, kept)
+                streams, gradients, half_source_grad, half_grads = _invert(call, half, streams, gradients, updates)
             source_grad = summed(source_grad, half_source_grad)
             parameter_grads = [*half_grads, *parameter_grads]
         if call.layer_idx > 0:
@@ -373,23 +377,25 @@ def _as_in_recomputation(call, half) -> Iterator[None]:
         yield
 
 
-def _invert(call, half, streams, gradients, kept):
+def _invert(call, half, streams, gradients, updates):
     """
     The streams as they were before `half`, their gradients, that of the source (None if it needs none), and those of
     the parameters.
 
-    The updates that `half` has kept are the last of `kept`, which loses them.
+    Without `updates`, those that `half` has kept, they are computed again.
     """
     (stream, target), (stream_grad, target_grad) = streams, gradients
     # Both are made when the first piece has been recomputed, which may need more memory than this.
     before, whole_grad, source_grad, grads = None, None, None, None
-    pieces = list(zip(*map(half.split, (stream, target, stream_grad, target_grad)), strict=True))
-    updates = [kept.pop() for _ in pieces][::-1] if half.keeps_update else [None] * len(pieces)
-    for place, (piece, target_piece, grad_piece, target_grad_piece) in enumerate(pieces):
-        update, through, source_part, piece_grads = _recompute(call, half, piece, target_grad_piece, updates[place])
+    # Whatever decided the pieces in forward may decide otherwise now.
+    split = partial(torch.split, split_size_or_sections=[each.shape[1] for each in updates], dim=1)
+    split = split if updates else half.split
+    pieces = zip(*map(split, (stream, target, stream_grad, target_grad)), updates or repeat(None), strict=False)
+    for place, (piece, target_piece, grad_piece, target_grad_piece, kept) in enumerate(pieces):
+        update, through, source_part, piece_grads = _recompute(call, half, piece, target_grad_piece, kept)
         if before is None:
             before, whole_grad = _memory_for_input(call, target), torch.empty_like(stream_grad)
-            recovered, whole_grads = half.split(before), half.split(whole_grad)
+            recovered, whole_grads = split(before), split(whole_grad)
         _add_in_pieces(target_piece, update, recovered[place], sign=-1, on_grid=call.on_grid)
         _add_in_pieces(grad_piece, through, whole_grads[place])
         source_grad = summed(source_grad, source_part)
@@ -493,7 +499,7 @@ def _as_needed(call, half, kept):
     """Without the numbers of the last projection, if they are `kept` and nobody else reads them."""
     if kept is None or not can_do_without_result(half.module):
         return nullcontext()
-    return without_result(half.module, call.autocast["dtype"] if call.autocast["enabled"] else None)
+    return without_result(call.autocast["dtype"] if call.autocast["enabled"] else None)
 
 
 def _state_of(stream):
