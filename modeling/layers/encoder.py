@@ -334,7 +334,7 @@ class ReformerEncoder(nn.Module):
         updates of the last layers first.
         """
         budget = bytes_of("activation_memory", self.config.activation_memory)
-        if budget == 0 or not self.config.reversible or not torch.is_grad_enabled():
+        if budget == 0 or not torch.is_grad_enabled():
             return set()
         autocast, dtype = autocast_state(stream.device), self.layer_norm.weight.dtype
         # Autocast leaves float64 as it is.
