@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from scripts import run_experiment
-from scripts.experiments import copying, duplication, synthetic, twins
+from scripts.experiments import copy_reverse, copying, docstring_pairs, duplication, synthetic, twins
 
 
 EXPERIMENTS = {"copying": copying, "duplication": duplication}
@@ -111,7 +111,14 @@ def test_the_tables_in_the_docs_are_those_of_the_files(folder, module):
     assert runs and not set(module.tables(runs).splitlines()) - set(page)
 
 
-def test_the_table_of_twins_in_the_docs_is_that_of_the_files():
+@pytest.mark.parametrize(
+    ("module", "records"),
+    [
+        (twins, lambda: twins.read_records(twins.RESULTS, twins.NUM_STEPS)),
+        (copy_reverse, lambda: copy_reverse.read_records(synthetic.RESULTS / "copy_reverse")),
+        (docstring_pairs, lambda: docstring_pairs.read_records(synthetic.RESULTS / "docstring_pairs")),
+    ],
+)
+def test_a_table_in_the_docs_is_that_of_the_files(module, records):
     page = synthetic.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-    records = twins.read_records(twins.RESULTS, twins.NUM_STEPS)
-    assert records and not set(twins.table(records).splitlines()) - set(page)
+    assert records() and not set(module.table(records()).splitlines()) - set(page)

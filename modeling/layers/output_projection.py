@@ -49,7 +49,9 @@ class OutputProjection(nn.Module):
 
 
 # As they are when this is imported: whoever puts another in the place of one may read what it makes.
-_FORWARDS: dict[type[nn.Module], Callable] = {module: module.forward for module in (OutputProjection, nn.Linear, nn.Dropout)}
+_FORWARDS: dict[type[nn.Module], Callable] = {
+    module: module.forward for module in (OutputProjection, nn.Linear, nn.Dropout)
+}
 _ENDING_IN_PROJECTION: set[Callable] = set()
 
 

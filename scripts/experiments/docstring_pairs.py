@@ -302,6 +302,12 @@ def table(records: list[dict[str, Any]]) -> str:
     return markdown(*rows)
 
 
+def read_records(results: Path) -> list[dict[str, Any]]:
+    """The results in a folder, by seed; those that chose learning rates left out."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")]
+    return sorted(records, key=lambda record: record["run"]["seed"])
+
+
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
     parser = experiment_parser(__doc__, CONTENDERS, RESULTS / "docstring_pairs")
@@ -321,7 +327,7 @@ def main(argv: list[str]) -> None:
         for seed in arguments.seeds:
             for name, rate in rates.items():
                 PairTraining(run_of(name, seed, rate, seconds, results), results)()
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in results.glob("*.json")]
+    records = read_records(results)
     if not records:
         raise SystemExit(f"There are no results in {results}.")
-    print(table(sorted(records, key=lambda record: record["run"]["seed"])))
+    print(table(records))

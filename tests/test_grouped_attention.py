@@ -1,0 +1,138 @@
+"""Many new tokens at once, within windows of one round: groups of a bucket read one stretch of the order."""
+
+from contextlib import ExitStack
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from test_decoding_cache import cached_logits, close, make, rows_with_padding
+from tiny_models import POSITIONS, WINDOWS, random_ids
+
+from hf_reformer import ReformerCache
+from hf_reformer.modeling.decoding import decoding_attention, grouped_attention
+from hf_reformer.modeling.decoding.bucket_order import BucketOrder
+from hf_reformer.modeling.memory.allocations import AllocationLedger
+
+
+def groups_of(size, many=2, most_numbers=2**22):
+    """Pieces of `many` tokens are grouped, by `size`; what it was called for."""
+    calls, attend = [], grouped_attention.attend_in_groups
+    stack = ExitStack()
+    for place, name, value in (
+        (grouped_attention, "GROUP", size),
+        (decoding_attention, "MANY_TOKENS", many),
+        (decoding_attention, "MOST_NUMBERS", most_numbers),
+        (decoding_attention, "attend_in_groups", lambda *given: calls.append(given[0].shape[1]) or attend(*given)),
+        (BucketOrder, "most_recent", 1),
+    ):
+        stack.enter_context(patch.object(place, name, value))
+    return stack, calls
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(
+    kinds=st.sampled_from([["lsh", "lsh"], ["local", "lsh"]]),
+    positions=st.sampled_from(sorted(POSITIONS)),
+    splits=st.lists(st.integers(2, 50), min_size=2, max_size=4).filter(lambda splits: 20 < sum(splits) <= 120),
+    paddings=st.lists(st.integers(0, 60), min_size=3, max_size=3),
+    scattered=st.booleans(),
+    num_buckets=st.sampled_from([2, 8]),
+    threshold=st.sampled_from([None, 40]),
+    before=st.integers(0, 2),
+    value_shift=st.sampled_from([0, 1]),
+    size=st.sampled_from([1, 3, 16]),
+    most_numbers=st.sampled_from([1, 2**22]),
+    seed=st.integers(0, 99),
+)
+@example(["lsh", "lsh"], "axial", [40, 60], [0, 0, 0], False, 8, None, 1, 1, 3, 1, 0)
+# Padding has the code of the token before it.
+@example(["lsh", "lsh"], "LSH rotary", [2, 24], [0, 3, 0], True, 2, None, 1, 0, 3, 2**22, 0)
+def test_equals_one_forward_pass_over_each_row(
+    kinds,
+    positions,
+    splits,
+    paddings,
+    scattered,
+    num_buckets,
+    threshold,
+    before,
+    value_shift,
+    size,
+    most_numbers,
+    seed,
+):
+    torch.manual_seed(seed)
+    model = make(
+        attn_layers=kinds,
+        num_hashes=1,
+        num_buckets=num_buckets,
+        full_attention_threshold=threshold,
+        lsh_num_chunks_before=before,
+        lsh_value_shift=value_shift,
+        **WINDOWS,
+        **POSITIONS[positions],
+    )
+    length = sum(splits)
+    rows, ids, mask = rows_with_padding(length, paddings, scattered)
+    patched, calls = groups_of(size, most_numbers=most_numbers)
+    with patched:
+        logits = cached_logits(model, ids, splits, mask)
+    assert calls or threshold == 40 or length - splits[-1] < 16
+    for row, is_real, actual in zip(rows, mask, logits, strict=True):
+        with torch.no_grad():
+            close(actual[is_real.bool()], model(row[None]).logits[0])
+
+
+def test_single_tokens_several_rounds_and_maps_are_left_to_the_other_way():
+    windows = {"attn_layers": ["lsh", "lsh"], **WINDOWS}
+    ids = random_ids(1, 100)
+    for changes, splits, how in (
+        ({"num_hashes": 2}, [50, 50], {}),
+        ({"num_hashes": 1}, [98, 1, 1], {}),
+        ({"num_hashes": 1}, [50, 50], {"output_attentions": True}),
+    ):
+        patched, calls = groups_of(4)
+        with patched, torch.no_grad():
+            model, cache, first = make(**windows, **changes), None, 0
+            for count in splits:
+                cache = model(ids[:, first : first + count], cache=cache, use_cache=True, **how).cache
+                first += count
+        assert not calls
+
+
+def test_codes_that_are_not_sorted_yet_are_waited_for():
+    """A piece behind single tokens; what is long enough to be grouped sorts all."""
+    model = make(attn_layers=["lsh", "lsh"], num_hashes=1, **WINDOWS)
+    ids, splits = random_ids(1, 120), [40, 1, 1, 3, 70, 1, 4]
+    patched, calls = groups_of(4, many=3)
+    with patched, patch.object(BucketOrder, "most_recent", 8), torch.no_grad():
+        close(cached_logits(model, ids, splits), model(ids).logits)
+    # Two layers.
+    assert calls == [70, 70]
+
+
+def test_keys_are_gathered_once_for_a_group():
+    """300 tokens of two buckets; each alone would gather the 16 keys before it."""
+    model = make(torch.float32, attn_layers=["lsh"], num_hashes=1, num_buckets=2, **WINDOWS)
+    peaks = []
+    for many in (64, 1000):
+        cache = ReformerCache(model.config)
+        cached_logits(model, random_ids(1, 100), [100], cache=cache)
+        with patch.object(decoding_attention, "MANY_TOKENS", many), AllocationLedger() as ledger:
+            cached_logits(model, random_ids(1, 300), [300], cache=cache)
+        peaks.append(ledger.peak)
+    assert peaks[0] < peaks[1] / 2
+
+
+def test_gradients_pass():
+    model = make(attn_layers=["lsh", "lsh"], num_hashes=1, **WINDOWS)
+    ids = random_ids(2, 100)
+    patched, calls = groups_of(4)
+    with patched:
+        with torch.no_grad():
+            cache = model(ids[:, :50], use_cache=True).cache
+        model(ids[:, 50:], cache=cache, use_cache=True).logits.square().sum().backward()
+    assert calls and all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
