@@ -1,5 +1,6 @@
 """Many new tokens at once, within windows of one round: groups of a bucket read one stretch of the order."""
 
+import json
 from contextlib import ExitStack
 from unittest.mock import patch
 
@@ -14,6 +15,7 @@ from hf_reformer import ReformerCache
 from hf_reformer.modeling.decoding import decoding_attention, grouped_attention
 from hf_reformer.modeling.decoding.bucket_order import BucketOrder
 from hf_reformer.modeling.memory.allocations import AllocationLedger
+from scripts.bench import benchmark_prefill
 
 
 def groups_of(size, many=2, most_numbers=2**22):
@@ -136,3 +138,30 @@ def test_gradients_pass():
             cache = model(ids[:, :50], use_cache=True).cache
         model(ids[:, 50:], cache=cache, use_cache=True).logits.square().sum().backward()
     assert calls and all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+
+
+@pytest.mark.slow
+def test_the_benchmark_and_its_table(tmp_path, capsys):
+    sizes = ["--length", "512", "--piece", "128", "--turns", "2", "--hidden_size", "64"]
+    threads = torch.get_num_threads()
+    benchmark_prefill.main([*sizes, "--out", str(tmp_path / "figures.json")])
+    torch.set_num_threads(threads)
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [(row["setting"], row["rounds"]) for row in rows] == [
+        ("windows", 1),
+        ("windows", 4),
+        ("chunks", 1),
+        ("chunks", 4),
+    ]
+    assert all(0 < row["at_once_s"][0] <= row["at_once_s"][1] for row in rows)
+    assert [benchmark_prefill.line_of(row) for row in rows] == capsys.readouterr().out.splitlines()[-4:]
+    page = (benchmark_prefill.DOCS / "performance.md").read_text(encoding="utf-8")
+    figures = json.loads((benchmark_prefill.DOCS / "prefill.json").read_text(encoding="utf-8"))
+    assert all(benchmark_prefill.line_of(row) in page for row in figures["rows"])
+
+
+def test_nothing_is_timed_where_results_differ(monkeypatch):
+    monkeypatch.setattr(benchmark_prefill, "TOLERANCE", -1)
+    shape = benchmark_prefill.Shape(64, 1, hidden_size=16, num_heads=2, num_layers=1, feed_forward_size=16)
+    with pytest.raises(ValueError, match="windows, 1 rounds: logits are .* apart, so nothing is timed"):
+        benchmark_prefill.measure(shape, 32, 1)

@@ -145,19 +145,19 @@ class OwnReformer(Contender):
 
     how_filled = f"the text, read in pieces of {PIECE} tokens"
 
-    def __init__(self, shape: Shape, num_hashes: int = 1, piece: int = PIECE):
-        self.num_hashes, self.piece = num_hashes, piece
+    def __init__(self, shape: Shape, num_hashes: int = 1, piece: int = PIECE, **changes):
+        self.num_hashes, self.piece, self.changes = num_hashes, piece, changes
         super().__init__(shape)
 
     def build(self):
-        self.config = ReformerConfig(
-            num_hashes=self.num_hashes,
-            lsh_sliding_window=True,
-            circular_look_around=False,
-            attend_across_buckets=False,
-            chunk_size_feed_forward=1024,
-            **self.shape.reformer_settings,
-        )
+        settings = {
+            "num_hashes": self.num_hashes,
+            "lsh_sliding_window": True,
+            "circular_look_around": False,
+            "attend_across_buckets": False,
+            "chunk_size_feed_forward": 1024,
+        }
+        self.config = ReformerConfig(**self.shape.reformer_settings | settings | self.changes)
         return ReformerForCausalLM(self.config)
 
     @torch.no_grad()
