@@ -163,5 +163,5 @@ def test_the_benchmark_and_its_table(tmp_path, capsys):
 def test_nothing_is_timed_where_results_differ(monkeypatch):
     monkeypatch.setattr(benchmark_prefill, "TOLERANCE", -1)
     shape = benchmark_prefill.Shape(64, 1, hidden_size=16, num_heads=2, num_layers=1, feed_forward_size=16)
-    with pytest.raises(ValueError, match="windows, 1 rounds: logits are .* apart, so nothing is timed"):
+    with pytest.raises(ValueError, match=r"windows, 1 rounds: logits are .* apart, so nothing is timed"):
         benchmark_prefill.measure(shape, 32, 1)
