@@ -162,8 +162,7 @@ def run_task(
         trainer.save_model()
         trainer.save_state()
         if trainer.is_world_process_zero():
-            with whole_model(trainer):
-                figures = write_report(task, trainer, sides, figures, model_arguments)
+            figures = write_report(task, trainer, sides, figures, model_arguments)
     if training_arguments.push_to_hub:
         trainer.push_to_hub()
     return figures
@@ -200,7 +199,12 @@ def write_report(
 ) -> Figures:
     """Measure the final weights, and write card, pictures, predictions and log into the output folder."""
     folder, data_arguments = Path(trainer.args.output_dir), task.data_arguments
-    found = task.report(trainer, sides)
+    start = model_arguments.model_name_or_path or "random"
+    if model_arguments.pretrain_steps:
+        start = f"{model_arguments.pretrain_steps:,} steps of filling in hidden tokens of the training texts"
+    with whole_model(trainer):
+        found = task.report(trainer, sides)
+        described = describe_task_run(trainer, trainer.processing_class.model_max_length, start)
     figures = {"this model": found.figures} | beside
     main = task.main_figure if task.main_figure in found.figures else next(iter(found.figures))
     write_task_curve(
@@ -217,10 +221,7 @@ def write_report(
         model_arguments=vars(model_arguments),
         data_arguments=vars(data_arguments),
     )
-    start = model_arguments.model_name_or_path or "random"
-    if model_arguments.pretrain_steps:
-        start = f"{model_arguments.pretrain_steps:,} steps of filling in hidden tokens of the training texts"
-    facts = describe_task_run(trainer, trainer.processing_class.model_max_length, start) | {
+    facts = described | {
         "pipeline_tag": task.pipeline,
         "source": data_arguments.source,
         "split": sides.how[0].upper() + sides.how[1:],

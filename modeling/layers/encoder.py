@@ -105,8 +105,7 @@ class ReformerLayer(GradientCheckpointingLayer):
         Args:
             attn_output, hidden_states: The streams x1 and x2, `[B, L, hidden_size]`.
             source_states: `source.hidden_states` of a layer that is checkpointed.
-            tape, stores_output, on_grid, overwrites: See `reversible.ReversibleLayerCall`.
-            keeps: Modules whose updates are kept for backward.
+            tape, stores_output, keeps, on_grid, overwrites: See `reversible.ReversibleLayerCall`.
             num_hashes: Hashing rounds, instead of the config's.
             length: Tokens of the whole sequence, where the streams are a shard of it.
             cached: What is known of the text so far, and where the tokens of this call go in it.
@@ -127,6 +126,7 @@ class ReformerLayer(GradientCheckpointingLayer):
             tape=tape,
             layer_idx=self.layer_idx,
             stores_output=stores_output,
+            keeps=keeps,
             overwrites=overwrites,
             source=source,
         )
@@ -134,8 +134,6 @@ class ReformerLayer(GradientCheckpointingLayer):
         reversible = self.config.reversible and cached is None and not return_weights and torch.is_grad_enabled()
         maps: list[torch.Tensor | None]
         if reversible:
-            for half in call.halves:
-                half.keeps_update = half.module in keeps
             y1, y2 = run_reversibly(call, x1, x2)
             maps, is_kept = [None] * len(call.halves), stores_output or not y2.requires_grad
         else:

@@ -9,7 +9,7 @@ There is one autograd Function per layer, with the layer's parameters among its 
 autograd like any other, so hooks on parameters and on layers (DDP, FSDP) see what they expect.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -231,7 +231,6 @@ class Half:
         kwargs: Its arguments; in the recomputation they have the buckets instead of the rotations.
         split: Makes pieces of the sequence that are worked on one at a time.
         reads_source: The module has an argument `source`, that of the call.
-        keeps_update: What the module makes is kept for backward, which then does without its last projection.
         recording: Of the module.
     """
 
@@ -239,7 +238,6 @@ class Half:
     kwargs: dict[str, Any] = field(default_factory=dict)
     split: Callable[[torch.Tensor], Sequence[torch.Tensor]] = whole
     reads_source: bool = False
-    keeps_update: bool = False
     recording: Recording = field(init=False)
 
     def run(
@@ -262,6 +260,7 @@ class ReversibleLayerCall:
         tape: Shared by the layers of one forward pass.
         layer_idx: Place of the layer in the stack, 0 first.
         stores_output: Whether the layer keeps its own output, as the last one must.
+        keeps: Modules whose updates are kept for backward, which then does without their last projection.
         overwrites: Nobody needs the streams that come in: without a graph, those that go out take their memory.
         source: What a decoder's layers read of the encoder.
         autocast: Of the forward pass.
@@ -272,6 +271,7 @@ class ReversibleLayerCall:
     tape: ReversibleTape
     layer_idx: int
     stores_output: bool
+    keeps: Collection[nn.Module] = ()
     overwrites: bool = False
     source: Source | None = None
     autocast: dict[str, Any] = field(init=False)
@@ -331,7 +331,7 @@ class ReversibleLayerFunction(torch.autograd.Function):
                         out = torch.empty_like(x1)
                         targets, outs = half.split(x1), half.split(out)
                     _add_in_pieces(targets[place], update.detach(), outs[place], on_grid=call.on_grid)
-                    kept += [update.detach()] if half.keeps_update else []
+                    kept += [update.detach()] if half.module in call.keeps else []
                     # Freed before something else takes memory.
                     del update
             if "rotations" in half.kwargs:
