@@ -142,9 +142,8 @@ class ReformerConfig(PreTrainedConfig):
         float64; `True` always; `False` never, with float32 streams at least. Without gradients nothing is inverted,
         and the streams of float32 layers are float32.
     activation_memory (`int` or `str`, *optional*, defaults to 0):
-        Bytes, or a text such as `"2GiB"`, that the reversible layers of each stack may keep of a batch for backward,
-        which then computes less a second time: what feed-forwards have added to the streams, then what attention has.
-        Results stay the same. A model that is compiled as one program keeps nothing.
+        Bytes, or a text such as `"2GiB"`, that reversible layers of each stack may keep of a batch for backward, which
+        then computes less anew: what feed-forwards have added to the streams, then attention. Results stay the same.
     circular_look_around (`bool`, *optional*, defaults to `True`):
         Let the first chunk look at the last one, in the order of the concatenated rounds, as the published checkpoints
         were trained. `False` makes a sequence's result independent of padding and of the batch it is in.

@@ -65,7 +65,8 @@ def arguments_of(text_folder, output_dir, batch_size, **given):
         "per_device_train_batch_size": batch_size,
         "per_device_eval_batch_size": batch_size,
     }
-    return [word for name, value in (values | given).items() for word in (f"--{name}", *str(value).split())]
+    stated = {name: value for name, value in (values | given).items() if value is not None}
+    return [word for name, value in stated.items() for word in (f"--{name}", *str(value).split())]
 
 
 def launch(config, script, arguments):
@@ -138,11 +139,7 @@ def pairs(tmp_path_factory):
 
 
 def arguments_of_pairs(pairs, output_dir, batch_size):
-    arguments = arguments_of("", output_dir, batch_size, **pairs)
-    for name in ("--text_path", "--context_length", "--max_held_out_windows"):
-        place = arguments.index(name)
-        del arguments[place : place + (1 if name == "--text_path" else 2)]
-    return arguments
+    return arguments_of(None, output_dir, batch_size, context_length=None, max_held_out_windows=None, **pairs)
 
 
 @pytest.fixture(scope="module")

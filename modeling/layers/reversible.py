@@ -471,7 +471,7 @@ def _leaf_for(module, stream):
     return narrowed(stream.detach(), module).requires_grad_(torch.is_grad_enabled())
 
 
-def _recompute(call, half, stream, output_grad, kept=None):
+def _recompute(call, half, stream, output_grad, kept):
     """
     What a half adds for a piece of a stream, which may be `kept`; the gradients of the piece, of the source, and of
     each parameter (None if it needs none).
