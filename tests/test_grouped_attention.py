@@ -1,4 +1,4 @@
-"""Many new tokens at once, within windows of one round: groups of a bucket read one stretch of the order."""
+"""Many new tokens at once: groups of a bucket or chunk read one stretch of the order."""
 
 import json
 from contextlib import ExitStack
@@ -20,13 +20,17 @@ from scripts.bench import benchmark_prefill
 
 def groups_of(size, many=2, most_numbers=2**22):
     """Pieces of `many` tokens are grouped, by `size`; what it was called for."""
-    calls, attend = [], grouped_attention.attend_in_groups
+    calls, attend = [], grouped_attention.GroupedAttention.__call__
     stack = ExitStack()
     for place, name, value in (
         (grouped_attention, "GROUP", size),
-        (decoding_attention, "MANY_TOKENS", many),
+        (grouped_attention, "MANY_TOKENS", many),
         (decoding_attention, "MOST_NUMBERS", most_numbers),
-        (decoding_attention, "attend_in_groups", lambda *given: calls.append(given[0].shape[1]) or attend(*given)),
+        (
+            grouped_attention.GroupedAttention,
+            "__call__",
+            lambda *given: calls.append(given[1].shape[1]) or attend(*given),
+        ),
         (BucketOrder, "most_recent", 1),
     ):
         stack.enter_context(patch.object(place, name, value))
@@ -42,6 +46,7 @@ def groups_of(size, many=2, most_numbers=2**22):
     paddings=st.lists(st.integers(0, 60), min_size=3, max_size=3),
     scattered=st.booleans(),
     num_buckets=st.sampled_from([2, 8]),
+    num_hashes=st.integers(1, 3),
     threshold=st.sampled_from([None, 40]),
     before=st.integers(0, 2),
     value_shift=st.sampled_from([0, 1]),
@@ -49,9 +54,9 @@ def groups_of(size, many=2, most_numbers=2**22):
     most_numbers=st.sampled_from([1, 2**22]),
     seed=st.integers(0, 99),
 )
-@example(["lsh", "lsh"], "axial", [40, 60], [0, 0, 0], False, 8, None, 1, 1, 3, 1, 0)
+@example(["lsh", "lsh"], "axial", [40, 60], [0, 0, 0], False, 8, 2, None, 1, 1, 3, 1, 0)
 # Padding has the code of the token before it.
-@example(["lsh", "lsh"], "LSH rotary", [2, 24], [0, 3, 0], True, 2, None, 1, 0, 3, 2**22, 0)
+@example(["lsh", "lsh"], "LSH rotary", [2, 24], [0, 3, 0], True, 2, 1, None, 1, 0, 3, 2**22, 0)
 def test_equals_one_forward_pass_over_each_row(
     kinds,
     positions,
@@ -59,6 +64,7 @@ def test_equals_one_forward_pass_over_each_row(
     paddings,
     scattered,
     num_buckets,
+    num_hashes,
     threshold,
     before,
     value_shift,
@@ -69,7 +75,7 @@ def test_equals_one_forward_pass_over_each_row(
     torch.manual_seed(seed)
     model = make(
         attn_layers=kinds,
-        num_hashes=1,
+        num_hashes=num_hashes,
         num_buckets=num_buckets,
         full_attention_threshold=threshold,
         lsh_num_chunks_before=before,
@@ -88,11 +94,52 @@ def test_equals_one_forward_pass_over_each_row(
             close(actual[is_real.bool()], model(row[None]).logits[0])
 
 
-def test_single_tokens_several_rounds_and_maps_are_left_to_the_other_way():
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None)
+@given(
+    splits=st.lists(st.integers(2, 50), min_size=2, max_size=4).filter(lambda splits: 20 < sum(splits) <= 120),
+    paddings=st.lists(st.integers(0, 60), min_size=3, max_size=3),
+    num_buckets=st.sampled_from([2, 8]),
+    num_hashes=st.integers(1, 3),
+    before=st.sampled_from([0, 1, 2, 4]),
+    circular=st.booleans(),
+    across=st.booleans(),
+    value_shift=st.sampled_from([0, 1]),
+    size=st.sampled_from([1, 3, 16]),
+    most_numbers=st.sampled_from([1, 2**22]),
+    seed=st.integers(0, 99),
+)
+@example([40, 60], [0, 0, 0], 8, 2, 1, True, True, 1, 3, 2**22, 0)
+# The circle is shorter than what a chunk looks at.
+@example([3, 20], [0, 0, 0], 2, 1, 4, True, True, 0, 3, 2**22, 0)
+def test_chunks_equal_looking_keys_up_one_by_one(
+    splits, paddings, num_buckets, num_hashes, before, circular, across, value_shift, size, most_numbers, seed
+):
+    torch.manual_seed(seed)
+    model = make(
+        attn_layers=["lsh", "lsh"],
+        num_hashes=num_hashes,
+        num_buckets=num_buckets,
+        lsh_num_chunks_before=before,
+        circular_look_around=circular,
+        attend_across_buckets=across,
+        lsh_value_shift=value_shift,
+    )
+    _, ids, mask = rows_with_padding(sum(splits), paddings, scattered=False)
+    logits = []
+    for many in (2, 1000):
+        patched, calls = groups_of(size, many, most_numbers)
+        with patched:
+            logits.append(cached_logits(model, ids, splits, mask))
+        assert not calls if many > 2 else calls or before == 4
+    close(*(each[mask.bool()] for each in logits))
+
+
+def test_single_tokens_keys_that_count_once_and_maps_are_left_to_the_other_way():
     windows = {"attn_layers": ["lsh", "lsh"], **WINDOWS}
     ids = random_ids(1, 100)
     for changes, splits, how in (
-        ({"num_hashes": 2}, [50, 50], {}),
+        ({"num_hashes": 2, "allow_duplicate_attention": False}, [50, 50], {}),
         ({"num_hashes": 1}, [98, 1, 1], {}),
         ({"num_hashes": 1}, [50, 50], {"output_attentions": True}),
     ):
@@ -123,7 +170,7 @@ def test_keys_are_gathered_once_for_a_group():
     for many in (64, 1000):
         cache = ReformerCache(model.config)
         cached_logits(model, random_ids(1, 100), [100], cache=cache)
-        with patch.object(decoding_attention, "MANY_TOKENS", many), AllocationLedger() as ledger:
+        with patch.object(grouped_attention, "MANY_TOKENS", many), AllocationLedger() as ledger:
             cached_logits(model, random_ids(1, 300), [300], cache=cache)
         peaks.append(ledger.peak)
     assert peaks[0] < peaks[1] / 2

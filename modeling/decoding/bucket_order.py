@@ -117,10 +117,14 @@ class BucketOrder:
         self._sorted = with_any_size(self._sorted.index_select(0, rows), dim=3)
         self._recent = self._recent.index_select(0, rows)
 
-    def one_round(self) -> torch.Tensor | None:
-        """All codes, sorted, `[B, H, capacity]`; None with several rounds, or where some codes are not sorted yet."""
-        is_whole = self._num_columns == self._begin and not torch.compiler.is_compiling()
-        return self._sorted[:, :, 0] if is_whole and self._sorted.shape[2] == 1 else None
+    def is_sorted(self) -> bool:
+        """Whether all codes are among the sorted ones, as they are when many came at once."""
+        return self._num_columns == self._begin and not torch.compiler.is_compiling()
+
+    @property
+    def codes(self) -> torch.Tensor:
+        """Those that are sorted, `[B, H, R, capacity]`."""
+        return self._sorted
 
     def before(self, codes: torch.Tensor, count: int) -> torch.Tensor:
         """

@@ -15,7 +15,7 @@ from ..ops.value_shift import weights_of_values
 from .bucket_order import bucket_of, position_of
 from .cache_step import CacheStep
 from .decoding_cache import CachedStep, LSHCacheLayer
-from .grouped_attention import MANY_TOKENS, attend_in_groups
+from .grouped_attention import GroupedAttention
 from .row_buffer import RowBuffer
 
 
@@ -163,12 +163,9 @@ def attend_in_buckets(
         padded_length: Places that a round takes.
     """
     cache, step = cached.layer, cached.step
-    reach = options.num_chunks_before * options.chunk_length
-    order = None if return_weights or not options.sliding_window else cache.order.one_round()
-    if order is not None and codes.shape[3] >= MANY_TOKENS:
-        return attend_in_groups(
-            query, cache.rows, codes[:, :, 0], order, reach, options.value_shift, MOST_NUMBERS
-        ), None
+    grouped = GroupedAttention(cache.rows, cache.order.codes, options, padded_length, MOST_NUMBERS)
+    if grouped.serves(codes.shape[3]) and cache.order.is_sorted() and not return_weights:
+        return grouped(query, codes), None
     map_length = step.longest if return_weights else None
     find = _keys_in_windows if options.sliding_window else _keys_in_chunks
 

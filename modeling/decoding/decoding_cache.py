@@ -152,7 +152,7 @@ class LSHCacheLayer(ReformerCacheLayer):
         of the whole text.
 
         Returns:
-            Codes, of the shape of `buckets`.
+            Codes of the new tokens, `[B, H, R, M]`; of padding `NO_TOKEN`.
         """
         num_buckets = prod(bucket_factors(self.num_buckets))
         if not all_positions:
@@ -164,7 +164,8 @@ class LSHCacheLayer(ReformerCacheLayer):
         # One code for each column; rows that are shorter than the batch have some without a token.
         missing = codes.new_full((*codes.shape[:3], step.num_columns - codes.shape[3]), NO_TOKEN)
         self.order = BucketOrder(torch.cat([codes, missing], dim=3), self.rows.most)
-        return codes
+        codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
+        return codes if step.is_real is None else codes.masked_fill(~step.is_real[:, None, None], NO_TOKEN)
 
     def select(self, rows):
         super().select(rows)

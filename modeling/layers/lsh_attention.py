@@ -183,7 +183,6 @@ class LSHSelfAttention(nn.Module):
             text = cache.hashed[:, : step.longest]
             buckets = self._hash(text, cache.rotations, cache.num_buckets, implementation)
             codes = cache.add_to_order(buckets, step, all_positions=True)
-            codes = codes.gather(3, step.positions[:, None, None].expand(-1, *codes.shape[1:3], -1))
         else:
             buckets = self._hash(to_hash.detach(), cache.rotations, cache.num_buckets, implementation)
             codes = cache.add_to_order(buckets, step, all_positions=False)

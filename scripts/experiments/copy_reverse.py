@@ -19,8 +19,8 @@ begin as sines; those of reformer-pytorch stay sines (`fixed_position_emb`), and
 
 Fixed beforehand: 2,000 steps, seeds 0, 1 and 2, warm-up over 5% of the steps and a cosine to 0, loss of each symbol on
 16 held-out sequences every 100 steps and on 64 in the end, the same for all. The optimizer is Muon with AdamW, which
-has the matrices in the layers of either. The rate of each contender is that of 5e-3 and 1e-2 whose run of 500 steps,
-with a seed of its own and a schedule that fits, ends with the lowest loss.
+has the matrices in the layers of either. The rate of each contender is that of 2e-3, 5e-3 and 1e-2 whose run of 500
+steps, with a seed of its own and a schedule that fits, ends with the lowest loss.
 
 A run is one file in docs/experiments/copy_reverse, and one that is there is not repeated; one that is stopped goes on.
 """
@@ -57,7 +57,7 @@ CHUNK_LENGTH = 64
 # Lengths of windows, each from a share of the steps on, and symbols of a step.
 WINDOWS, SYMBOLS_OF_STEP = ((128, 0.0), (256, 0.3), (384, 0.45), (LENGTH, 0.6)), 3072
 NUM_STEPS, EVAL_EVERY, FEW, MANY = 2000, 100, 16, 64
-GRID_STEPS, LEARNING_RATES = 500, (5e-3, 1e-2)
+GRID_STEPS, LEARNING_RATES = 500, (2e-3, 5e-3, 1e-2)
 # What is asked for, in nats of a symbol.
 GOAL = 0.05
 # The largest value of the sines, beside words of a standard deviation of 0.02.
