@@ -216,6 +216,8 @@ def source_of(
             f"`attention_mask` is that of the source and must have its shape {list(hidden_states.shape[:2])}, but has "
             f"{list(attention_mask.shape)}. That of the target is `decoder_attention_mask`."
         )
+    if cache is not None:
+        cache.check_source(hidden_states)
     if cache is None or not cache.has_source:
         past_length = None if cache is None else 0
         numbers = documents_of_call(hidden_states, attention_mask, position_ids, {}, past_length)

@@ -99,6 +99,17 @@ def test_each_step_continues_both_texts():
     assert not cache.has_source
 
 
+def test_a_filled_cache_refuses_another_source():
+    model, ids = make(), random_ids(3, SOURCE)
+    cache = model(ids, decoder_input_ids=random_ids(3, 5), use_cache=True).cache
+    for other, what in ((ids[:, 1:], f"3 rows and {SOURCE - 1}"), (ids[:2], f"2 rows and {SOURCE}")):
+        with pytest.raises(ValueError, match=f"of 3 rows and {SOURCE} tokens, and the encoder's output has {what} "):
+            model(other, decoder_input_ids=random_ids(len(other), 1), cache=cache)
+    assert cache.get_seq_length() == 5
+    cache.reset()
+    model(ids[:, 1:], decoder_input_ids=random_ids(3, 5), cache=cache)
+
+
 def test_assisted_and_streamed(capsys):
     from transformers import TextStreamer
 

@@ -29,6 +29,18 @@ class ReformerSeq2SeqCache(EncoderDecoderCache):
         """Whether keys and values of the source are there, so that the encoder's output is not read any more."""
         return len(self.is_updated) == len(self) and all(self.is_updated.values())
 
+    def check_source(self, hidden_states: torch.Tensor):
+        """ValueError where it was filled from a source of another shape than this one, `[B, L, output_size]`."""
+        if not self.has_source:
+            return
+        rows, _, length, _ = self.cross_attention_cache.layers[0].keys.shape
+        if (rows, length) != hidden_states.shape[:2]:
+            raise ValueError(
+                f"The cache was filled from a source of {rows} rows and {length} tokens, and the encoder's output has "
+                f"{hidden_states.shape[0]} rows and {hidden_states.shape[1]} tokens. Give the same source as before, "
+                "or a new cache, or call `reset()`."
+            )
+
     def check_dynamic_cache(self, method: str):
         """Nothing: all that transformers' class does with two `DynamicCache` can be done with these."""
 

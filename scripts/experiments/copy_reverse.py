@@ -57,7 +57,7 @@ CHUNK_LENGTH = 64
 # Lengths of windows, each from a share of the steps on, and symbols of a step.
 WINDOWS, SYMBOLS_OF_STEP = ((128, 0.0), (256, 0.3), (384, 0.45), (LENGTH, 0.6)), 3072
 NUM_STEPS, EVAL_EVERY, FEW, MANY = 2000, 100, 16, 64
-GRID_STEPS, LEARNING_RATES = 500, (2e-3, 5e-3, 1e-2)
+GRID_STEPS, LEARNING_RATES = 500, (5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 # What is asked for, in nats of a symbol.
 GOAL = 0.05
 # The largest value of the sines, beside words of a standard deviation of 0.02.
