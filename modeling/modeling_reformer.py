@@ -183,6 +183,8 @@ class ReformerModel(ReformerPreTrainedModel):
             self.config.hidden_size, input_ids, inputs_embeds, attention_mask, position_ids, past_length=past_length
         )
         check_num_hashes(num_hashes)
+        if cache is not None:
+            cache.check_mask(attention_mask)
         given, cached_length = given_input(input_ids, inputs_embeds), None if cache is None else past_length
         rows = arrange_rows(self.config, given, attention_mask, position_ids, kwargs, cached_length)
         check_source(source, given, rows.documents)

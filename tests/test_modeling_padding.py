@@ -214,3 +214,22 @@ def test_virtual_tokens_before_padding(model_class):
             expected = model(input_ids=row).logits[0]
             torch.testing.assert_close(actual[5:][is_real], expected[5:], **CLOSE)
             torch.testing.assert_close(actual[:5], expected[:5], **CLOSE)
+
+
+def test_a_mask_says_the_same_of_cached_tokens_in_each_call():
+    model = make_model(ReformerForCausalLM)
+    ids, padded, whole = random_ids(2, 12), torch.ones(2, 12).long(), torch.ones(2, 12).long()
+    padded[1, :4] = 0
+    for first, second, message in (
+        (padded, whole, "shows token 0 of row 1, and the cache was filled without it"),
+        (whole, padded, "hides token 0 of row 1, and the cache was filled with it"),
+        (None, padded, "hides token 0 of row 1, and the cache was filled with it"),
+    ):
+        with torch.no_grad():
+            mask = None if first is None else first[:, :10]
+            cache = model(ids[:, :10], attention_mask=mask, use_cache=True).cache
+            with pytest.raises(ValueError, match=message):
+                model(ids[:, 10:], attention_mask=second, cache=cache)
+            assert cache.get_seq_length() == 10
+            again = model(ids[:, 10:], attention_mask=whole if first is None else first, cache=cache)
+            assert again.logits.isfinite().all()

@@ -1,5 +1,7 @@
 """Muon: PyTorch's, in a precision that the device multiplies fast; with AdamW, in the Trainer and without it."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +133,26 @@ def test_a_group_that_is_added_is_trained_by_adamw():
     optimizer.step()
     # The first step of AdamW is one of its learning rate.
     assert torch.allclose(before - head, torch.tensor(0.01), atol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+def test_a_copy_of_model_and_optimizer_goes_on_alike(copied):
+    """Copied together, because an optimizer trains the weights that it was given."""
+    model = make_model(ReformerForCausalLM, hash_seed=1)
+    both = model, MuonWithAdamW(model, lr=0.1)
+    both[1].parts[0].dtype = torch.float64
+
+    def step(model, optimizer):
+        model.zero_grad()
+        model(ROWS[:2], labels=ROWS[:2]).loss.backward()
+        optimizer.step()
+
+    step(*both)
+    other = copied(both)
+    for each in (both, other):
+        step(*each)
+    assert_equal_tensors(other[0].state_dict(), model.state_dict())
+    assert other[1].parts[0].dtype is torch.float64
 
 
 STEPS_OF_TRAINER, SAVED_AT, BATCH = 4, 2, 2

@@ -25,6 +25,10 @@ class Muon(torch.optim.Muon):
         super().__init__(params, adjust_lr_fn="match_rms_adamw", **settings)
         self.dtype = dtype
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies have, too; PyTorch's leaves out what it does not know."""
+        return super().__getstate__() | {"dtype": self.dtype}
+
     @torch.no_grad()
     def step(self, closure=None):
         """One step (Jordan et al. 2024), whose length matches AdamW's (Liu et al. 2025, section 2.2)."""
@@ -113,6 +117,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         super().__init__(muon.param_groups + adamw.param_groups, {})
         # What groups have that are added later.
         self.defaults = adamw.defaults
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies have, too."""
+        return super().__getstate__() | {"parts": self.parts}
 
     @torch.no_grad()
     def step(self, closure=None):

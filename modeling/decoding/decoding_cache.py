@@ -278,6 +278,24 @@ class ReformerCache(Cache):
             columns = torch.cat([self._all_columns(batch, device), new_columns], dim=1)
         return CacheStep(positions, is_real, start, self._shortest, after, longest, num_columns, columns, is_first)
 
+    def check_mask(self, attention_mask: torch.Tensor | None):
+        """
+        ValueError where a mask of all columns, `[B, columns so far + M]`, hides others than those that were hidden.
+
+        What is not kept cannot be shown again, nor what is kept be hidden.
+        """
+        if attention_mask is None or self._lengths is None or torch.compiler.is_compiling() or attention_mask.is_meta:
+            return
+        given = attention_mask[:, : self.num_columns].bool()
+        held = self._all_columns(len(given), given.device).to(given.device)
+        if len(given) == len(self._lengths) and not torch.equal(given, held):
+            row, column = (given != held).nonzero()[0].tolist()
+            raise ValueError(
+                f"`attention_mask` {'hides' if held[row, column] else 'shows'} token {column} of row {row}, and the "
+                f"cache was filled {'with' if held[row, column] else 'without'} it. Give the mask of the calls before, "
+                "with a column for each new token behind it."
+            )
+
     def _all_columns(self, batch, device):
         """`[B, num_columns]`, bool: which columns so far are real."""
         known = torch.ones(batch, 0, dtype=torch.bool, device=device) if self._columns is None else self._columns
