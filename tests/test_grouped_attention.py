@@ -25,6 +25,7 @@ def groups_of(size, many=2, most_numbers=2**22):
     for place, name, value in (
         (grouped_attention, "GROUP", size),
         (grouped_attention, "MANY_TOKENS", many),
+        (grouped_attention, "MANY_IN_GROUP", 0),
         (decoding_attention, "MOST_NUMBERS", most_numbers),
         (
             grouped_attention.GroupedAttention,
@@ -102,6 +103,7 @@ def test_equals_one_forward_pass_over_each_row(
     num_buckets=st.sampled_from([2, 8]),
     num_hashes=st.integers(1, 3),
     before=st.sampled_from([0, 1, 2, 4]),
+    after=st.integers(0, 1),
     circular=st.booleans(),
     across=st.booleans(),
     value_shift=st.sampled_from([0, 1]),
@@ -109,11 +111,11 @@ def test_equals_one_forward_pass_over_each_row(
     most_numbers=st.sampled_from([1, 2**22]),
     seed=st.integers(0, 99),
 )
-@example([40, 60], [0, 0, 0], 8, 2, 1, True, True, 1, 3, 2**22, 0)
+@example([40, 60], [0, 0, 0], 8, 2, 1, 0, True, True, 1, 3, 2**22, 0)
 # The circle is shorter than what a chunk looks at.
-@example([3, 20], [0, 0, 0], 2, 1, 4, True, True, 0, 3, 2**22, 0)
+@example([3, 20], [0, 0, 0], 2, 1, 4, 0, True, True, 0, 3, 2**22, 0)
 def test_chunks_equal_looking_keys_up_one_by_one(
-    splits, paddings, num_buckets, num_hashes, before, circular, across, value_shift, size, most_numbers, seed
+    splits, paddings, num_buckets, num_hashes, before, after, circular, across, value_shift, size, most_numbers, seed
 ):
     torch.manual_seed(seed)
     model = make(
@@ -121,6 +123,7 @@ def test_chunks_equal_looking_keys_up_one_by_one(
         num_hashes=num_hashes,
         num_buckets=num_buckets,
         lsh_num_chunks_before=before,
+        lsh_num_chunks_after=after,
         circular_look_around=circular,
         attend_across_buckets=across,
         lsh_value_shift=value_shift,
@@ -163,6 +166,16 @@ def test_codes_that_are_not_sorted_yet_are_waited_for():
     assert calls == [70, 70]
 
 
+def test_short_pieces_behind_a_long_text_are_left_to_the_other_way():
+    """Of 400 tokens, in chunks of 16, 50 are two of a chunk, expected, and fewer are less."""
+    model, ids = make(attn_layers=["lsh"], num_hashes=1, **WINDOWS), random_ids(1, 400)
+    for splits, expected in (([350, 50], [50]), ([352, 48], [])):
+        patched, calls = groups_of(4)
+        with patched, patch.object(grouped_attention, "MANY_IN_GROUP", 2):
+            cached_logits(model, ids, splits)
+        assert calls == expected
+
+
 def test_keys_are_gathered_once_for_a_group():
     """300 tokens of two buckets; each alone would gather the 16 keys before it."""
     model = make(torch.float32, attn_layers=["lsh"], num_hashes=1, num_buckets=2, **WINDOWS)
@@ -176,15 +189,49 @@ def test_keys_are_gathered_once_for_a_group():
     assert peaks[0] < peaks[1] / 2
 
 
-def test_gradients_pass():
-    model = make(attn_layers=["lsh", "lsh"], num_hashes=1, **WINDOWS)
-    ids = random_ids(2, 100)
-    patched, calls = groups_of(4)
+def test_memory_is_bounded_by_the_piece():
+    model = make(torch.float32, attn_layers=["lsh"], num_hashes=1, num_buckets=64)
+    peaks = []
+    for most_numbers in (2**12, 2**22):
+        patched, calls = groups_of(8, most_numbers=most_numbers)
+        cache = ReformerCache(model.config)
+        with patched:
+            cached_logits(model, random_ids(1, 100), [100], cache=cache)
+            with AllocationLedger() as ledger:
+                cached_logits(model, random_ids(1, 800), [800], cache=cache)
+        assert calls
+        peaks.append(ledger.peak)
+    assert peaks[0] < peaks[1] / 2
+
+
+def test_equal_keys_with_large_values_do_not_overflow_in_half_precision():
+    """The mean of 40 values of 4,000 is one of them, and their sum no number of float16."""
+    model = make(torch.float16, attn_layers=["lsh"], num_hashes=2, lsh_num_chunks_before=4)
+    attention = model.reformer.encoder.layers[0].attention.self_attention
+    attention.value.register_forward_hook(lambda *given: torch.full_like(given[2], 4000.0))
+    outputs = []
+    attention.register_forward_hook(lambda *given: outputs.append(given[2][0]))
+    patched, calls = groups_of(8)
     with patched:
-        with torch.no_grad():
-            cache = model(ids[:, :50], use_cache=True).cache
-        model(ids[:, 50:], cache=cache, use_cache=True).logits.square().sum().backward()
-    assert calls and all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)
+        cached_logits(model, torch.ones(1, 200).long(), [100, 100])
+    assert calls and (outputs[1] == 4000).all()
+
+
+@pytest.mark.parametrize("changes", [WINDOWS, {}], ids=["windows", "chunks"])
+def test_gradients_are_those_of_looking_keys_up_one_by_one(changes):
+    model = make(attn_layers=["lsh", "lsh"], num_hashes=2, lsh_value_shift=1, **changes)
+    ids, gradients = random_ids(2, 100), []
+    for many in (2, 1000):
+        patched, calls = groups_of(4, many, most_numbers=2**10)
+        with patched:
+            with torch.no_grad():
+                cache = model(ids[:, :50], use_cache=True).cache
+            model.zero_grad()
+            model(ids[:, 50:], cache=cache, use_cache=True).logits.square().sum().backward()
+        assert bool(calls) == (many == 2)
+        gradients.append([weight.grad for weight in model.parameters() if weight.grad is not None])
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.slow

@@ -122,8 +122,8 @@ class BucketOrder:
         return self._num_columns == self._begin and not torch.compiler.is_compiling()
 
     @property
-    def codes(self) -> torch.Tensor:
-        """Those that are sorted, `[B, H, R, capacity]`."""
+    def sorted_codes(self) -> torch.Tensor:
+        """`[B, H, R, capacity]`."""
         return self._sorted
 
     def before(self, codes: torch.Tensor, count: int) -> torch.Tensor:

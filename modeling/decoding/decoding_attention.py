@@ -163,9 +163,11 @@ def attend_in_buckets(
         padded_length: Places that a round takes.
     """
     cache, step = cached.layer, cached.step
-    grouped = GroupedAttention(cache.rows, cache.order.codes, options, padded_length, MOST_NUMBERS)
-    if grouped.serves(codes.shape[3]) and cache.order.is_sorted() and not return_weights:
-        return grouped(query, codes), None
+    of_groups = GroupedAttention(
+        cache.rows, cache.scales, cache.order.sorted_codes, options, padded_length, MOST_NUMBERS
+    )
+    if of_groups.serves(codes) and cache.order.is_sorted() and not return_weights:
+        return of_groups(query, codes), None
     map_length = step.longest if return_weights else None
     find = _keys_in_windows if options.sliding_window else _keys_in_chunks
 

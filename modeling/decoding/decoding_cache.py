@@ -292,7 +292,7 @@ class ReformerCache(Cache):
             row, column = (given != held).nonzero()[0].tolist()
             raise ValueError(
                 f"`attention_mask` {'hides' if held[row, column] else 'shows'} token {column} of row {row}, and the "
-                f"cache was filled {'with' if held[row, column] else 'without'} it. Give the mask of the calls before, "
+                f"cache was filled {'with' if held[row, column] else 'without'} it. Give the mask of the calls before "
                 "with a column for each new token behind it."
             )
 

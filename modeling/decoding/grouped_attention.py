@@ -25,8 +25,8 @@ from .row_buffer import RowBuffer
 
 # Tokens that share a stretch, in a bucket; in a chunk, whose stretch is the longer one, twice as many.
 GROUP = 8
-# From how many new tokens on groups are worth it.
-MANY_TOKENS = 64
+# From how many new tokens on groups are worth it, and from how many in a group, expected.
+MANY_TOKENS, MANY_IN_GROUP = 65, 2
 
 
 class Softmax(NamedTuple):
@@ -36,8 +36,8 @@ class Softmax(NamedTuple):
     Scores are in base 2: PyTorch's `exp` takes 40 times as long where its result is 0, as of all masked ones.
 
     Attributes:
-        output: `[..., D]`, the sum of values, each times its weight, 2 to the power of its score less the largest.
-        largest, total: `[..., 1]`, the largest score, and the sum of those weights.
+        output: `[..., D]`, the mean of values, weighted by 2 to the power of their scores.
+        largest, total: `[..., 1]`, the largest score, and the sum of the weights relative to that of the largest.
     """
 
     output: torch.Tensor
@@ -47,9 +47,10 @@ class Softmax(NamedTuple):
     def add(self, other: "Softmax") -> "Softmax":
         """Over what both have seen."""
         largest = torch.maximum(self.largest, other.largest)
-        ours, theirs = (self.largest - largest).exp2(), (other.largest - largest).exp2()
-        sums = (torch.addcmul(a * ours, b, theirs) for a, b in zip(self[::2], other[::2], strict=True))
-        return Softmax(next(sums), largest, next(sums))
+        ours = self.total * (self.largest - largest).exp2()
+        theirs = other.total * (other.largest - largest).exp2()
+        total = ours + theirs
+        return Softmax(torch.lerp(self.output, other.output, theirs / total), largest, total)
 
 
 class Groups(NamedTuple):
@@ -79,74 +80,87 @@ class GroupedAttention:
     What `attend_in_buckets` computes, where it `serves`.
 
     Args:
-        rows: Keys, values and scales, those of the new tokens included.
+        rows: Keys and values, those of the new tokens included.
+        scales: What dot products with keys are multiplied with, `[B, capacity, H]`.
         order: `[B, H, R, L]`, the codes of each round, sorted, those of the new tokens included.
         options: Of the layer.
         padded_length: Places that a round takes.
-        most_numbers: Elements that are gathered at once.
+        most_numbers: Elements of the vectors and scores that are in memory at once.
     """
 
     rows: RowBuffer
+    scales: torch.Tensor
     order: torch.Tensor
     options: LSHOptions
     padded_length: int
     most_numbers: int
 
-    def serves(self, num_tokens: int) -> bool:
-        """Whether it is worth it for so many new tokens, and counts each key as often as it has to."""
-        rounds, options = self.order.shape[2], self.options
-        counts = options.allow_duplicate_attention or rounds == 1
+    def serves(self, codes: torch.Tensor) -> bool:
+        """Whether groups are worth it for new tokens with these codes, `[B, H, R, M]`, and give the right result."""
+        (rounds, num_tokens), options = codes.shape[2:], self.options
+        if num_tokens < max(MANY_TOKENS, MANY_IN_GROUP * self.padded_length / options.chunk_length) or codes.is_meta:
+            return False
+        # What other rounds have found is not known here, so a key cannot count once only.
+        may_count_again = options.allow_duplicate_attention or rounds == 1
         # On a short circle a stretch would meet its own beginning.
-        is_distinct = not options.circular_look_around or self._reach[1] <= rounds * self.padded_length
-        return num_tokens >= MANY_TOKENS and counts and is_distinct
+        return may_count_again and (not options.circular_look_around or self._width <= rounds * self.padded_length)
 
     def __call__(self, query: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            query: `[B, M, H, D]`.
-            codes: `[B, H, R, M]`, of the new tokens.
+            query: `[B, M, H, D]`, of the newest tokens: no other stands behind them in their buckets.
+            codes: `[B, H, R, M]`, of the same.
 
         Returns:
             `[B, M, H, D]`.
         """
         dtype, query = query.dtype, query.to(self.rows.keys.dtype).contiguous()
-        rounds = (self._attend_in_round(query, its.contiguous(), number) for number, its in enumerate(codes.unbind(2)))
-        found = reduce(Softmax.add, rounds)
-        output = found.output / found.total
+        rounds = (
+            self._attend_in_round(query, of_round.contiguous(), index)
+            for index, of_round in enumerate(codes.unbind(2))
+        )
+        output, largest, _ = reduce(Softmax.add, rounds)
         if self.options.value_shift:
-            output = output.masked_fill(found.largest <= SELF_SCORE[found.largest.dtype], 0)
+            output = output.masked_fill(largest <= SELF_SCORE[largest.dtype], 0)
         return output.to(dtype)
 
-    def _attend_in_round(self, query: torch.Tensor, codes: torch.Tensor, number: int) -> Softmax:
+    def _attend_in_round(self, query: torch.Tensor, codes: torch.Tensor, round_index: int) -> Softmax:
         """Of queries `[B, M, H, D]` with codes `[B, H, M]`, in their places."""
         batch, count, heads, size = query.shape
-        groups = self._groups(codes, number)
+        groups = self._groups(codes, round_index)
         # One place more, where what stands for nobody is put.
         dtype = torch.promote_types(query.dtype, torch.float32)
         whole = Softmax(*(query.new_empty(batch, count + 1, heads, width, dtype=dtype) for width in (size, 1, 1)))
-        for piece in groups.pieces(max(1, self.most_numbers // (batch * heads * self._reach[1] * size))):
-            its_codes = codes.gather(2, piece.members.flatten(2)).view(piece.members.shape)
+        width, members = self._width, self._group_size
+        numbers_of_group = batch * heads * ((width + members) * size + members * width)
+        for piece in groups.pieces(max(1, self.most_numbers // numbers_of_group)):
+            own_codes = codes.gather(2, piece.members.flatten(2)).view(piece.members.shape)
             asked = _look_up(query, _index(query, piece.members))
             target = _index(whole.output, torch.where(piece.is_member, piece.members, count)).flatten()
-            for table, part in zip(whole, self._attend(asked, its_codes, piece.places, number), strict=True):
+            for table, part in zip(whole, self._attend(asked, own_codes, piece.places, round_index), strict=True):
                 table.flatten(0, 2).index_copy_(0, target, part.flatten(0, 3))
         return Softmax(*(table[:, :-1] for table in whole))
 
     @property
-    def _size(self) -> int:
-        """Tokens of a group, at most."""
-        return GROUP if self.options.sliding_window else 2 * GROUP
+    def _group_size(self) -> int:
+        """S, at most."""
+        return GROUP if self.options.sliding_window else min(2 * GROUP, self.options.chunk_length)
 
     @property
-    def _reach(self) -> tuple[int, int]:
-        """Places that a stretch has before the first token of a group or its chunk, and all its places."""
-        length, (before, after) = self.options.chunk_length, self.options.around
-        reach = before * length
-        return reach, reach + (self._size if self.options.sliding_window else (1 + after) * length)
+    def _reach(self) -> int:
+        """Places of a stretch before the first token of its group, with windows, or else before its chunk."""
+        return self.options.num_chunks_before * self.options.chunk_length
 
-    def _groups(self, codes: torch.Tensor, number: int) -> Groups:
+    @property
+    def _width(self) -> int:
+        """W."""
+        if self.options.sliding_window:
+            return self._reach + self._group_size
+        return self._reach + (1 + self.options.num_chunks_after) * self.options.chunk_length
+
+    def _groups(self, codes: torch.Tensor, round_index: int) -> Groups:
         """Of tokens that are neighbours in a bucket, with windows, or else in a chunk."""
-        order = self.order[:, :, number]
+        order, size = self.order[:, :, round_index], self._group_size
         ordered, tokens = codes.sort(dim=-1)
         places = torch.searchsorted(order.contiguous(), ordered)
         if self.options.sliding_window:
@@ -156,70 +170,71 @@ class GroupedAttention:
         index = torch.arange(codes.shape[2], device=codes.device)
         begins = torch.ones_like(ordered, dtype=torch.bool)
         begins[..., 1:] = shared[..., 1:] != shared[..., :-1]
-        rank = index - torch.where(begins, index, 0).cummax(-1).values
-        slot = rank % self._size
+        slot = (index - torch.where(begins, index, 0).cummax(-1).values) % size
         group = (slot == 0).cumsum(-1) - 1
         count = int(group[..., -1].max()) + 1
-        index = group * self._size + slot
-        members = tokens.new_zeros(*codes.shape[:2], count * self._size).scatter_(2, index, tokens)
+        index = group * size + slot
+        members = tokens.new_zeros(*codes.shape[:2], count * size).scatter_(2, index, tokens)
         is_member = torch.zeros_like(members, dtype=torch.bool).scatter_(2, index, True)
         places = torch.full_like(members, order.shape[2]).scatter_(2, index, places)
-        return Groups(*(table.unflatten(2, (count, self._size)) for table in (members, places, is_member)))
+        return Groups(*(table.unflatten(2, (count, size)) for table in (members, places, is_member)))
 
-    def _stretch(self, places: torch.Tensor) -> torch.Tensor:
-        """Places that groups look at, `[B, H, G, W]`, given those of their tokens, `[B, H, G, S]`."""
-        first, (reach, length) = places.amin(-1, keepdim=True), self._reach
+    def _codes_met(self, places: torch.Tensor, round_index: int) -> torch.Tensor:
+        """The codes of groups' stretches, `[B, H, G, W]`, given the places `[B, H, G, S]`; -1 where there is none."""
+        rounds, capacity = self.order.shape[2:]
+        first = places.amin(-1, keepdim=True)
         if not self.options.sliding_window:
             first = first - first % self.options.chunk_length
-        return first - reach + torch.arange(length, device=places.device)
-
-    def _codes_at(self, stretch: torch.Tensor, number: int) -> torch.Tensor:
-        """The codes that stand there; -1 where there is nothing."""
-        rounds, capacity = self.order.shape[2:]
-        numbers = torch.full_like(stretch, number)
+        stretch = first - self._reach + torch.arange(self._width, device=places.device)
+        starts = torch.full_like(first, round_index * capacity)
         if self.options.circular_look_around:
-            stretch = (stretch + number * self.padded_length) % (rounds * self.padded_length)
-            numbers, stretch = stretch.div(self.padded_length, rounding_mode="floor"), stretch % self.padded_length
-        places = stretch.clamp(0, capacity - 1) + numbers * capacity
-        codes = self.order.flatten(2).gather(2, places.flatten(2)).view(places.shape)
-        return codes.masked_fill((stretch < 0) | (stretch >= capacity), -1)
+            stretch = (stretch + round_index * self.padded_length) % (rounds * self.padded_length)
+            starts = stretch.div(self.padded_length, rounding_mode="floor") * capacity
+            stretch = stretch % self.padded_length
+        codes = self.order.flatten(2).gather(2, (stretch.clamp(0, capacity - 1) + starts).flatten(2))
+        return codes.view(stretch.shape).masked_fill((stretch < 0) | (stretch >= capacity), -1)
 
-    def _attend(self, query: torch.Tensor, codes: torch.Tensor, places: torch.Tensor, number: int) -> Softmax:
+    def _attend(self, query: torch.Tensor, codes: torch.Tensor, places: torch.Tensor, round_index: int) -> Softmax:
         """Of groups, given queries `[B, H, G, S, D]`, their codes and their places, `[B, H, G, S]`."""
-        stretch = self._stretch(places)
-        met = self._codes_at(stretch, number)
+        met = self._codes_met(places, round_index)
         positions, value_shift = position_of(met), self.options.value_shift
         index = _index(self.rows.keys, self.rows.slots(positions))
         scores = query @ _look_up(self.rows.keys, index).transpose(-1, -2)
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        scales = _look_up(self.rows.tensors[2], index)[..., None, :].to(dtype) * math.log2(math.e)
-        scores = self._masked(scores.to(dtype), scales, met, codes)
+        scales = _look_up(self.scales, index)[..., None, :].to(dtype) * math.log2(math.e)
+        hidden, is_self = self._hidden(met[..., None, :], codes[..., None])
+        scores = (scores.to(dtype) * scales).masked_fill_(hidden, MASKED_SCORE[dtype])
+        scores = scores.masked_fill_(is_self, SELF_SCORE[dtype])
         largest = scores.amax(-1, keepdim=True)
         weights = (scores - largest).exp2_()
+        total = weights.sum(-1, keepdim=True)
         index = _index(self.rows.values, self.rows.slots(positions + value_shift)) if value_shift else index
-        values = _look_up(self.rows.values, index)
-        return Softmax((weights.to(values.dtype) @ values).to(dtype), largest, weights.sum(-1, keepdim=True))
+        output = (weights / total).to(self.rows.values.dtype) @ _look_up(self.rows.values, index)
+        return Softmax(output.to(dtype), largest, total)
 
-    def _masked(
-        self, scores: torch.Tensor, scales: torch.Tensor, met: torch.Tensor, codes: torch.Tensor
-    ) -> torch.Tensor:
-        """Scores of groups, `[B, H, G, S, W]`, given the codes that they meet and their own."""
-        masked, own = MASKED_SCORE[scores.dtype], SELF_SCORE[scores.dtype]
-        met, codes = met[..., None, :], codes[..., None]
+    def _hidden(self, met: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        What the members of groups do not see, and where they meet themselves.
+
+        Args:
+            met: The codes of the stretches, `[B, H, G, 1, W]`.
+            codes: Those of the members, `[B, H, G, S, 1]`.
+
+        Returns:
+            `[B, H, G, S, W]` and a shape that expands to it, bool.
+        """
         if self.options.sliding_window:
             # The newest tokens of a bucket stand side by side at its end, so all groups have the same windows.
-            reach, length = self._reach
-            ahead = torch.arange(length, device=met.device) - torch.arange(self._size, device=met.device)[:, None]
-            window = scores.new_zeros(ahead.shape).masked_fill((ahead < 0) | (ahead > reach), masked)
-            scores = torch.addcmul(window.masked_fill(ahead == reach, own), scores, scales)
-            return scores.masked_fill_(bucket_of(met) != bucket_of(codes[..., :1, :]), masked)
-        positions, own_position = position_of(met).int(), position_of(codes).int()
-        hidden = positions > own_position
+            index = torch.arange(self._width, device=met.device)
+            ahead = index - torch.arange(self._group_size, device=met.device)[:, None]
+            is_outside = (ahead < 0) | (ahead > self._reach)
+            return is_outside | (bucket_of(met) != bucket_of(codes[..., :1, :])), ahead == self._reach
+        # 32 bits are compared in half the time. What stands nowhere gets the position -1 by that.
+        positions, own = position_of(met).int(), position_of(codes).int()
+        hidden = (positions > own) | (positions < 0)
         if not self.options.attend_across_buckets:
             hidden |= bucket_of(met).int() != bucket_of(codes).int()
-        # What stands nowhere has the position -1.
-        hidden |= positions < 0
-        return (scores * scales).masked_fill_(hidden, masked).masked_fill_(positions == own_position, own)
+        return hidden, positions == own
 
 
 def _index(table: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
