@@ -33,7 +33,8 @@ class ReformerSeq2SeqCache(EncoderDecoderCache):
         """ValueError where it was filled from a source of another shape than this one, `[B, L, output_size]`."""
         if not self.has_source:
             return
-        rows, _, length, _ = self.cross_attention_cache.layers[0].keys.shape
+        first: Any = self.cross_attention_cache.layers[0]
+        rows, _, length, _ = first.keys.shape
         if (rows, length) != hidden_states.shape[:2]:
             raise ValueError(
                 f"The cache was filled from a source of {rows} rows and {length} tokens, and the encoder's output has "
