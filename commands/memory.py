@@ -120,42 +120,42 @@ def changed(config: ReformerConfig, **settings) -> ReformerConfig:
 
 
 def alternatives(config: ReformerConfig, setup: TrainingSetup) -> dict[str, tuple[ReformerConfig, TrainingSetup]]:
-    """What could be set otherwise to save memory, in words."""
+    """What could be given otherwise to save memory: the options, and what they do."""
     found = {}
     trains = setup.mode == "training"
     if not config.reversible and trains:
-        found["reversible=True: recompute activations"] = changed(config, reversible=True), setup
+        found["--set reversible=True: recompute activations"] = changed(config, reversible=True), setup
     if config.reversible and trains and bytes_of("activation_memory", config.activation_memory):
-        found["activation_memory=0: keep nothing, recompute all"] = changed(config, activation_memory=0), setup
+        found["--set activation_memory=0: keep nothing, recompute all"] = changed(config, activation_memory=0), setup
     in_float32 = setup.dtype == torch.float32 and setup.autocast_dtype is None
     if config.exact_inversion is not False and in_float32 and trains:
-        words = "exact_inversion=False: float32 streams, which deep stacks invert less exactly"
+        words = "--set exact_inversion=False: float32 streams, which deep stacks invert less exactly"
         found[words] = changed(config, exact_inversion=False), setup
     length = cast(int, setup.length)
     chunk = max(256, length // 64)
     for name in ("chunk_size_feed_forward", "chunk_size_lm_head"):
         if not 0 < getattr(config, name) <= chunk < length:
-            found[f"{name}={chunk}: smaller pieces, the same numbers"] = changed(config, **{name: chunk}), setup
+            found[f"--set {name}={chunk}: smaller pieces, the same numbers"] = changed(config, **{name: chunk}), setup
     if config.num_hashes > 1 and "lsh" in config.attn_layers:
-        found["num_hashes=1: fewer rounds, which find less"] = changed(config, num_hashes=1), setup
+        found["--set num_hashes=1: fewer rounds, which find less"] = changed(config, num_hashes=1), setup
     if setup.batch_size > 1 and trains:
         steps = setup.batch_size * setup.gradient_accumulation_steps
-        words = f"batch_size=1 gradient_accumulation_steps={steps}: the same step, row by row"
+        words = f"--batch_size 1 --gradient_accumulation_steps {steps}: the same step, row by row"
         found[words] = config, replace(setup, batch_size=1, gradient_accumulation_steps=steps)
     if setup.dtype == torch.float32:
         if setup.autocast_dtype is None:
-            found["autocast=bfloat16"] = config, replace(setup, autocast_dtype=torch.bfloat16)
+            found["--autocast bfloat16"] = config, replace(setup, autocast_dtype=torch.bfloat16)
         what = ": parameters, gradients and optimizer state, too" if trains else ""
-        found[f"dtype=bfloat16{what}"] = (
+        found[f"--dtype bfloat16{what}"] = (
             config,
             replace(setup, dtype=torch.bfloat16, autocast_dtype=None),
         )
     if setup.optimizer == "adamw" and trains:
-        found["optimizer=muon: one number per weight of a matrix instead of two"] = (
+        found["--optimizer muon: one number per weight of a matrix instead of two"] = (
             config,
             replace(setup, optimizer=MUON),
         )
-        found["optimizer=sgd: no state"] = config, replace(setup, optimizer="sgd")
+        found["--optimizer sgd: no state"] = config, replace(setup, optimizer="sgd")
     return found
 
 

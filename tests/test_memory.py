@@ -422,8 +422,8 @@ def test_script_explains_and_advises(capsys):
 
     # Each change with the peak it would lead to.
     expected = {
-        "reversible=True": (memory.changed(config, reversible=True), setup),
-        "batch_size=1 gradient_accumulation_steps=4": (
+        "--set reversible=True": (memory.changed(config, reversible=True), setup),
+        "--batch_size 1 --gradient_accumulation_steps 4": (
             config,
             replace(setup, batch_size=1, gradient_accumulation_steps=4),
         ),
@@ -431,11 +431,11 @@ def test_script_explains_and_advises(capsys):
     advice = {re.sub(r"^\(.*?\)  |:.*", "", words): peak for words, peak in printed.items()}
     for change, step in expected.items():
         assert advice[change] == mebibytes(memory.estimate(*step).peak)
-    assert {"autocast=bfloat16", "dtype=bfloat16"} <= advice.keys()
+    assert {"--autocast bfloat16", "--dtype bfloat16"} <= advice.keys()
     # Rounds are combined as they come.
-    assert "num_hashes=1" not in advice
+    assert "--set num_hashes=1" not in advice
     # Pieces of what is kept for backward anyway save nothing.
-    assert "chunk_size_feed_forward=256" not in advice
+    assert "--set chunk_size_feed_forward=256" not in advice
 
 
 def test_script_takes_a_saved_config(tmp_path):
@@ -451,11 +451,26 @@ def test_advice_is_what_is_not_set_yet():
     setup = TrainingSetup(length=4096, optimizer="none", autocast_dtype=torch.bfloat16, dtype=torch.bfloat16)
     assert memory.alternatives(make_config(**CHUNKED), setup) == {}
     assert list(memory.alternatives(make_config(), setup)) == [
-        "chunk_size_feed_forward=256: smaller pieces, the same numbers",
-        "chunk_size_lm_head=256: smaller pieces, the same numbers",
+        "--set chunk_size_feed_forward=256: smaller pieces, the same numbers",
+        "--set chunk_size_lm_head=256: smaller pieces, the same numbers",
     ]
     (advice,) = memory.alternatives(make_config(**CHUNKED, activation_memory="1MB"), setup).values()
     assert advice[0].activation_memory == 0
+
+
+def test_advice_can_be_given_to_the_command(tmp_path):
+    for number, settings in enumerate(
+        ({"reversible": False, "num_hashes": 2}, {"activation_memory": "1MB", "num_hashes": 2})
+    ):
+        make_config(**settings).save_pretrained(tmp_path / f"{number}")
+        given = ["--model_name_or_path", str(tmp_path / f"{number}"), "--batch_size", "4", "--length", "4096"]
+        arguments, recipe = memory.parse_arguments(given)
+        found = memory.alternatives(memory.make_config(arguments, recipe), memory.make_setup(arguments))
+        assert len(found) >= 8
+        for words, (config, setup) in found.items():
+            arguments, recipe = memory.parse_arguments([*given, *words.split(":")[0].split()])
+            assert memory.make_config(arguments, recipe).to_dict() == config.to_dict()
+            assert memory.make_setup(arguments) == setup
 
 
 def vanish(model):
