@@ -341,7 +341,8 @@ def short(monkeypatch, tmp_path):
     """Copying of 16 symbols by small models; checkpoints go to a folder of the test."""
     changes = {"LENGTH": 16, "HIDDEN_SIZE": 16, "HEAD_SIZE": 8, "CHUNK_LENGTH": 4, "EVAL_EVERY": 2}
     changes |= {"WINDOWS": ((8, 0.0), (16, 0.5)), "SYMBOLS_OF_STEP": 64}
-    for name, value in (changes | {"GRID_STEPS": 2, "NUM_STEPS": 4, "MANY": 8, "FEW": 4}).items():
+    changes |= {"GRID_STEPS": 2, "LEARNING_RATES": (5e-3, 1e-2), "NUM_STEPS": 4, "MANY": 8, "FEW": 4}
+    for name, value in changes.items():
         monkeypatch.setattr(copy_reverse, name, value)
     monkeypatch.setattr(resumable, "CHECKPOINTS", tmp_path / "checkpoints")
 
