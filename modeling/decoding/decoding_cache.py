@@ -286,7 +286,11 @@ class ReformerCache(Cache):
         """
         if attention_mask is None or self._lengths is None or torch.compiler.is_compiling() or attention_mask.is_meta:
             return
-        given = attention_mask[:, : self.num_columns].bool()
+        given = attention_mask[:, : self.num_columns]
+        if self._columns is None and given.count_nonzero() == given.numel():
+            # The usual case, asked for every token of a text, must cost little.
+            return
+        given = given.bool()
         held = self._all_columns(len(given), given.device).to(given.device)
         if len(given) == len(self._lengths) and not torch.equal(given, held):
             row, column = (given != held).nonzero()[0].tolist()
