@@ -121,8 +121,10 @@ def sum_windows(windows: torch.Tensor, num_neighbours: int) -> torch.Tensor:
     """`[G, n, W, D]` to `[G, n + num_neighbours, C, D]`: the sum, for each row, over the windows that it is in."""
     groups, num_windows, width, size = windows.shape
     parts = windows.view(groups, num_windows, num_neighbours + 1, width // (num_neighbours + 1), size)
-    chunks = windows.new_zeros(groups, num_windows + num_neighbours, *parts.shape[3:])
-    for i in range(num_neighbours + 1):
+    chunks = windows.new_empty(groups, num_windows + num_neighbours, *parts.shape[3:])
+    chunks[:, :num_windows] = parts[:, :, 0]
+    chunks[:, num_windows:] = 0
+    for i in range(1, num_neighbours + 1):
         chunks[:, i : i + num_windows] += parts[:, :, i]
     return chunks
 

@@ -238,7 +238,6 @@ class _Group:
         at_once = max(1, ROWS_AT_ONCE // self.size) if query_key.device.type == "cpu" else self.padded_length
         pieces = self.query.split(at_once, dim=1)
         self.key_scale = torch.cat([key_scale(piece) for piece in pieces], dim=1)
-        self.key = torch.mul(self.query, self.key_scale, out=self._scratch_for_rows("key"))
         self.mask_dtype = additive_mask_dtype(self.query)
         # The dtype that positions are compared in: bfloat16 cannot represent them all.
         self.count_dtype = torch.promote_types(self.mask_dtype, torch.float32)
@@ -292,23 +291,24 @@ class _Group:
             return self.key_rows[:, chunks.start : chunks.stop + self.num_neighbours].flatten()
         return self.window_rows[:, chunks].flatten()
 
-    def windows(self, rows: torch.Tensor, key_rows: torch.Tensor, num_chunks: int) -> torch.Tensor:
-        """`[G, P, D]` to windows, `[G, n, W, D]`."""
-        gathered = rows.flatten(0, 1).index_select(0, key_rows)
-        if not self.windows_overlap:
-            return gathered.view(self.size, num_chunks, -1, rows.shape[2])
-        chunks = gathered.view(self.size, -1, self.options.chunk_length, rows.shape[2])
-        return window_views(chunks, num_chunks, self.num_neighbours)
-
-    def queries(self, rows: torch.Tensor, query_rows: torch.Tensor) -> torch.Tensor:
-        """`[G, P, ...]` to queries, `[G, n, C, ...]`."""
-        gathered = rows.flatten(0, 1).index_select(0, query_rows)
+    def gather(self, rows: torch.Tensor, row_numbers: torch.Tensor, name: str) -> torch.Tensor:
+        """`[G, P, ...]` to chunks, `[G, m, C, ...]`, in the memory of a name."""
+        gathered = self.scratch(f"{name} of a piece", (len(row_numbers), *rows.shape[2:]), rows.dtype)
+        torch.index_select(rows.flatten(0, 1), 0, row_numbers, out=gathered)
         return gathered.view(self.size, -1, self.options.chunk_length, *rows.shape[2:])
+
+    def windows(self, chunks: torch.Tensor, num_chunks: int) -> torch.Tensor:
+        """What `key_rows_of` some chunks has gathered, `[G, m, C, D]`, to their windows, `[G, n, W, D]`."""
+        if self.windows_overlap:
+            return window_views(chunks, num_chunks, self.num_neighbours)
+        return chunks.view(self.size, num_chunks, -1, chunks.shape[3])
 
     def mask(self, chunks: slice) -> torch.Tensor:
         """`[G, n, C, W]`, added to the scores of a piece."""
         visibility, weakest = self.visibility, SELF_SCORE[self.mask_dtype]
-        mask = self.query_positions[:, chunks, :, None] - self.key_positions[:, chunks, None, :]
+        query, key = self.query_positions[:, chunks, :, None], self.key_positions[:, chunks, None, :]
+        mask = self.scratch("mask of a piece", (*query.shape[:3], key.shape[3]), self.count_dtype)
+        torch.sub(query, key, out=mask)
         if self.options.causal:
             # An earlier key adds 0, the query itself adds `weakest`, a later key 2 * `weakest`.
             mask.sub_(1).clamp_(-2, 0).mul_(-weakest)
@@ -353,7 +353,7 @@ class _Group:
         sorted_output = self._scratch_for_rows("sorted output")
         sorted_log_sum_exp = self.query.new_empty(self.query.shape[:2], dtype=self.count_dtype)
         for chunks, places in distinct(self.pieces(round_index), self.query):
-            output, log_sum_exp = attend(*self._inputs(chunks), scale=1.0)
+            output, log_sum_exp = self._turned(*attend(*self._turned(*self._inputs(chunks)), scale=1.0))
             sorted_output[:, places] = output.flatten(1, 2)
             sorted_log_sum_exp[:, places] = log_sum_exp.flatten(1)
             del output, log_sum_exp
@@ -367,12 +367,22 @@ class _Group:
     def _inputs(self, chunks):
         """Queries, windows of keys and values, and mask of some chunks."""
         num_chunks, key_rows = chunks.stop - chunks.start, self.key_rows_of(chunks)
-        return (
-            self.queries(self.query, self.query_rows[:, chunks].flatten()),
-            self.windows(self.key, key_rows, num_chunks),
-            self.windows(self.value, key_rows, num_chunks),
-            self.mask(chunks),
-        )
+        rows = self.gather(self.query, key_rows, "query")
+        scale, value = self.gather(self.key_scale, key_rows, "scale"), self.gather(self.value, key_rows, "value")
+        key = torch.mul(rows, scale, out=self.scratch("key of a piece", rows.shape, self.dtype))
+        if self.windows_overlap:
+            query = rows[:, self.options.num_chunks_before :][:, :num_chunks]
+        else:
+            query = self.gather(self.query, self.query_rows[:, chunks].flatten(), "query")
+        return query, self.windows(key, num_chunks), self.windows(value, num_chunks), self.mask(chunks)
+
+    def _turned(self, *tensors):
+        """
+        On a CPU `[G, n, ...]` to `[n, G, ...]`, or back.
+
+        Its kernel writes `[n, C, G, D]` for `[n, G, C, D]`, so with one group chunks come out one behind the other.
+        """
+        return [tensor.transpose(0, 1) if tensor.device.type == "cpu" else tensor for tensor in tensors]
 
     def _is_alone(self, log_sum_exp: torch.Tensor) -> torch.Tensor:
         """Which tokens have nothing but themselves to attend to. Their output is exactly their value, or zeros."""
@@ -408,16 +418,17 @@ class _Group:
         pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
         for chunks, _ in distinct(pieces, self.query):
             query_rows, key_rows = self.query_rows[:, chunks].flatten(), self.key_rows_of(chunks)
-            query, key, value, mask = self._inputs(chunks)
-            gradient_, output_, log_sum_exp_ = (
-                self.queries(rows, query_rows) for rows in (gradient, output, log_sum_exp)
+            of_queries = (
+                self.gather(rows, query_rows, name)
+                for rows, name in ((gradient, "gradient"), (output, "output"), (log_sum_exp, "log-sum-exp"))
             )
-            parts = attend_backward(query, key, value, mask, gradient_, output_, log_sum_exp_, scale=1.0)
-            _add_rows(query_grad, query_rows, parts.query)
-            for whole, part in ((key_grad, parts.key), (value_grad, parts.value)):
+            parts = attend_backward(*self._turned(*self._inputs(chunks), *of_queries), scale=1.0)
+            query_part, *of_keys = self._turned(*parts)
+            _add_rows(query_grad, query_rows, query_part)
+            for whole, part in zip((key_grad, value_grad), of_keys, strict=True):
                 part = part.to(whole.dtype)
                 _add_rows(whole, key_rows, sum_windows(part, self.num_neighbours) if self.windows_overlap else part)
-            del parts, part
+            del parts, query_part, of_keys, part
         # The gradient through `key = query * scale`; the scale depends on the query.
         scale = self.key_scale
         along = torch.mul(self.query, key_grad, out=product).sum(-1, keepdim=True) * scale.square()
