@@ -1,0 +1,77 @@
+"""That what needs a GPU is one command, whose parts are commands that exist, and that it ends in time."""
+
+import json
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from scripts.bench import benchmark, on_gpu
+from scripts.bench.on_gpu import Part, in_words, parts_of, run_parts
+
+
+# Starts a process that would run for so many seconds.
+STARTS_ANOTHER = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep({})'])"
+
+
+def test_the_parts_share_all_of_the_time(tmp_path):
+    assert sum(part.share for part in parts_of(tmp_path)) == pytest.approx(1)
+    assert on_gpu.MINUTES <= 12
+
+
+def test_the_benchmarks_take_what_they_are_given(tmp_path):
+    commands = [part.arguments for part in parts_of(tmp_path) if "scripts.bench.benchmark" in part.arguments]
+    assert len(commands) == 2
+    for command in commands:
+        arguments = benchmark.make_parser().parse_args(command[2:])
+        assert arguments.out.parent == tmp_path
+        for case in arguments.cases:
+            names = {name for name, _ in benchmark.competitors(case, arguments.contenders, arguments.rounds)}
+            assert names == set(arguments.contenders)
+
+
+def test_a_part_that_fails_or_lasts_too_long_does_not_stop_the_next(tmp_path):
+    parts = [
+        Part("fails", ["-c", "print('because of this'); raise SystemExit(3)"], 0.1),
+        Part("lasts", ["-c", STARTS_ANOTHER.format(600)], 0.1),
+        Part("works", ["-c", "print('done')"], 0.8),
+    ]
+    begun = time.monotonic()
+    fails, lasts, works = run_parts(parts, tmp_path, seconds=30)
+    assert time.monotonic() - begun < 30
+    assert (fails.status, lasts.status, works.status) == (3, None, 0)
+    # Its own tenth, and what the first has left of its.
+    assert 3 < lasts.seconds < 7
+    assert (tmp_path / "fails.log").read_text() == "because of this\n"
+    assert (tmp_path / "works.log").read_text() == "done\n"
+    written = json.loads((tmp_path / "parts.json").read_text())
+    assert [part["status"] for part in written["parts"]] == [3, None, 0]
+    assert "status 3" in in_words(fails) and "time was over" in in_words(lasts)
+
+
+def test_what_a_stopped_part_has_started_is_stopped_too(tmp_path):
+    run_parts([Part("lasts", ["-c", STARTS_ANOTHER.format(601)], 1.0)], tmp_path, seconds=2)
+    commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [command for command in commands if "time.sleep(601)" in command]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a GPU")
+def test_without_a_gpu_it_says_what_to_run(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        on_gpu.main(["--out", str(tmp_path / "results")])
+    assert "scripts.bench.benchmark" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_time_of_zero_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        on_gpu.main(["--minutes", "0"])
+    assert "--minutes" in capsys.readouterr().err
+
+
+def test_the_command_exists():
+    shown = subprocess.run([sys.executable, "-m", "scripts.bench.on_gpu", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0 and "--minutes" in shown.stdout
