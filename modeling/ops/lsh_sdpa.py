@@ -245,6 +245,9 @@ class _Group:
             table.flatten(0, 1).to(self.count_dtype)
             for table in (self.visibility.positions, self.visibility.key_positions)
         )
+        if options.causal:
+            # The last place that a query attends to.
+            self.query_positions -= 1
         # `index_add_` is several times faster with 64-bit indices.
         first_row = torch.arange(self.size, device=order.device) * self.padded_length
         self.query_rows, self.window_rows = (
@@ -311,7 +314,7 @@ class _Group:
         torch.sub(query, key, out=mask)
         if self.options.causal:
             # An earlier key adds 0, the query itself adds `weakest`, a later key 2 * `weakest`.
-            mask.sub_(1).clamp_(-2, 0).mul_(-weakest)
+            mask.clamp_(-2, 0).mul_(-weakest)
         else:
             mask.eq_(0).mul_(weakest)
         by_head = mask.unflatten(0, (-1, self.heads))
