@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 PIPELINES = {
     "ReformerForCausalLM": "text-generation",
+    "ReformerForConditionalGeneration": "text2text-generation",
     "ReformerForMaskedLM": "fill-mask",
     "ReformerForQuestionAnswering": "question-answering",
     "ReformerForSequenceClassification": "text-classification",

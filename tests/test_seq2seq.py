@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from allocations import Allocations
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, TaskType, get_peft_model
 from reversible_models import relative_error
 from seq2seq_models import ALL_DROPOUT, MASK, SAME_EACH_TIME, SOURCE, TARGET, inputs_of, make, train
 from tiny_models import (
@@ -60,11 +60,12 @@ def test_gradients_are_those_of_ordinary_autograd(case, few_scores):
     actual = train(make(**CASES[case]))
     model = make(**CASES[case])
     assert actual.keys() == {"loss", *(name for name, _ in model.named_parameters())}
-    assert_close(actual, expected)
+    assert_close(actual, expected, within=1e-12)
 
 
-def test_in_float32(few_scores):
-    expected, actual = (train(make(reversible=each, **ALL_DROPOUT).float()) for each in (False, True))
+@pytest.mark.parametrize("changes", [{}, ALL_DROPOUT], ids=["exact", "dropout"])
+def test_in_float32(changes, few_scores):
+    expected, actual = (train(make(reversible=each, **changes).float()) for each in (False, True))
     assert relative_error(actual, expected) < 1e-5
 
 
@@ -78,17 +79,30 @@ def test_one_side_may_be_frozen(side):
     )
 
 
-def test_adapters_on_cross_attention():
-    def adapted(reversible):
-        config = LoraConfig(
-            r=2, lora_dropout=0.3, target_modules=r".*cross_attention\.(query|key|value)", init_lora_weights=False
-        )
-        torch.manual_seed(5)
-        return get_peft_model(make(reversible=reversible), config)
+def with_adapters(task_type=None, **changes):
+    """A model with adapters in its cross-attention."""
+    projections = r".*cross_attention\.(query|key|value)"
+    config = LoraConfig(
+        task_type=task_type, r=2, lora_dropout=0.3, target_modules=projections, init_lora_weights=False
+    )
+    torch.manual_seed(5)
+    return get_peft_model(make(**changes), config)
 
-    expected = train(adapted(False))
+
+@pytest.mark.parametrize("task_type", [None, TaskType.SEQ_2_SEQ_LM])
+def test_adapters_on_cross_attention(task_type):
+    expected = train(with_adapters(task_type, reversible=False))
     assert len(expected) == 1 + 6 * len(STACKS["mixed"])
-    assert_close(train(adapted(True)), expected)
+    assert_close(train(with_adapters(task_type)), expected)
+
+
+def test_a_model_with_adapters_writes_what_the_merged_one_writes():
+    model, source = with_adapters(TaskType.SEQ_2_SEQ_LM).eval(), random_ids(2, SOURCE)
+    written = model.generate(input_ids=source, max_new_tokens=5, do_sample=False)
+    with model.disable_adapter():
+        without = model.generate(input_ids=source, max_new_tokens=5, do_sample=False)
+    merged = model.merge_and_unload().generate(input_ids=source, max_new_tokens=5, do_sample=False)
+    assert torch.equal(written, merged) and not torch.equal(written, without)
 
 
 def test_accumulated_batches_equal_the_whole_one():

@@ -123,8 +123,8 @@ def assert_equal_tensors(actual, expected):
         assert torch.equal(actual[name], tensor), name
 
 
-def assert_close(actual, expected):
+def assert_close(actual, expected, within=1e-10):
     """Two dictionaries of float64 tensors, but for the order of sums."""
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert (actual[name] - tensor).norm() <= 1e-10 * tensor.norm(), name
+        assert (actual[name] - tensor).norm() <= within * tensor.norm(), name

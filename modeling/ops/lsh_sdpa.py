@@ -6,7 +6,8 @@ a core's cache; on a GPU more is done at once. Rounds are combined while they co
 scores again and needs, of forward, the output and the log-sum-exp of all rounds together (see `softmax_kernels`).
 
 Shapes: B batch, L length, H heads, D head size, R rounds, P padded length, C chunk length, N chunks of all rounds, W
-window length. A group is some heads of one row of the batch, or all heads of some rows; it has G heads in all.
+window length. A group is some heads of one row of the batch, or all heads of some rows; it has G heads in all. Of the
+N chunks n are worked on at a time, m with their neighbours.
 """
 
 import math
@@ -241,13 +242,12 @@ class _Group:
         self.mask_dtype = additive_mask_dtype(self.query)
         # The dtype that positions are compared in: bfloat16 cannot represent them all.
         self.count_dtype = torch.promote_types(self.mask_dtype, torch.float32)
-        self.query_positions, self.key_positions = (
+        positions, self.key_positions = (
             table.flatten(0, 1).to(self.count_dtype)
             for table in (self.visibility.positions, self.visibility.key_positions)
         )
-        if options.causal:
-            # The last place that a query attends to.
-            self.query_positions -= 1
+        # With what the keys' positions are compared: without looking ahead, the last that a query attends to.
+        self.compared = positions - 1 if options.causal else positions
         # `index_add_` is several times faster with 64-bit indices.
         first_row = torch.arange(self.size, device=order.device) * self.padded_length
         self.query_rows, self.window_rows = (
@@ -295,13 +295,13 @@ class _Group:
         return self.window_rows[:, chunks].flatten()
 
     def gather(self, rows: torch.Tensor, row_numbers: torch.Tensor, name: str) -> torch.Tensor:
-        """`[G, P, ...]` to chunks, `[G, m, C, ...]`, in the memory of a name."""
+        """Rows by their numbers, `[G, P, ...]` to chunks `[G, m, C, ...]`, in the scratch memory of `name`."""
         gathered = self.scratch(f"{name} of a piece", (len(row_numbers), *rows.shape[2:]), rows.dtype)
         torch.index_select(rows.flatten(0, 1), 0, row_numbers, out=gathered)
         return gathered.view(self.size, -1, self.options.chunk_length, *rows.shape[2:])
 
     def windows(self, chunks: torch.Tensor, num_chunks: int) -> torch.Tensor:
-        """What `key_rows_of` some chunks has gathered, `[G, m, C, D]`, to their windows, `[G, n, W, D]`."""
+        """Rows at `key_rows_of(chunks)`, `[G, m, C, D]`, to the windows of the chunks, `[G, n, W, D]`."""
         if self.windows_overlap:
             return window_views(chunks, num_chunks, self.num_neighbours)
         return chunks.view(self.size, num_chunks, -1, chunks.shape[3])
@@ -309,7 +309,7 @@ class _Group:
     def mask(self, chunks: slice) -> torch.Tensor:
         """`[G, n, C, W]`, added to the scores of a piece."""
         visibility, weakest = self.visibility, SELF_SCORE[self.mask_dtype]
-        query, key = self.query_positions[:, chunks, :, None], self.key_positions[:, chunks, None, :]
+        query, key = self.compared[:, chunks, :, None], self.key_positions[:, chunks, None, :]
         mask = self.scratch("mask of a piece", (*query.shape[:3], key.shape[3]), self.count_dtype)
         torch.sub(query, key, out=mask)
         if self.options.causal:
@@ -376,6 +376,7 @@ class _Group:
         if self.windows_overlap:
             query = rows[:, self.options.num_chunks_before :][:, :num_chunks]
         else:
+            # In the memory of `rows`, which has become the keys.
             query = self.gather(self.query, self.query_rows[:, chunks].flatten(), "query")
         return query, self.windows(key, num_chunks), self.windows(value, num_chunks), self.mask(chunks)
 
@@ -383,7 +384,7 @@ class _Group:
         """
         On a CPU `[G, n, ...]` to `[n, G, ...]`, or back.
 
-        Its kernel writes `[n, C, G, D]` for `[n, G, C, D]`, so with one group chunks come out one behind the other.
+        Its kernel writes `[n, C, G, D]` for `[n, G, C, D]`: with one head, chunks come out one behind the other.
         """
         return [tensor.transpose(0, 1) if tensor.device.type == "cpu" else tensor for tensor in tensors]
 
