@@ -29,6 +29,7 @@ from hf_reformer.training.provenance import machine, versions
 RESULTS = Path(__file__).parents[2] / "docs" / "packing.json"
 CONTEXT, NUM_DOCUMENTS, ROWS_PADDED, SEED = 4096, 32, 4, 0
 ROW, DOCUMENTS_IN_ROW = 16384, (1, 16)
+MOST_APART = 1e-5
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -75,6 +76,24 @@ def seconds_of(model: ReformerForCausalLM, batches: list[dict[str, torch.Tensor]
     return time.perf_counter() - start
 
 
+def check_agreement(model: ReformerForCausalLM, ways: dict[str, list[dict[str, torch.Tensor]]]) -> None:
+    """
+    The loss of all documents must be the same padded and packed, where both hash alike.
+
+    Raises:
+        SystemExit: It is not.
+    """
+    hash_seed, model.config.hash_seed = model.config.hash_seed, SEED
+    with torch.no_grad():
+        padded, packed = (
+            sum(model(**batch, num_items_in_batch=1).loss.item() for batch in ways[name])
+            for name in ("padded", "packed")
+        )
+    model.config.hash_seed = hash_seed
+    if abs(packed - padded) > MOST_APART * padded:
+        raise SystemExit(f"padded and packed documents disagree: their losses sum up to {padded} and {packed}")
+
+
 def measure(repeats: int) -> dict[str, dict]:
     """Medians and what was run, the ways in turn."""
     torch.manual_seed(SEED)
@@ -85,6 +104,7 @@ def measure(repeats: int) -> dict[str, dict]:
     rows = [{name: tensor[i : i + 2] for name, tensor in packed.items()} for i in range(0, len(packed["labels"]), 2)]
     ways = {"padded": padded(examples, ROWS_PADDED), "packed": rows}
     ways |= {f"{count} in a row of {ROW:,}": [row_of(count)] for count in DOCUMENTS_IN_ROW}
+    check_agreement(model, ways)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in tqdm(range(repeats + 1)):
         for name, batches in ways.items():
