@@ -76,9 +76,12 @@ class RowBuffer:
         if needed > capacity:
             if self.ring is None:
                 needed = room_for(needed, capacity, None if self.most is None else self.most + 1)
-            self.tensors = [with_any_size(rows.new_zeros(len(rows), needed, *rows.shape[2:]), dim=1) for rows in like]
+            self.tensors = [with_any_size(rows.new_empty(len(rows), needed, *rows.shape[2:]), dim=1) for rows in like]
             for tensor, rows in zip(self.tensors, old, strict=False):
                 tensor[:, :capacity] = rows
+            # Positions without a token are read, too, and count nothing; that needs numbers.
+            for tensor in self.tensors:
+                tensor[:, capacity:] = 0
 
     def select(self, rows: torch.Tensor):
         """Keep the rows of the batch that are listed, in this order."""
