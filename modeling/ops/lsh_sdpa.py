@@ -422,11 +422,13 @@ class _Group:
         pieces = (piece for round_index in range(self.rounds) for piece in self.pieces(round_index))
         for chunks, _ in distinct(pieces, self.query):
             query_rows, key_rows = self.query_rows[:, chunks].flatten(), self.key_rows_of(chunks)
-            of_queries = (
-                self.gather(rows, query_rows, name)
-                for rows, name in ((gradient, "gradient"), (output, "output"), (log_sum_exp, "log-sum-exp"))
+            query, key, value, mask = self._turned(*self._inputs(chunks))
+            gradient_, output_, log_sum_exp_ = self._turned(
+                self.gather(gradient, query_rows, "gradient"),
+                self.gather(output, query_rows, "output"),
+                self.gather(log_sum_exp, query_rows, "log-sum-exp"),
             )
-            parts = attend_backward(*self._turned(*self._inputs(chunks), *of_queries), scale=1.0)
+            parts = attend_backward(query, key, value, mask, gradient_, output_, log_sum_exp_, scale=1.0)
             query_part, *of_keys = self._turned(*parts)
             _add_rows(query_grad, query_rows, query_part)
             for whole, part in zip((key_grad, value_grad), of_keys, strict=True):
