@@ -124,16 +124,22 @@ def in_words(outcome: Outcome) -> str:
     return f"{outcome.name}: {words.get(outcome.status, f'failed, status {outcome.status}')} ({outcome.seconds:.0f} s)"
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run all parts; the exit status is 1 if one has not come to its end."""
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "gpu", help="a folder (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all (default %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.minutes <= 0:
         parser.error(f"--minutes must be above 0, but is {arguments.minutes}")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all parts; the exit status is 1 if one has not come to its end."""
+    arguments = parse_arguments(argv)
     if not torch.cuda.is_available():
-        parser.error("PyTorch sees no GPU; without one `python -m scripts.bench.benchmark` times what a CPU can do")
+        raise SystemExit("PyTorch sees no GPU; `python -m scripts.bench.benchmark` times what a CPU can do.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = arguments.out.resolve()
     outcomes = run_parts(parts_of(folder), folder, 60 * arguments.minutes)
