@@ -92,8 +92,9 @@ def run_parts(parts: list[Part], folder: Path, seconds: float) -> list[Outcome]:
     outcomes, begun, allowed = [], time.monotonic(), 0.0
     for part in parts:
         allowed += part.share * seconds
-        print(f"{part.name}: at most {allowed - (time.monotonic() - begun):.0f} s", file=sys.stderr, flush=True)
-        outcomes.append(run_part(part, folder, allowed - (time.monotonic() - begun)))
+        left = allowed - (time.monotonic() - begun)
+        print(f"{part.name}: at most {left:.0f} s", file=sys.stderr, flush=True)
+        outcomes.append(run_part(part, folder, left))
         print(in_words(outcomes[-1]), flush=True)
         record = {"parts": [asdict(outcome) for outcome in outcomes], "machine": machine(), "versions": versions()}
         (folder / "parts.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
