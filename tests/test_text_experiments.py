@@ -1,6 +1,7 @@
 """Twins on text, what context brings, and docstrings as a text: tiny runs."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from text_experiments import has_picture, small
 
 from scripts import run_experiment
-from scripts.experiments import context, docstrings, resumable, text_models, twins
+from scripts.experiments import context, docstrings, long_text, resumable, text_models, text_training, twins
 
 
 pytestmark = pytest.mark.slow
@@ -84,20 +85,29 @@ def test_a_twin_that_was_stopped_goes_on(small_contenders, text_folder, tmp_path
 
 
 def test_what_context_brings_is_measured(small_contenders, text_folder, tmp_path, monkeypatch, capsys):
-    for name, value in (("RANGES", (64, 256)), ("DISTANCES", (100, 300)), ("PASSAGE", 64), ("NUM_EVALUATIONS", 1)):
+    for name, value in (("RANGES", (64, 256)), ("DISTANCES", (100, 300)), ("PASSAGE", 64)):
+        monkeypatch.setattr(long_text, name, value)
+    for name, value in (
+        ("TRAINED_BYTES", 256),
+        ("CONTEXT_LENGTH", 128),
+        ("NUM_EVALUATIONS", 1),
+        ("TWINS", tmp_path / "twins"),
+    ):
         monkeypatch.setattr(context, name, value)
-    monkeypatch.setattr(context, "TRAINED_BYTES", 256)
-    results = tmp_path / "context"
-    arguments = ["context", "--only", "lsh, successors", "full", "--seeds", "0", "--context_lengths", "64", "128"]
-    run_experiment.main([*arguments, "--text_path", text_folder, "--results", str(results)])
-    records = [json.loads(path.read_text()) for path in results.glob("*.json")]
-    assert (
-        sorted((record["run"]["context_length"], record["step"]) for record in records)
-        == [(64, 4)] * 2 + [(128, 2)] * 2
-    )
-    for record in records:
+    for name, value in (("NUM_STEPS", 4), ("CONTEXT_LENGTH", 64), ("EVAL_EVERY", 4), ("GRID_STEPS", 1)):
+        monkeypatch.setattr(twins, name, value)
+    read = text_training.read_corpus
+    monkeypatch.setattr(text_training, "read_corpus", lambda run: read(replace(run, text_path=text_folder)))
+    names = ["full", "lsh, successors"]
+    run_experiment.main(["twins", "--only", *names, "--seeds", "0", "--results", str(context.TWINS)])
+    run_experiment.main(["context", "--only", *names, "--seeds", "0", "--results", str(tmp_path / "context")])
+    runs = context.read_records(tmp_path / "context")
+    assert list(runs) == [(name, length) for length in (64, 128) for name in names]
+    for record in (record for records in runs.values() for record in records):
         assert list(record["positions"]) == ["0-64", "64-256"] and list(record["repetition"]) == ["100", "300"]
-    assert "| lsh, successors | 64 | 1 |" in capsys.readouterr().out and has_picture(tmp_path / "context.png")
+    printed = capsys.readouterr().out
+    assert "| lsh, successors | 64 | 1 |" in printed and "| full | 128 | 1 |" in printed
+    assert has_picture(tmp_path / "context.png")
 
 
 def test_docstrings_are_a_text(tmp_path):

@@ -39,7 +39,7 @@ from hf_reformer.training.corpus import Corpus
 from hf_reformer.training.provenance import machine, versions
 
 from . import duplication
-from .context import bits_by_position, held_out_text
+from .long_text import bits_by_position, held_out_text
 from .resumable import ROOT, make_optimizer, share_of_rate, take_step, write_json
 from .synthetic import Run, Task, markdown, read_runs, run_once
 from .text_models import SHIFTED, llama, reformer

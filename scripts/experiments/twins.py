@@ -7,7 +7,8 @@ Twins on text (docs/experiments.md): what LSH layers add to local ones, beside d
 
 Fixed beforehand: every contender has the size of `text_models` and is trained on windows of 4,096 bytes of the
 standard library's source for 3,000 steps, with the learning rate of 5e-3, 1e-2, 2e-2 and 4e-2 that was best for it
-after 200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2.
+after 200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2. On the standard library's
+source, whole runs of some contenders are measured on longer text as well, for `context`.
 """
 
 import argparse
@@ -24,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
+from . import long_text
 from .docstrings import write_docstrings
 from .resumable import ROOT, experiment_parser
 from .text_models import CONTENDERS
@@ -74,7 +76,8 @@ def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rat
         eval_every=min(arguments.eval_every, num_steps),
         text_path=arguments.text_path,
     )
-    return Training(run, CONTENDERS[contender], arguments.results, learned_mix)()
+    reads_on = contender in long_text.CHOSEN and num_steps == arguments.steps and arguments.text_path is None
+    return Training(run, CONTENDERS[contender], arguments.results, long_text.measure if reads_on else learned_mix)()
 
 
 def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:
