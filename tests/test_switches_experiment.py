@@ -12,6 +12,7 @@ from hf_reformer.modeling.ops.lsh_hashing import num_buckets_of
 from hf_reformer.modeling.ops.lsh_reference import lsh_attention_reference
 from scripts import run_experiment
 from scripts.experiments import gpu, masked, recall, step_time, switches, text_models
+from scripts.experiments.text_training import Training
 from scripts.experiments.value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix
 
 
@@ -23,15 +24,16 @@ REACHING = {"lsh_attn_chunk_length": 8, "lsh_num_chunks_before": 8, "num_buckets
 @pytest.mark.slow
 def test_switches_are_measured_once_and_tabulated(text_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(text_models.CONTENDERS, "lsh, successors", small(**text_models.SHIFTED))
-    results = tmp_path / "switches"
+    results, twins = tmp_path / "switches", tmp_path / "twins"
     arguments = ["switches", "--only", "lsh, successors", "--seeds", "0", "--steps", "2", "--context_length", "128"]
-    arguments += ["--eval_windows", "2", "--text_path", text_folder, "--results", str(results)]
+    arguments += ["--grid_steps", "1", "--text_path", text_folder, "--results", str(results), "--twins", str(twins)]
     run_experiment.main(arguments)
     [path] = results.glob("*.json")
     record = json.loads(path.read_text())
     assert record["variants"].keys() == switches.VARIANTS.keys()
     trained = record["variants"][switches.WINDOWS]
-    assert abs(trained["bits_per_byte"] - record["evaluations"][-1]["bits_per_byte"]) < 1e-4
+    evaluated = json.loads((twins / path.name).read_text())["evaluations"][-1]
+    assert abs(trained["bits_per_byte"] - evaluated["bits_per_byte"]) < 1e-4
     for variant in ("chunks of 128", "chunks of 256", "the first 1,024 bytes exact"):
         # No longer than a chunk, a text is attended to exactly.
         measured = record["variants"][variant]
@@ -41,7 +43,7 @@ def test_switches_are_measured_once_and_tabulated(text_folder, tmp_path, monkeyp
     assert switches.tables(switches.read_runs(results)) in capsys.readouterr().out
     assert has_picture(tmp_path / "switches.png")
 
-    monkeypatch.setattr(switches.Training, "_train", lambda *_: pytest.fail("it was trained again"))
+    monkeypatch.setattr(Training, "_train", lambda *_: pytest.fail("it was trained again"))
     run_experiment.main(arguments)
     run_experiment.main(["switches", "--report", "--results", str(results)])
 

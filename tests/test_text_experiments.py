@@ -1,15 +1,16 @@
 """Twins on text, what context brings, and docstrings as a text: tiny runs."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from text_experiments import has_picture, small
 
 from scripts import run_experiment
-from scripts.experiments import context, docstrings, long_text, resumable, text_models, text_training, twins
+from scripts.experiments import context, docstrings, long_text, resumable, text_models, twins
 
 
 pytestmark = pytest.mark.slow
@@ -65,7 +66,7 @@ def test_twins_are_trained_once_with_the_best_rate(small_contenders, text_folder
 def test_a_twin_that_was_stopped_goes_on(small_contenders, text_folder, tmp_path, monkeypatch):
     def last_evaluation(results):
         arguments = twins.parse_arguments(twins_arguments(text_folder, results, "full")[1:])
-        last = twins.train(arguments, "full", 0, 1e-2, 6)["evaluations"][-1]
+        last = twins.training(arguments, "full", 0, 1e-2, 6)()["evaluations"][-1]
         return {key: value for key, value in last.items() if "seconds" not in key}
 
     whole, evaluate = last_evaluation(tmp_path / "whole"), twins.Training.evaluate
@@ -85,29 +86,57 @@ def test_a_twin_that_was_stopped_goes_on(small_contenders, text_folder, tmp_path
 
 
 def test_what_context_brings_is_measured(small_contenders, text_folder, tmp_path, monkeypatch, capsys):
-    for name, value in (("RANGES", (64, 256)), ("DISTANCES", (100, 300)), ("PASSAGE", 64)):
+    lengths, distances = (64, 256), (70, 100)
+    for module in (context, long_text):
+        monkeypatch.setattr(module, "LENGTHS", lengths)
+        monkeypatch.setattr(module, "DISTANCES", distances)
+    for name, value in (("PASSAGE", 64), ("BEFORE", 32), ("MOST_PASSAGES", 2), ("LEAST_PASSAGES", 2)):
         monkeypatch.setattr(long_text, name, value)
-    for name, value in (
-        ("TRAINED_BYTES", 256),
-        ("CONTEXT_LENGTH", 128),
-        ("NUM_EVALUATIONS", 1),
-        ("TWINS", tmp_path / "twins"),
-    ):
-        monkeypatch.setattr(context, name, value)
-    for name, value in (("NUM_STEPS", 4), ("CONTEXT_LENGTH", 64), ("EVAL_EVERY", 4), ("GRID_STEPS", 1)):
-        monkeypatch.setattr(twins, name, value)
-    read = text_training.read_corpus
-    monkeypatch.setattr(text_training, "read_corpus", lambda run: read(replace(run, text_path=text_folder)))
-    names = ["full", "lsh, successors"]
-    run_experiment.main(["twins", "--only", *names, "--seeds", "0", "--results", str(context.TWINS)])
-    run_experiment.main(["context", "--only", *names, "--seeds", "0", "--results", str(tmp_path / "context")])
-    runs = context.read_records(tmp_path / "context")
-    assert list(runs) == [(name, length) for length in (64, 128) for name in names]
-    for record in (record for records in runs.values() for record in records):
-        assert list(record["positions"]) == ["0-64", "64-256"] and list(record["repetition"]) == ["100", "300"]
-    printed = capsys.readouterr().out
-    assert "| lsh, successors | 64 | 1 |" in printed and "| full | 128 | 1 |" in printed
-    assert has_picture(tmp_path / "context.png")
+    names, results = ["lsh, successors", "full"], tmp_path / "context"
+    arguments = [*("context", "--only", *names, "--seeds", "0", "--steps", "8", "--grid_steps", "1")]
+    arguments += ["--eval_every", "4", "--context_length", "128", "--text_path", text_folder]
+    arguments += ["--twins", str(tmp_path / "twins"), "--results", str(results)]
+    run_experiment.main(arguments)
+    records = context.read_records(results)
+    ways = {"lsh, successors": list(long_text.BUCKETS), "full": [long_text.AS_TRAINED]}
+    assert list(records) == [(name, length, way) for length in (128, 512) for name in names for way in ways[name]]
+    for [record] in records.values():
+        assert list(record["windows"]) == ["64", "256"] and list(record["positions"]) == ["0-64", "64-256"]
+        assert list(record["repetition"]) == ["70", "100"]
+    assert context.tables(records) in capsys.readouterr().out and has_picture(tmp_path / "context.png")
+
+    monkeypatch.setattr(resumable.ResumableTraining, "_train", lambda *_: pytest.fail("it was trained again"))
+    run_experiment.main(arguments)
+
+
+class Copies(torch.nn.Module):
+    """Knows a byte if the three before it, and the byte, stood together before; guesses among 258 otherwise."""
+
+    def forward(self, input_ids, use_cache):
+        logits = torch.zeros(*input_ids.shape, 258)
+        for row, ids in enumerate(input_ids.tolist()):
+            seen = {}
+            for end in range(3, len(ids) + 1):
+                key = tuple(ids[end - 3 : end])
+                if key in seen:
+                    logits[row, end - 1, ids[seen[key]]] = 100
+                if end < len(ids):
+                    seen[key] = end
+        return SimpleNamespace(logits=logits)
+
+
+def test_a_passage_is_known_where_it_comes_again():
+    text = torch.randint(2, 258, (4096,), generator=torch.Generator().manual_seed(0))
+    guess = np.log2(258)
+    for distance in (256, 1000):
+        bits = long_text.bits_of_repetition(Copies(), text, distance)
+        assert bits["again"] < 0.1 and abs(bits["first"] - guess) < 0.1 and abs(bits["late"] - guess) < 0.1
+    text[3000:3100] = text[:100]
+    bits = long_text.bits_of_windows(Copies(), text, 4096)
+    assert bits.shape == (1, 4095) and (bits[0, 3002:3099] < 0.1).mean() > 0.95 and (bits[0, :2999] > 7).mean() > 0.95
+    ranges = long_text.bits_of_positions(bits, (3000, 3100, 4096))
+    assert list(ranges) == ["0-3000", "3000-3100", "3100-4096"]
+    assert ranges["3000-3100"] == pytest.approx(bits[0, 2999:3099].mean())
 
 
 def test_docstrings_are_a_text(tmp_path):

@@ -1,12 +1,19 @@
 """
 Does context help? (docs/experiments.md)
 
-Models with rotary positions, so without a longest input, are trained on windows of 4,096 and of 16,384 bytes of the
-standard library's source, as many bytes in both cases as 3,000 windows of 4,096 hold, and evaluated on held-out text
-up to 65,536 bytes: bits per byte by position, and of a passage that is read again a number of bytes later.
+    python -m scripts.run_experiment context                  # seeds 0, 1, 2
+    python -m scripts.run_experiment context --report
 
-Those trained at 4,096 bytes are `twins`, which measures this as well; those trained at 16,384 are trained here, with
-the rates that the grid of `twins` has chosen.
+Models without a longest input, trained on windows of 4,096 bytes of the standard library's source (those of `twins`)
+and of 16,384 bytes (as many bytes in a quarter of the steps, with the same rates), read all of the held-out source:
+
+1. in windows of 1,024 to 65,536 bytes, the same bytes each time;
+2. by position in windows of 65,536, where each range of positions has other bytes;
+3. passages of 256 bytes that come again 256 to 60,000 bytes later, and the same passages at the same place of the same
+   text without the first copy.
+
+LSH layers are read with the buckets of the training, and with more of them where the text is longer, which needs no
+training. What is measured is a file for each model in docs/experiments/context, and not repeated.
 """
 
 import argparse
@@ -23,102 +30,128 @@ import numpy as np
 import torch
 
 from . import long_text, twins
-from .resumable import ROOT, experiment_parser
+from .long_text import AS_TRAINED, BUCKETS, DISTANCES, LENGTHS
+from .resumable import ROOT
+from .synthetic import markdown
 from .text_models import CONTENDERS
-from .text_training import TextRun, Training
+from .text_training import TextRun, Training, measure_once
 
 
-TRAINED_BYTES, CONTEXT_LENGTH, NUM_EVALUATIONS = twins.NUM_STEPS * twins.CONTEXT_LENGTH, 16384, 12
+CHOSEN = ("local", "lsh", "lsh, successors", "full", "dense, shared, successors")
+# Trained on windows that are so many times as long.
+LONGER, NUM_EVALUATIONS = 4, 12
 RESULTS = ROOT / "docs" / "experiments" / "context"
-# Of those trained at 4,096 bytes.
-TWINS = twins.RESULTS
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
-    return experiment_parser(__doc__, long_text.CHOSEN, RESULTS).parse_args(argv)
+    parser = twins.parser_of_measurement(__doc__, CHOSEN, RESULTS)
+    parser.add_argument("--short", action="store_true", help="only what was trained on the shorter windows")
+    return parser.parse_args(argv)
+
+
+def trained_on_longer(arguments: argparse.Namespace, contender: str, seed: int) -> Training:
+    """A run on as many bytes as a twin's, in longer windows."""
+    num_steps = arguments.steps // LONGER
+    run = TextRun(
+        contender=contender,
+        seed=seed,
+        learning_rate=twins.best_learning_rate(arguments, contender),
+        num_steps=num_steps,
+        context_length=LONGER * arguments.context_length,
+        eval_every=max(1, num_steps // NUM_EVALUATIONS),
+        text_path=arguments.text_path,
+    )
+    return Training(run, CONTENDERS[contender], arguments.results / "training")
 
 
 def main(argv: list[str]) -> None:
-    """Run what is asked for and not there yet; print the tables and draw the figure."""
+    """Measure what is asked for and not there yet; print the tables and draw the figure."""
     arguments = parse_arguments(argv)
     torch.set_num_threads(arguments.threads)
-    grid = twins.parse_arguments(["--results", str(TWINS)])
     for seed in [] if arguments.report else arguments.seeds:
-        for contender in arguments.only or long_text.CHOSEN:
-            run = TextRun(
-                contender=contender,
-                seed=seed,
-                learning_rate=twins.best_learning_rate(grid, contender),
-                num_steps=TRAINED_BYTES // CONTEXT_LENGTH,
-                context_length=CONTEXT_LENGTH,
-                eval_every=TRAINED_BYTES // CONTEXT_LENGTH // NUM_EVALUATIONS,
-            )
-            Training(run, CONTENDERS[contender], arguments.results, long_text.measure)()
-    runs = read_records(arguments.results)
-    if runs:
-        print(table(runs))
-        draw(arguments.results.with_suffix(".png"), runs)
+        for make_training in (twins.twin,) if arguments.short else (twins.twin, trained_on_longer):
+            for contender in arguments.only or CHOSEN:
+                training = make_training(arguments, contender, seed)
+                text = long_text.held_out_text(training.run)
+                measure_once(training, arguments.results, lambda model, *_, text=text: long_text.measure(model, text))
+    records = read_records(arguments.results)
+    if records:
+        print(tables(records))
+        draw(arguments.results.with_suffix(".png"), records)
 
 
-def read_records(folder: Path) -> dict[tuple[str, int], list[dict]]:
-    """Records by contender and by the length of the windows that it was trained on, the twins' length first."""
-    runs = {
-        (name, twins.CONTEXT_LENGTH): [record for record in records if "positions" in record]
-        for name, records in twins.read_records(TWINS, twins.NUM_STEPS, twins.GRID_STEPS).items()
-    }
+# A contender, the length that it was trained at, and what is done with the buckets.
+Key = tuple[str, int, str]
+
+
+def read_records(folder: Path) -> dict[Key, list[dict]]:
+    """What was measured, the shorter windows of the training first."""
+    found: dict[Key, list[dict]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        runs.setdefault((record["run"]["contender"], record["run"]["context_length"]), []).append(record)
-    keys = [(name, length) for length in (twins.CONTEXT_LENGTH, CONTEXT_LENGTH) for name in long_text.CHOSEN]
-    return {key: runs[key] for key in keys if runs.get(key)}
+        for way in record["windows"]:
+            of_way = {part: record[part][way] for part in ("windows", "positions", "repetition")}
+            key = (record["run"]["contender"], record["run"]["context_length"], way)
+            found.setdefault(key, []).append({"seed": record["run"]["seed"], **of_way})
+    names, ways = list(CHOSEN), list(BUCKETS)
+    return {key: found[key] for key in sorted(found, key=lambda of: (of[1], names.index(of[0]), ways.index(of[2])))}
 
 
-def table(records: dict[tuple[str, int], list[dict]]) -> str:
-    """Two tables of markdown, of positions and of repetitions: the mean of all seeds, and their spread."""
-    ranges, distances = long_text.RANGES, long_text.DISTANCES
-    lines = ["| layers | trained at | seeds | " + " | ".join(f"to {end:,}" for end in ranges) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(ranges))
-    for (name, length), runs in records.items():
-        cells = zip(*(run["positions"].values() for run in runs), strict=True)
-        lines.append(f"| {name} | {length:,} | {len(runs)} | " + " | ".join(map(twins.spread, cells)) + " |")
-    lines += ["", "| layers | trained at | first | " + " | ".join(f"{end:,} later" for end in distances) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(distances))
-    for (name, length), runs in records.items():
-        first = np.mean([[row["first"] for row in run["repetition"].values()] for run in runs])
-        cells = zip(*([row["again"] for row in run["repetition"].values()] for run in runs), strict=True)
-        lines.append(f"| {name} | {length:,} | {first:.3f} | " + " | ".join(map(twins.spread, cells)) + " |")
-    return "\n".join(lines)
+def tables(records: dict[Key, list[dict]]) -> str:
+    """Three tables of markdown: windows, positions and repetitions; the mean of all seeds, and their spread."""
+    head = ["layers", "trained at", "buckets", "seeds"]
+    windows = [[*head, *(f"{length:,}" for length in LENGTHS)]]
+    positions = [[*head, *(f"to {end:,}" for end in LENGTHS)]]
+    repetition = [[*head, "first", *(f"{distance:,} later" for distance in DISTANCES)]]
+    for (name, length, way), runs in records.items():
+        begin = [
+            name,
+            f"{length:,}",
+            way if name.startswith("lsh") else "",
+            ", ".join(str(run["seed"]) for run in runs),
+        ]
+        for rows, part in ((windows, "windows"), (positions, "positions")):
+            values = zip(*(run[part].values() for run in runs), strict=True)
+            rows.append([*begin, *map(twins.spread, values)])
+        cells = [[run["repetition"][str(distance)] for run in runs] for distance in DISTANCES]
+        first = np.mean([row["first"] for of_runs in cells for row in of_runs])
+        # Again, and without the first copy.
+        pairs = [[np.mean([row[which] for row in of_runs]) for which in ("again", "late")] for of_runs in cells]
+        repetition.append([*begin, f"{first:.3f}", *(f"{again:.3f} / {late:.3f}" for again, late in pairs)])
+    return "\n\n".join(markdown(*rows) for rows in (windows, positions, repetition))
 
 
-def draw(path: Path, records: dict[tuple[str, int], list[dict]]) -> None:
-    """Bits per byte by position, and of a passage read again as a share of those when it was read first."""
-    figure, (positions, repetition) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
-    colors = dict(zip(long_text.CHOSEN, plt.get_cmap("tab10").colors, strict=False))
-    marks = [_mark(end) for end in long_text.RANGES]
-    ranges = [f"{start}–{end}" for start, end in zip(["0", *marks], marks, strict=False)]
-    for (name, length), runs in records.items():
-        style = {"label": f"{name}, trained at {_mark(length)}", "color": colors[name], "marker": "o"}
-        style["linestyle"] = "-" if length == twins.CONTEXT_LENGTH else "--"
-        bits = [list(run["positions"].values()) for run in runs]
-        shares = [[row["again"] / row["first"] for row in run["repetition"].values()] for run in runs]
-        for axes, across, values in ((positions, ranges, bits), (repetition, long_text.DISTANCES, shares)):
+def draw(path: Path, records: dict[Key, list[dict]]) -> None:
+    """Bits per byte by the length of the windows; bits of a passage read again, as a share of those without a copy."""
+    figure, (windows, repetition) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
+    colors = dict(zip(CHOSEN, plt.get_cmap("tab10").colors, strict=False))
+    shortest = min(length for _, length, _ in records)
+    for (name, length, way), runs in records.items():
+        style = {
+            "color": colors[name],
+            "marker": "o" if way == AS_TRAINED else "^",
+            "linestyle": "-" if length == shortest else "--",
+            "label": f"{name}, trained at {_mark(length)}" + (f", {way}" if name.startswith("lsh") else ""),
+        }
+        shares = [[row["again"] / row["late"] for row in run["repetition"].values()] for run in runs]
+        bits = [list(run["windows"].values()) for run in runs]
+        for axes, across, values in ((windows, LENGTHS, bits), (repetition, DISTANCES, shares)):
             axes.plot(across, np.mean(values, axis=0), **style)
             axes.fill_between(across, np.min(values, axis=0), np.max(values, axis=0), color=colors[name], alpha=0.15)
-    positions.set(
-        xlabel="position in the text, bytes", ylabel="held-out bits per byte", title="What more context brings"
-    )
+    windows.set(xlabel="bytes in a window", ylabel="held-out bits per byte", title="The same text, with more context")
     repetition.axhline(1 / 3, color="gray", linestyle=":", linewidth=0.8)
     repetition.set(
-        xscale="log",
-        ylim=(0, None),
-        xlabel="bytes later",
-        ylabel="bits of a passage read again, as a share",
+        xlabel="bytes from a passage to its copy",
+        ylabel="bits of the copy, as a share of those without it",
         title="What is remembered",
+        ylim=(0, None),
     )
-    repetition.legend(fontsize=8)
-    for axes in (positions, repetition):
+    for axes, across in ((windows, LENGTHS), (repetition, DISTANCES)):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(across, list(map(_mark, across)))
         axes.grid(alpha=0.2)
+    windows.legend(fontsize=7)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

@@ -39,7 +39,7 @@ from hf_reformer.training.corpus import Corpus
 from hf_reformer.training.provenance import machine, versions
 
 from . import duplication
-from .long_text import bits_by_position, held_out_text
+from .long_text import bits_of_positions, bits_of_windows
 from .resumable import ROOT, make_optimizer, share_of_rate, take_step, write_json
 from .synthetic import Run, Task, markdown, read_runs, run_once
 from .text_models import SHIFTED, llama, reformer
@@ -185,7 +185,7 @@ def train_twins(plan: Plan, arguments: argparse.Namespace, deadline: float) -> N
         "", arguments.seed, TWIN_RATE, 0, plan.context_length, 0, plan.eval_windows, text_path=arguments.text_path
     )
     corpus = read_corpus(run)
-    text = held_out_text(corpus)
+    text = tokens_of(corpus.held_out).flatten()
     for name, make_model in plan.twins.items():
         file_name = f"{name}-{plan.context_length}-{seconds:.0f}s-seed{arguments.seed}.json"
         path = arguments.results / file_name.replace(", ", "-").replace(" ", "_")
@@ -212,7 +212,8 @@ def train_twins(plan: Plan, arguments: argparse.Namespace, deadline: float) -> N
         record |= train_for(model, corpus, plan, seconds, arguments.seed, bf16)
         write_json(path, record)
         if len(text) >= plan.ends[-1]:
-            write_json(path, record | {"positions": bits_by_position(model.eval(), text, bf16, plan.ends)})
+            bits = bits_of_windows(model.eval(), text.to(model.device), plan.ends[-1], bf16)
+            write_json(path, record | {"positions": bits_of_positions(bits, plan.ends)})
 
 
 def device_name(device: str) -> str:

@@ -1,59 +1,117 @@
-"""What a trained model gets out of a text that is longer than those it was trained on."""
+"""What a trained model gets out of a text, also of one that is longer than those it was trained on."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from hf_reformer.training.context_gain import bits_of_tokens
-from hf_reformer.training.corpus import Corpus
+from hf_reformer.training.context_gain import TOKENS_AT_A_TIME, bits_of_tokens
+from hf_reformer.training.recipe import num_buckets
 
-
-# Who is measured: models whose attention is the same at every length.
-CHOSEN = ("local", "full", "lsh", "lsh, successors")
-# Ends of the ranges of positions.
-RANGES = (1024, 4096, 16384, 65536)
-# Bytes from the beginning of a passage to its beginning again; what stands before the first; what its bits leave out,
-# until it can be known again.
-DISTANCES, PASSAGE, BEFORE, LEFT_OUT, NUM_PASSAGES = (256, 1024, 4096, 16384, 60000), 256, 512, 16, 8
+from .switches import with_settings
+from .text_training import TextRun, read_corpus, tokens_of
 
 
-def bits_by_position(model: nn.Module, text: torch.Tensor, bf16: bool, ends: tuple[int, ...]) -> dict[str, float]:
-    """Mean bits per byte in each range of positions, up to each of `ends`, of all whole windows in `text`."""
-    windows = text[: len(text) // ends[-1] * ends[-1]].view(-1, ends[-1]).to(model.device)
-    bits = torch.cat([bits_of_tokens(model, window[None], bf16).cpu() for window in windows]).numpy()
-    starts = (0, *ends[:-1])
-    # The first byte of a window is not predicted.
+# Lengths of windows, and ends of the ranges of positions in the longest.
+LENGTHS = (1024, 4096, 16384, 65536)
+# Bytes from the beginning of a passage to its beginning again; its length; what stands before the first; what its bits
+# leave out, until it can be known again.
+DISTANCES, PASSAGE, BEFORE, LEFT_OUT = (256, 1024, 2048, 4096, 16384, 60000), 256, 512, 16
+# Passages at each distance: at most so many, and not fewer than the least where they would read more bytes than that.
+MOST_PASSAGES, LEAST_PASSAGES, PASSAGE_BYTES = 32, 8, 2**18
+# Buckets of LSH layers: those of the training, or so many per chunk of the text that is read. With windows a token
+# sees as many keys of its bucket as a chunk holds; so on average they reach back as many chunks as there are buckets.
+AS_TRAINED = "as trained"
+BUCKETS = {AS_TRAINED: None, "half a bucket per chunk": 0.5, "a bucket per chunk": 1.0}
+# A threshold above all lengths.
+DENSE = 2**20
+
+ModelOfLength = Callable[[int], PreTrainedModel]
+
+
+def ways_to_read(model: PreTrainedModel) -> dict[str, ModelOfLength]:
+    """A model for the length of a text, by what is done with the buckets; one way if it has no LSH attention."""
+    config = model.config
+    if "lsh" not in getattr(config, "attn_layers", ()):
+        return {AS_TRAINED: lambda _: model}
+    if config.full_attention_threshold:
+        dense = with_settings(model, {"full_attention_threshold": DENSE})
+        return {AS_TRAINED: lambda _: dense}
+
+    def with_buckets(per_chunk: float, length: int) -> PreTrainedModel:
+        number = num_buckets(length, config.lsh_attn_chunk_length, per_chunk)
+        return with_settings(model, {"num_buckets": number})
+
+    return {
+        name: (lambda _: model) if per_chunk is None else (lambda length, n=per_chunk: with_buckets(n, length))
+        for name, per_chunk in BUCKETS.items()
+    }
+
+
+def bits_of_windows(model: nn.Module, text: torch.Tensor, length: int, bf16: bool = False) -> np.ndarray:
+    """What each byte costs, `[N, L - 1]`, of the whole windows of a length in `text`, `[T]`."""
+    windows = text[: len(text) // length * length].view(-1, length).split(max(1, TOKENS_AT_A_TIME // length))
+    return torch.cat([bits_of_tokens(model, rows, bf16).cpu() for rows in windows]).numpy()
+
+
+def bits_of_positions(bits: np.ndarray, ends: tuple[int, ...]) -> dict[str, float]:
+    """Means over the ranges of positions up to each of `ends`; the first byte of a window is not predicted."""
     return {
         f"{start}-{end}": float(bits[:, max(0, start - 1) : end - 1].mean())
-        for start, end in zip(starts, ends, strict=True)
+        for start, end in zip((0, *ends), ends, strict=False)
     }
 
 
-def bits_of_repetition(model: nn.Module, text: torch.Tensor, distance: int, bf16: bool) -> dict[str, float]:
-    """Mean bits per byte of passages when they are read first, and again `distance` bytes later."""
-    bits = []
-    for start in np.linspace(0, len(text) - BEFORE - distance, NUM_PASSAGES).astype(int):
-        window = text[start : start + BEFORE + distance]
-        passage = window[BEFORE : BEFORE + PASSAGE]
-        costs = bits_of_tokens(model, torch.cat([window, passage])[None], bf16)[0]
-        first, again = BEFORE + LEFT_OUT - 1, BEFORE + distance + LEFT_OUT - 1
-        length = PASSAGE - LEFT_OUT
-        bits.append((costs[first : first + length].mean().item(), costs[again : again + length].mean().item()))
-    first, again = np.mean(bits, axis=0)
-    return {"first": float(first), "again": float(again)}
+def bits_of_repetition(model: PreTrainedModel, text: torch.Tensor, distance: int) -> dict[str, float]:
+    """
+    Mean bits per byte of passages: read first, read again `distance` bytes later, and read there for the first time.
+
+    For the last, "late", the text has other bytes where the passage would have stood before: those that follow it.
+    """
+    count = min(MOST_PASSAGES, max(LEAST_PASSAGES, PASSAGE_BYTES // distance))
+    span = BEFORE + distance + PASSAGE
+    first, later = slice(BEFORE + LEFT_OUT - 1, BEFORE + PASSAGE - 1), slice(LEFT_OUT - PASSAGE, None)
+    bits: dict[str, list[float]] = {"first": [], "again": [], "late": []}
+    for start in np.linspace(0, len(text) - span, count).astype(int):
+        window = text[start : start + span]
+        before, passage, following = window[:BEFORE], window[BEFORE : BEFORE + PASSAGE], window[BEFORE + PASSAGE :]
+        known, unknown = (
+            bits_of_tokens(model, torch.cat([*parts, passage])[None], bf16=False)[0]
+            for parts in ((before, passage, following[: distance - PASSAGE]), (before, following[:distance]))
+        )
+        for name, costs in (("first", known[first]), ("again", known[later]), ("late", unknown[later])):
+            bits[name].append(costs.mean().item())
+    return {name: float(np.mean(costs)) for name, costs in bits.items()}
 
 
-def held_out_text(corpus: Corpus) -> torch.Tensor:
-    """The bytes of all held-out windows as tokens, `[L]`."""
-    text = torch.tensor(np.frombuffer(corpus.held_out.text, dtype=np.uint8).astype(np.int64))
-    return text + corpus.held_out.dataset[0]["input_ids"][0].item() - corpus.held_out.text[0]
+def held_out_text(run: TextRun) -> torch.Tensor:
+    """All held-out windows of the longest length, file after file as they were cut: token ids, `[T]`."""
+    corpus = read_corpus(replace(run, context_length=LENGTHS[-1], eval_windows=None))
+    return tokens_of(corpus.held_out).flatten()
 
 
-def measure(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, dict]:
-    """Bits per byte by position, and of passages that are read again at each distance."""
-    model.eval()
-    text = held_out_text(corpus)
-    return {
-        "positions": bits_by_position(model, text, bf16, RANGES),
-        "repetition": {str(distance): bits_of_repetition(model, text, distance, bf16) for distance in DISTANCES},
-    }
+def measure(model: PreTrainedModel, text: torch.Tensor) -> dict[str, dict]:
+    """
+    Bits per byte of the same text in windows of each length, by position, and of passages that are read again.
+
+    Args:
+        model: In evaluation mode.
+        text: Token ids, `[T]`, whole windows of the longest length.
+
+    Returns:
+        `windows`, `positions` and `repetition`, each by the ways to read; and a digest of the text.
+    """
+    measured: dict[str, dict] = {"windows": {}, "positions": {}, "repetition": {}}
+    for way, model_of in ways_to_read(model).items():
+        bits = {length: bits_of_windows(model_of(length), text, length) for length in LENGTHS}
+        measured["windows"][way] = {str(length): float(costs.mean()) for length, costs in bits.items()}
+        measured["positions"][way] = bits_of_positions(bits[LENGTHS[-1]], LENGTHS)
+        measured["repetition"][way] = {
+            str(distance): bits_of_repetition(model_of(BEFORE + distance + PASSAGE), text, distance)
+            for distance in DISTANCES
+        }
+    return measured | {"text": hashlib.sha256(text.numpy().tobytes()).hexdigest()[:16]}

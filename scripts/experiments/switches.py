@@ -5,15 +5,14 @@ Switches of LSH attention, after training: quality, cost and recall (docs/experi
     python -m scripts.run_experiment switches --lengths            # the time of a step instead, 256 to 16,384 tokens
     python -m scripts.run_experiment switches --report
 
-Models of the size of `text_models` are trained on windows of 4,096 bytes of the standard library's source for 1,000
-steps. Then the same weights are evaluated with other switches, one changed at a time: held-out bits per byte, CPU
-seconds of the evaluation, for which the variants take turns window by window, and recall of the keys that dense
-attention with shared queries and keys attends to. For recall all variants are given the queries of the model as it
-was trained.
+The models are those of `twins`, trained for 3,000 steps. The same weights are evaluated with other switches, one
+changed at a time: held-out bits per byte, CPU seconds of the evaluation, for which the variants take turns window by
+window, and recall of the keys that dense attention with shared queries and keys attends to. For recall all variants
+are given the queries of the model as it was trained.
 
-Fixed beforehand: 1,000 steps, a learning rate of 5e-3 for all, seeds 0, 1 and 2, 24 held-out windows, of which 2 for
-recall. A run is one file in docs/experiments/switches, and one that is there is not repeated; times of steps are files
-in step_time below it, one for each length.
+Fixed beforehand: seeds 0, 1 and 2, 24 held-out windows, of which 2 for recall. What is measured is one file for each
+model in docs/experiments/switches, and not repeated; times of steps are files in step_time below it, one for each
+length.
 """
 
 import argparse
@@ -36,17 +35,15 @@ from hf_reformer.training.context_gain import bits_of_tokens
 from hf_reformer.training.corpus import Corpus
 from hf_reformer.training.recipe import num_buckets
 
-from . import step_time
+from . import step_time, twins
 from .recall import recalls
-from .resumable import ROOT, experiment_parser
+from .resumable import ROOT
 from .synthetic import markdown
-from .text_models import CONTENDERS
-from .text_training import TextRun, Training, tokens_of
-from .twins import spread
+from .text_training import measure_once, tokens_of
 
 
 CHOSEN = ("lsh", "lsh, successors", "dense, shared, successors")
-NUM_STEPS, CONTEXT_LENGTH, EVAL_EVERY, LEARNING_RATE, RECALL_WINDOWS = 1000, 4096, 250, 5e-3, 2
+RECALL_WINDOWS = 2
 RESULTS = ROOT / "docs" / "experiments" / "switches"
 
 CHUNKS = {"lsh_sliding_window": False}
@@ -80,7 +77,7 @@ VARIANTS = {
     "stock: chunks on a circle, 2 buckets per chunk": STOCK | {"buckets_per_chunk": 2},
     "paper: chunks, own bucket only, 4 rounds, a key counts once": CHUNKS | ONCE,
     "the first 1,024 bytes exact": {"full_attention_threshold": 1024},
-    "dense": {"full_attention_threshold": CONTEXT_LENGTH},
+    "dense": {"full_attention_threshold": twins.CONTEXT_LENGTH},
 }
 # For the figure: what is varied, and a variant for each value.
 CURVES = {
@@ -140,30 +137,16 @@ def measure(model: PreTrainedModel, corpus: Corpus, bf16: bool) -> dict[str, dic
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
     """Arguments from the command line."""
-    parser = experiment_parser(__doc__, CHOSEN, RESULTS)
-    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
-    parser.add_argument("--context_length", type=int, default=CONTEXT_LENGTH, help="(default %(default)s)")
-    parser.add_argument("--eval_windows", type=int, default=24, help="held-out windows (default %(default)s)")
-    parser.add_argument("--text_path", help="another text: a file or a folder")
+    parser = twins.parser_of_measurement(__doc__, CHOSEN, RESULTS)
     parser.add_argument("--lengths", type=int, nargs="*", help="time a step at these lengths (default 256 to 16384)")
     return parser.parse_args(argv)
 
 
-def train_and_measure(arguments: argparse.Namespace) -> None:
-    """Every run that is missing, seed by seed."""
+def measure_models(arguments: argparse.Namespace) -> None:
+    """All that is missing, seed by seed."""
     for seed in arguments.seeds:
         for contender in arguments.only or CHOSEN:
-            run = TextRun(
-                contender=contender,
-                seed=seed,
-                learning_rate=LEARNING_RATE,
-                num_steps=arguments.steps,
-                context_length=arguments.context_length,
-                eval_every=min(EVAL_EVERY, arguments.steps),
-                eval_windows=arguments.eval_windows,
-                text_path=arguments.text_path,
-            )
-            Training(run, CONTENDERS[contender], arguments.results, measure)()
+            measure_once(twins.twin(arguments, contender, seed), arguments.results, measure)
 
 
 def main(argv: list[str]) -> None:
@@ -173,7 +156,7 @@ def main(argv: list[str]) -> None:
     if arguments.lengths is not None:
         step_time.run(arguments.lengths or step_time.LENGTHS, arguments.results / "step_time")
     elif not arguments.report:
-        train_and_measure(arguments)
+        measure_models(arguments)
     runs = read_runs(arguments.results)
     if runs:
         print(tables(runs))
@@ -208,7 +191,7 @@ def tables(runs: dict[str, list[dict]]) -> str:
             rows.append(
                 [
                     variant,
-                    spread([row["bits_per_byte"] for row in of_all]),
+                    twins.spread([row["bits_per_byte"] for row in of_all]),
                     f"{mean(row['cpu_seconds'] for row in of_all) / num_windows:.3f}",
                     *("" if None in values else f"{100 * mean(values):.1f}%" for values in shares),
                 ]

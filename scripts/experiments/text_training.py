@@ -5,7 +5,7 @@ With one seed every contender sees the same windows in the same order, for the s
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from torch import nn
 from hf_reformer import ReformerByteTokenizer
 from hf_reformer.training.context_gain import bits_of_tokens
 from hf_reformer.training.corpus import Corpus, DataArguments, Windows, build_corpus
+from hf_reformer.training.provenance import machine, versions
 
-from .resumable import ResumableTraining
+from . import resumable
 
 
 # A byte counts as repeated if the bytes before it, so many, stood together before, further back than local layers see.
@@ -36,7 +37,7 @@ class TextRun:
         num_steps: Steps of one window each.
         context_length: Bytes in a window.
         eval_every: Steps between evaluations, which are checkpoints, too.
-        eval_windows: Held-out windows, evenly spaced.
+        eval_windows: Held-out windows, evenly spaced; None for all.
         text_path: Another text than the standard library's source.
     """
 
@@ -46,7 +47,7 @@ class TextRun:
     num_steps: int
     context_length: int
     eval_every: int
-    eval_windows: int = 24
+    eval_windows: int | None = 24
     text_path: str | None = None
 
     @property
@@ -102,9 +103,12 @@ def evaluate(model: nn.Module, corpus: Corpus, bf16: bool) -> dict[str, float | 
     }
 
 
-class Training(ResumableTraining):
+class Training(resumable.ResumableTraining):
     """
     A language model trained on text.
+
+    Its weights after the last step are kept beside the checkpoints, which are not in the repository, so that what is
+    measured of it later needs no other training.
 
     Args:
         run: What to do.
@@ -146,4 +150,29 @@ class Training(ResumableTraining):
         return evaluate(model, self.corpus, self.bf16)
 
     def measure(self, model: nn.Module) -> dict:
+        self.weights.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(model.state_dict(), self.weights)
         return {} if self._measure is None else self._measure(model, self.corpus, self.bf16)
+
+    @property
+    def weights(self) -> Path:
+        """Where those of the trained model are kept."""
+        return resumable.CHECKPOINTS / "trained" / f"{self.run.name}.pt"
+
+    def trained_model(self) -> nn.Module:
+        """The model after the last step, in evaluation mode; where its weights are gone, it is trained again."""
+        if not self.weights.is_file():
+            self.path.unlink(missing_ok=True)
+        self()
+        model = self.make_model()
+        model.load_state_dict(torch.load(self.weights))
+        return model.eval()
+
+
+def measure_once(training: Training, results: Path, measure: Callable[[nn.Module, Corpus, bool], dict]) -> None:
+    """Measure a trained model and write it to a file of the folder, unless that is there."""
+    path = results / f"{training.run.name}.json"
+    if not path.is_file():
+        measured = measure(training.trained_model(), training.corpus, training.bf16)
+        about = {"run": asdict(training.run), "machine": machine(), "versions": versions()}
+        resumable.write_json(path, about | measured)

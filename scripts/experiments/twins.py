@@ -7,13 +7,14 @@ Twins on text (docs/experiments.md): what LSH layers add to local ones, beside d
 
 Fixed beforehand: every contender has the size of `text_models` and is trained on windows of 4,096 bytes of the
 standard library's source for 3,000 steps, with the learning rate of 5e-3, 1e-2, 2e-2 and 4e-2 that was best for it
-after 200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2. On the standard library's
-source, whole runs of some contenders are measured on longer text as well, for `context`.
+after 200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2. The trained models are
+those that `context` and `switches` measure, too.
 """
 
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
@@ -25,7 +26,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from . import long_text
 from .docstrings import write_docstrings
 from .resumable import ROOT, experiment_parser
 from .text_models import CONTENDERS
@@ -52,21 +52,37 @@ RATE_OF = dict.fromkeys(("lsh, successors, 2 rounds", "lsh, successors, 4 rounds
 RESULTS = ROOT / "docs" / "experiments" / "twins"
 
 
-def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """Arguments from the command line."""
-    parser = experiment_parser(__doc__, CONTENDERS, RESULTS)
+def add_settings(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """What decides the course of the trainings. Returns the group of those that name the text."""
     parser.add_argument("--steps", type=int, default=NUM_STEPS, help="(default %(default)s)")
     parser.add_argument("--grid_steps", type=int, default=GRID_STEPS, help="(default %(default)s)")
     parser.add_argument("--context_length", type=int, default=CONTEXT_LENGTH, help="(default %(default)s)")
     parser.add_argument("--eval_every", type=int, default=EVAL_EVERY, help="steps (default %(default)s)")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text_path", help="another text: a file or a folder")
-    text.add_argument("--docstrings_of", metavar="PACKAGE", help="another text: that of a package")
-    return parser.parse_args(argv)
+    return text
 
 
-def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rate: float, num_steps: int) -> dict:
-    """The record of one run."""
+def parse_arguments(argv: list[str]) -> argparse.Namespace:
+    """Arguments from the command line."""
+    parser = experiment_parser(__doc__, CONTENDERS, RESULTS)
+    add_settings(parser).add_argument("--docstrings_of", metavar="PACKAGE", help="another text: that of a package")
+    arguments = parser.parse_args(argv)
+    return argparse.Namespace(**vars(arguments), twins=arguments.results)
+
+
+def parser_of_measurement(description: str, names: Iterable[str], results: Path) -> argparse.ArgumentParser:
+    """For an experiment that measures trained twins: how these are trained, and where their records are."""
+    parser = experiment_parser(description, names, results)
+    add_settings(parser)
+    parser.add_argument("--twins", type=Path, default=RESULTS, help="their folder (default docs/experiments/twins)")
+    return parser
+
+
+def training(
+    arguments: argparse.Namespace, contender: str, seed: int, learning_rate: float, num_steps: int
+) -> Training:
+    """One run."""
     run = TextRun(
         contender=contender,
         seed=seed,
@@ -76,14 +92,18 @@ def train(arguments: argparse.Namespace, contender: str, seed: int, learning_rat
         eval_every=min(arguments.eval_every, num_steps),
         text_path=arguments.text_path,
     )
-    reads_on = contender in long_text.CHOSEN and num_steps == arguments.steps and arguments.text_path is None
-    return Training(run, CONTENDERS[contender], arguments.results, long_text.measure if reads_on else learned_mix)()
+    return Training(run, CONTENDERS[contender], arguments.twins, learned_mix)
+
+
+def twin(arguments: argparse.Namespace, contender: str, seed: int) -> Training:
+    """A whole run, at the rate that the grid has chosen."""
+    return training(arguments, contender, seed, best_learning_rate(arguments, contender), arguments.steps)
 
 
 def best_learning_rate(arguments: argparse.Namespace, contender: str) -> float:
     """Of the grid, the one with the fewest bits after the short runs."""
     contender = RATE_OF.get(contender, contender)
-    records = {rate: train(arguments, contender, 0, rate, arguments.grid_steps) for rate in GRID}
+    records = {rate: training(arguments, contender, 0, rate, arguments.grid_steps)() for rate in GRID}
     return min(records, key=lambda rate: records[rate]["evaluations"][-1]["bits_per_byte"])
 
 
@@ -167,7 +187,7 @@ def main(argv: list[str]) -> None:
     if not arguments.report:
         for seed in arguments.seeds:
             for contender in arguments.only or TWINS:
-                train(arguments, contender, seed, best_learning_rate(arguments, contender), arguments.steps)
+                twin(arguments, contender, seed)()
     records = read_records(arguments.results, arguments.steps, arguments.grid_steps)
     if records:
         print(table(records))

@@ -34,7 +34,7 @@ FIGURES = DOCS / "memory.json"
 WIDE = "--hidden_size 512 --num_attention_heads 8 --feed_forward_size 2048 --vocab_size 32000"
 CHUNKED = "--chunk_size_feed_forward 1024 --chunk_size_lm_head 1024"
 SIX, TWELVE, SIX_LOCAL = "local lsh " * 3, "local lsh " * 6, "local " * 6
-LONG = f"{WIDE} {CHUNKED} --local_attn_chunk_length 64"
+LONG = f"{WIDE} {CHUNKED}"
 INEXACT = "--set exact_inversion=False"
 
 # Arguments of `hf-reformer memory`.
@@ -67,7 +67,7 @@ def measure_cases(names: list[str]) -> None:
         setup, config = make_setup_and_config(CASES[name])
         predicted, measured = estimate(config, setup), measure_in_fresh_process(config, setup)
         figures["cases"][name] = {
-            "command": f"python scripts/memory.py --measure {' '.join(CASES[name].split())}",
+            "command": f"hf-reformer memory --measure {' '.join(CASES[name].split())}",
             "predicted": {part.name: getattr(predicted, part.name) for part in fields(predicted)[:-1]},
             "allocated": measured.allocated,
             "resident": measured.resident,
