@@ -124,6 +124,15 @@ def test_recall_is_one_where_everything_is_met(model):
     assert set(shares["dense"]) == set(switches.RECALLS)
 
 
+def test_baselines_of_recall_are_as_many_keys():
+    masks = recall.baselines(200)
+    counts = torch.arange(200).clamp(max=recall.NUM_KEYS)
+    for mask in masks.values():
+        assert torch.equal(mask[0].sum(1), counts) and not mask[0].triu().any()
+    assert masks[recall.NEAREST][0, 199].nonzero().min() == 199 - recall.NUM_KEYS
+    assert masks[recall.RANDOM][0, 199].nonzero().min() < 100
+
+
 def test_recall_counts_weight_and_largest_keys():
     weights = torch.zeros(1, 10, 10)
     weights[0, 8:, :8] = torch.tensor([8, 7, 6, 5, 4, 3, 2, 1]) / 36

@@ -14,7 +14,12 @@ def machine() -> dict[str, str | int | None]:
     lines = cpu_info.read_text().splitlines() if cpu_info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     processor = names[0] if names else platform.processor() or platform.machine()
-    return {"processor": processor, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {
+        "processor": processor,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,9 @@ from hf_reformer.modeling.ops.lsh_operator import lsh_attention
 
 # The keys with the largest weights, so many of a query; queries that have fewer do not count.
 TOP = (1, 8)
+# What LSH attention is held against: as many earlier keys as a window of the recipe holds, whatever is in them.
+NUM_KEYS = 64
+NEAREST, RANDOM = f"the {NUM_KEYS} nearest keys", f"{NUM_KEYS} random keys"
 
 
 def lsh_layers(model: nn.Module) -> list[LSHSelfAttention]:
@@ -55,6 +58,17 @@ def keys_met(layer: LSHSelfAttention, hidden_states: torch.Tensor) -> torch.Tens
     _, _, buckets = layer(hidden_states, rotations=rotations, **common)
     _, weights, _ = layer(torch.zeros_like(hidden_states), buckets=buckets, return_weights=True, **common)
     return weights > 0
+
+
+def baselines(length: int) -> dict[str, torch.Tensor]:
+    """The nearest earlier keys of each query, and random ones, `[1, L, L]`, bool."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    draws = torch.rand(length, length, generator=torch.Generator().manual_seed(0)).masked_fill(distance < 1, 2.0)
+    chosen = torch.zeros(length, length, dtype=torch.bool).scatter(
+        1, draws.topk(min(NUM_KEYS, length), largest=False).indices, True
+    )
+    masks = {NEAREST: distance <= NUM_KEYS, RANDOM: chosen}
+    return {name: (mask & (distance > 0))[None] for name, mask in masks.items()}
 
 
 @torch.no_grad()
@@ -97,19 +111,25 @@ def recalls(
         windows: `[N, L]`.
 
     Returns:
-        By name `weight`, `top 1` and `top 8`: a number for each LSH layer, the mean over windows, heads and queries.
+        By name, and by that of the baselines, `weight`, `top 1` and `top 8`: a number for each LSH layer, the mean
+        over windows, heads and queries.
     """
-    totals = dict.fromkeys(others, 0)
+    fixed = baselines(windows.shape[1])
+    totals = dict.fromkeys([*others, *fixed], 0)
     layers = {name: lsh_layers(other) for name, other in others.items()}
     for ids in windows:
         inputs = inputs_of_lsh_layers(model, ids[None])
-        sums = {name: [] for name in others}
+        sums = {name: [] for name in totals}
         for number, (layer, hidden_states) in enumerate(zip(lsh_layers(model), inputs, strict=True)):
             dense = [(weights, weights.topk(TOP[-1]).indices) for weights in dense_weights(layer, hidden_states)]
-            for name in others:
-                met = keys_met(layers[name][number], hidden_states).unbind(1)
+            for name in totals:
+                met = (
+                    keys_met(layers[name][number], hidden_states).unbind(1)
+                    if name in others
+                    else [fixed[name]] * len(dense)
+                )
                 by_head = [recall_of(*of_head, met_by_it) for of_head, met_by_it in zip(dense, met, strict=True)]
                 sums[name].append(torch.stack(by_head).mean(0))
-        totals = {name: totals[name] + torch.stack(sums[name]) / len(windows) for name in others}
+        totals = {name: total + torch.stack(sums[name]) / len(windows) for name, total in totals.items()}
     names = ["weight", *(f"top {number}" for number in TOP)]
     return {name: dict(zip(names, total.T.tolist(), strict=True)) for name, total in totals.items()}

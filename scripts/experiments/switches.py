@@ -130,9 +130,10 @@ def measure(model: PreTrainedModel, corpus: Corpus, bf16: bool) -> dict[str, dic
         if changes != ONCE and name != "dense"
     }
     few = tokens_of(corpus.held_out)[:: max(1, len(corpus.held_out.dataset) // RECALL_WINDOWS)][:RECALL_WINDOWS]
-    for name, shares in recalls(model, in_place, few).items():
-        measured[name]["recall"] = shares
-    return {"variants": measured}
+    shares = recalls(model, in_place, few)
+    for name in in_place:
+        measured[name]["recall"] = shares.pop(name)
+    return {"variants": measured, "baselines": shares}
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
@@ -175,7 +176,7 @@ def read_runs(folder: Path) -> dict[str, list[dict]]:
 
 def recall_of(run: dict, variant: str, which: str) -> float | None:
     """Recall of a variant, the mean over the LSH layers."""
-    shares = run["variants"][variant].get("recall")
+    shares = run["baselines"].get(variant) or run["variants"][variant].get("recall")
     return None if shares is None else mean(shares[which])
 
 
@@ -184,15 +185,15 @@ def tables(runs: dict[str, list[dict]]) -> str:
     parts = []
     for name, records in runs.items():
         rows = [["evaluated with", "bits per byte", "CPU seconds a window", *(f"recall, {key}" for key in RECALLS)]]
-        for variant in VARIANTS:
-            of_all = [record["variants"][variant] for record in records]
+        for variant in (*VARIANTS, *records[0]["baselines"]):
+            of_all = [record["variants"][variant] for record in records if variant in VARIANTS]
             num_windows = records[0]["run"]["eval_windows"]
             shares = [[recall_of(record, variant, which) for record in records] for which in RECALLS]
             rows.append(
                 [
                     variant,
-                    twins.spread([row["bits_per_byte"] for row in of_all]),
-                    f"{mean(row['cpu_seconds'] for row in of_all) / num_windows:.3f}",
+                    twins.spread([row["bits_per_byte"] for row in of_all]) if of_all else "",
+                    f"{mean(row['cpu_seconds'] for row in of_all) / num_windows:.3f}" if of_all else "",
                     *("" if None in values else f"{100 * mean(values):.1f}%" for values in shares),
                 ]
             )
