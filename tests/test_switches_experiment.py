@@ -245,6 +245,7 @@ def test_masked_models_train(text_folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(text_models.MASKED, "lsh, both neighbours", both_neighbours)
     arguments = ["masked", "--only", "lsh, both neighbours", "--seeds", "0", "--steps", "4", "--eval_windows", "2"]
+    arguments += ["--grid_steps", "1"]
     run_experiment.main(
         [*arguments, "--context_length", "128", "--text_path", text_folder, "--results", str(tmp_path / "masked")]
     )
