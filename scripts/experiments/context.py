@@ -37,7 +37,15 @@ from .text_models import CONTENDERS
 from .text_training import TextRun, Training, measure_once
 
 
-CHOSEN = ("local", "lsh", "lsh, successors", "full", "dense, shared, successors")
+CHOSEN = (
+    "local",
+    "lsh",
+    "lsh, successors",
+    "lsh, successors, 2 buckets per chunk",
+    "lsh, successors, 8 buckets per chunk",
+    "full",
+    "dense, shared, successors",
+)
 # Trained on windows that are so many times as long.
 LONGER, NUM_EVALUATIONS = 4, 12
 RESULTS = ROOT / "docs" / "experiments" / "context"

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_reformer.training.context_gain import TOKENS_AT_A_TIME, bits_of_tokens
-from hf_reformer.training.recipe import num_buckets
 
 from .switches import with_settings
 from .text_training import TextRun, read_corpus, tokens_of
@@ -26,7 +26,7 @@ MOST_PASSAGES, LEAST_PASSAGES, PASSAGE_BYTES = 32, 8, 2**18
 # Buckets of LSH layers: those of the training, or so many per chunk of the text that is read. With windows a token
 # sees as many keys of its bucket as a chunk holds; so on average they reach back as many chunks as there are buckets.
 AS_TRAINED = "as trained"
-BUCKETS = {AS_TRAINED: None, "half a bucket per chunk": 0.5, "a bucket per chunk": 1.0}
+BUCKETS = {AS_TRAINED: None, "2 per chunk": 2.0, "8 per chunk": 8.0}
 # A threshold above all lengths.
 DENSE = 2**20
 
@@ -42,14 +42,10 @@ def ways_to_read(model: PreTrainedModel) -> dict[str, ModelOfLength]:
         dense = with_settings(model, {"full_attention_threshold": DENSE})
         return {AS_TRAINED: lambda _: dense}
 
-    def with_buckets(per_chunk: float, length: int) -> PreTrainedModel:
-        number = num_buckets(length, config.lsh_attn_chunk_length, per_chunk)
-        return with_settings(model, {"num_buckets": number})
+    def with_buckets(per_chunk: float | None, length: int) -> PreTrainedModel:
+        return model if per_chunk is None else with_settings(model, {"buckets_per_chunk": per_chunk}, length)
 
-    return {
-        name: (lambda _: model) if per_chunk is None else (lambda length, n=per_chunk: with_buckets(n, length))
-        for name, per_chunk in BUCKETS.items()
-    }
+    return {name: partial(with_buckets, per_chunk) for name, per_chunk in BUCKETS.items()}
 
 
 def bits_of_windows(model: nn.Module, text: torch.Tensor, length: int, bf16: bool = False) -> np.ndarray:

@@ -92,11 +92,16 @@ CURVES = {
 RECALLS = ("weight", "top 1", "top 8")
 
 
-def with_settings(model: PreTrainedModel, changes: dict) -> PreTrainedModel:
-    """A model with the same weights, in evaluation mode; `buckets_per_chunk` is of the context that it is made for."""
+def with_settings(model: PreTrainedModel, changes: dict, length: int | None = None) -> PreTrainedModel:
+    """
+    A model with the same weights, in evaluation mode.
+
+    Args:
+        changes: Of `BASE`; `buckets_per_chunk` is of a text of `length`, by default of the context it was trained for.
+    """
     settings = BASE | changes
-    context_length, per_chunk = model.config.max_position_embeddings, settings.pop("buckets_per_chunk")
-    settings["num_buckets"] = num_buckets(context_length, settings["lsh_attn_chunk_length"], per_chunk)
+    length, per_chunk = length or model.config.max_position_embeddings, settings.pop("buckets_per_chunk")
+    settings["num_buckets"] = num_buckets(length, settings["lsh_attn_chunk_length"], per_chunk)
     twin = type(model)(ReformerConfig.from_dict(model.config.to_dict() | settings))
     # The very same, not copies.
     twin.load_state_dict(model.state_dict(), assign=True)

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from hf_reformer import ReformerByteTokenizer, ReformerConfig, ReformerForCausalLM, ReformerForMaskedLM
 from hf_reformer.modeling.layers.full_attention import FullSelfAttention
 from hf_reformer.modeling.layers.lsh_attention import LSHSelfAttention
+from hf_reformer.training.recipe import num_buckets
 
 from .value_variants import BothNeighbours, HalfShifted, HalfTwoOn, LearnedMix, with_lsh_layers
 
@@ -108,6 +109,13 @@ def mixed(**changes) -> Callable[[int], nn.Module]:
     return lambda context_length: reformer(context_length, ["local", "lsh"], **changes)
 
 
+def bucketed(per_chunk: float) -> Callable[[int], nn.Module]:
+    """The same with values of successors, and another number of buckets."""
+    return lambda context_length: mixed(
+        **SHIFTED, num_buckets=num_buckets(context_length, ReformerConfig().lsh_attn_chunk_length, per_chunk)
+    )(context_length)
+
+
 def varied(kind: type[LSHSelfAttention]) -> Callable[[int], nn.Module]:
     """The same with other LSH layers."""
     return lambda context_length: with_lsh_layers(kind, lambda: mixed(**SHIFTED)(context_length))
@@ -131,6 +139,8 @@ CONTENDERS: dict[str, Callable[[int], nn.Module]] = {
     "dense, shared, successors": dense(**SHIFTED),
     "dense, separate, successors": with_shifted_full_layers,
     "llama": llama,
+    "lsh, successors, 2 buckets per chunk": bucketed(2),
+    "lsh, successors, 8 buckets per chunk": bucketed(8),
     "lsh, successors in half of the heads": varied(HalfShifted),
     "lsh, learned mix of own and successor": varied(LearnedMix),
     "lsh, successors, two on in half of the heads": varied(HalfTwoOn),

@@ -7,8 +7,8 @@ Twins on text (docs/experiments.md): what LSH layers add to local ones, beside d
 
 Fixed beforehand: every contender has the size of `text_models` and is trained on windows of 4,096 bytes of the
 standard library's source for 3,000 steps, with the learning rate of 5e-3, 1e-2, 2e-2 and 4e-2 that was best for it
-after 200 steps with seed 0. With more rounds it is the rate of one round. Seeds 0, 1 and 2. The trained models are
-those that `context` and `switches` measure, too.
+after 200 steps with seed 0. With more rounds or buckets it is the rate of one round. Seeds 0, 1 and 2. The trained
+models are those that `context` and `switches` measure, too.
 """
 
 import argparse
@@ -48,7 +48,15 @@ TWINS = (
     "llama",
 )
 # Who has no grid of its own, and whose rate it takes.
-RATE_OF = dict.fromkeys(("lsh, successors, 2 rounds", "lsh, successors, 4 rounds"), "lsh, successors")
+RATE_OF = dict.fromkeys(
+    (
+        "lsh, successors, 2 rounds",
+        "lsh, successors, 4 rounds",
+        "lsh, successors, 2 buckets per chunk",
+        "lsh, successors, 8 buckets per chunk",
+    ),
+    "lsh, successors",
+)
 RESULTS = ROOT / "docs" / "experiments" / "twins"
 
 
