@@ -58,11 +58,7 @@ CASES = {
 def measure_cases(names: list[str]) -> None:
     """Predict and measure the named cases, one after the other, and write the figures down."""
     old = json.loads(FIGURES.read_text(encoding="utf-8"))["cases"] if FIGURES.is_file() else {}
-    figures = {
-        **machine(),
-        **versions(),
-        "cases": {name: old[name] for name in CASES if name in old},
-    }
+    figures = {"cases": {name: old[name] for name in CASES if name in old}}
     for name in names or CASES:
         setup, config = make_setup_and_config(CASES[name])
         predicted, measured = estimate(config, setup), measure_in_fresh_process(config, setup)
@@ -71,6 +67,8 @@ def measure_cases(names: list[str]) -> None:
             "predicted": {part.name: getattr(predicted, part.name) for part in fields(predicted)[:-1]},
             "allocated": measured.allocated,
             "resident": measured.resident,
+            "machine": machine(),
+            "versions": versions(),
         }
         FIGURES.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
         print(f"{name}: predicted {predicted.peak:,}, measured {measured}", flush=True)
