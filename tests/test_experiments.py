@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 
 from scripts import run_experiment
-from scripts.experiments import copy_reverse, copying, docstring_pairs, duplication, synthetic, twins
+from scripts.experiments import (
+    context,
+    copy_reverse,
+    copying,
+    docstring_pairs,
+    duplication,
+    switches,
+    synthetic,
+    twins,
+)
 
 
 EXPERIMENTS = {"copying": copying, "duplication": duplication}
@@ -112,13 +121,16 @@ def test_the_tables_in_the_docs_are_those_of_the_files(folder, module):
 
 
 @pytest.mark.parametrize(
-    ("module", "records"),
+    ("table", "records"),
     [
-        (twins, lambda: twins.read_records(twins.RESULTS, twins.NUM_STEPS)),
-        (copy_reverse, lambda: copy_reverse.read_records(synthetic.RESULTS / "copy_reverse")),
-        (docstring_pairs, lambda: docstring_pairs.read_records(synthetic.RESULTS / "docstring_pairs")),
+        (twins.table, lambda: twins.read_records(twins.RESULTS, twins.NUM_STEPS)),
+        (context.tables, lambda: context.read_records(context.RESULTS)),
+        (switches.tables, lambda: switches.read_runs(switches.RESULTS)),
+        (copy_reverse.table, lambda: copy_reverse.read_records(synthetic.RESULTS / "copy_reverse")),
+        (docstring_pairs.table, lambda: docstring_pairs.read_records(synthetic.RESULTS / "docstring_pairs")),
     ],
+    ids=lambda value: getattr(value, "__module__", None),
 )
-def test_a_table_in_the_docs_is_that_of_the_files(module, records):
+def test_a_table_in_the_docs_is_that_of_the_files(table, records):
     page = synthetic.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
-    assert records() and not set(module.table(records()).splitlines()) - set(page)
+    assert records() and not set(table(records()).splitlines()) - set(page)

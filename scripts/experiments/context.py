@@ -136,11 +136,14 @@ def draw(path: Path, records: dict[Key, list[dict]]) -> None:
     colors = dict(zip(CHOSEN, plt.get_cmap("tab10").colors, strict=False))
     shortest = min(length for _, length, _ in records)
     for (name, length, way), runs in records.items():
+        if "buckets per chunk" in name:
+            # In the tables only.
+            continue
         style = {
             "color": colors[name],
-            "marker": "o" if way == AS_TRAINED else "^",
+            "marker": dict(zip(BUCKETS, "os^", strict=True))[way],
             "linestyle": "-" if length == shortest else "--",
-            "label": f"{name}, trained at {_mark(length)}" + (f", {way}" if name.startswith("lsh") else ""),
+            "label": f"{name}, trained at {_mark(length)}" + ("" if way == AS_TRAINED else f", buckets: {way}"),
         }
         shares = [[row["again"] / row["late"] for row in run["repetition"].values()] for run in runs]
         bits = [list(run["windows"].values()) for run in runs]
@@ -165,4 +168,4 @@ def draw(path: Path, records: dict[Key, list[dict]]) -> None:
 
 
 def _mark(length):
-    return f"{length // 1024}K" if length >= 1024 else str(length)
+    return f"{length:,}" if length % 1024 else f"{length // 1024}K"
