@@ -18,6 +18,7 @@ training. What is measured is a file for each model in docs/experiments/context,
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -28,6 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from . import long_text, twins
 from .long_text import AS_TRAINED, BUCKETS, DISTANCES, LENGTHS
@@ -73,6 +75,11 @@ def trained_on_longer(arguments: argparse.Namespace, contender: str, seed: int) 
     return Training(run, CONTENDERS[contender], arguments.results / "training")
 
 
+def measure(run: TextRun, model: PreTrainedModel, *_) -> dict[str, dict]:
+    """What a trained model makes of the text that was held out from its training."""
+    return long_text.measure(model, long_text.held_out_text(run))
+
+
 def main(argv: list[str]) -> None:
     """Measure what is asked for and not there yet; print the tables and draw the figure."""
     arguments = parse_arguments(argv)
@@ -81,8 +88,7 @@ def main(argv: list[str]) -> None:
         for make_training in (twins.twin,) if arguments.short else (twins.twin, trained_on_longer):
             for contender in arguments.only or CHOSEN:
                 training = make_training(arguments, contender, seed)
-                text = long_text.held_out_text(training.run)
-                measure_once(training, arguments.results, lambda model, *_, text=text: long_text.measure(model, text))
+                measure_once(training, arguments.results, partial(measure, training.run))
     records = read_records(arguments.results)
     if records:
         print(tables(records))

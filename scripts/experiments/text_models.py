@@ -50,7 +50,9 @@ class ShiftedFullAttention(FullSelfAttention):
         return super()._attend(query, nn.functional.pad(key[:, :-1], (0, 0, 0, 0, 1, 0)), value, mask, return_weights)
 
 
-def reformer_config(context_length: int, layers: list[str], **changes) -> ReformerConfig:
+def reformer_config(
+    context_length: int, layers: list[str], buckets_per_chunk: float = 0.5, **changes
+) -> ReformerConfig:
     """A causal Reformer; half a bucket per chunk, as windows want it."""
     chunk_length = changes.get("lsh_attn_chunk_length", 64)
     settings = (
@@ -60,7 +62,7 @@ def reformer_config(context_length: int, layers: list[str], **changes) -> Reform
             "is_decoder": True,
             "vocab_size": VOCABULARY,
             "attn_layers": layers,
-            "num_buckets": max(2, context_length // chunk_length // 2),
+            "num_buckets": num_buckets(context_length, chunk_length, buckets_per_chunk),
             "max_position_embeddings": context_length,
         }
     )
@@ -109,13 +111,6 @@ def mixed(**changes) -> Callable[[int], nn.Module]:
     return lambda context_length: reformer(context_length, ["local", "lsh"], **changes)
 
 
-def bucketed(per_chunk: float) -> Callable[[int], nn.Module]:
-    """The same with values of successors, and another number of buckets."""
-    return lambda context_length: mixed(
-        **SHIFTED, num_buckets=num_buckets(context_length, ReformerConfig().lsh_attn_chunk_length, per_chunk)
-    )(context_length)
-
-
 def varied(kind: type[LSHSelfAttention]) -> Callable[[int], nn.Module]:
     """The same with other LSH layers."""
     return lambda context_length: with_lsh_layers(kind, lambda: mixed(**SHIFTED)(context_length))
@@ -139,8 +134,8 @@ CONTENDERS: dict[str, Callable[[int], nn.Module]] = {
     "dense, shared, successors": dense(**SHIFTED),
     "dense, separate, successors": with_shifted_full_layers,
     "llama": llama,
-    "lsh, successors, 2 buckets per chunk": bucketed(2),
-    "lsh, successors, 8 buckets per chunk": bucketed(8),
+    "lsh, successors, 2 buckets per chunk": mixed(**SHIFTED, buckets_per_chunk=2),
+    "lsh, successors, 8 buckets per chunk": mixed(**SHIFTED, buckets_per_chunk=8),
     "lsh, successors in half of the heads": varied(HalfShifted),
     "lsh, learned mix of own and successor": varied(LearnedMix),
     "lsh, successors, two on in half of the heads": varied(HalfTwoOn),
