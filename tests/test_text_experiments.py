@@ -85,6 +85,23 @@ def test_a_twin_that_was_stopped_goes_on(small_contenders, text_folder, tmp_path
     assert last_evaluation(tmp_path / "stopped") == whole and not checkpoint.exists()
 
 
+def test_a_model_whose_weights_are_gone_is_trained_again(small_contenders, text_folder, tmp_path, monkeypatch):
+    arguments = twins.parse_arguments(twins_arguments(text_folder, tmp_path / "twins", "full")[1:])
+    training = twins.training(arguments, "full", 0, 1e-2, 2)
+    weights = training.trained_model().state_dict()
+    training.weights.unlink()
+    with monkeypatch.context() as stopped:
+        stopped.setattr(training, "_train", lambda *_: pytest.fail("it is trained again"))
+        with pytest.raises(pytest.fail.Exception, match="trained again"):
+            training.trained_model()
+    # What was there is there until there is another.
+    assert training.path.is_file()
+    for name, weight in training.trained_model().state_dict().items():
+        assert torch.equal(weight, weights[name])
+    monkeypatch.setattr(training, "_train", lambda *_: pytest.fail("it was trained twice"))
+    assert not training.trained_model().training
+
+
 def test_what_context_brings_is_measured(small_contenders, text_folder, tmp_path, monkeypatch, capsys):
     lengths, distances = (64, 256), (70, 100)
     for module in (context, long_text):

@@ -148,8 +148,10 @@ class ResumableTraining(ABC):
 
     def __call__(self) -> dict[str, Any]:
         """The record of the run, from its file if it is there."""
-        if self.path.is_file():
-            return json.loads(self.path.read_text(encoding="utf-8"))
+        return json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else self.carry_out()
+
+    def carry_out(self) -> dict[str, Any]:
+        """Train and measure; the record takes the place of one that is there."""
         torch.manual_seed(self.run.seed)
         model = self.make_model()
         optimizer = make_optimizer(model, self.run.learning_rate)

@@ -161,9 +161,8 @@ class Training(resumable.ResumableTraining):
 
     def trained_model(self) -> nn.Module:
         """The model after the last step, in evaluation mode; where its weights are gone, it is trained again."""
-        if not self.weights.is_file():
-            self.path.unlink(missing_ok=True)
-        self()
+        if not (self.path.is_file() and self.weights.is_file()):
+            self.carry_out()
         model = self.make_model()
         model.load_state_dict(torch.load(self.weights))
         return model.eval()
