@@ -3,6 +3,7 @@ Measure a model in bits per byte on held-out text, in windows of several lengths
 
     hf-reformer evaluate --model runs/mine --text_path my_texts/
     hf-reformer evaluate --model runs/mine --dataset_name my_dataset --lengths 1024 16384 --num_windows 8
+    hf-reformer evaluate --model runs/mine --text_path my_texts/ --set num_hashes=4 --output_dir runs/mine_4_rounds
 
 The text is split as in training, so name the same text. With LSH layers the same is said of the model without their
 attention, too. Writes context.json and context.png into the model's folder, or into --output_dir.
@@ -17,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from ..training.context_gain import LENGTHS, NUM_WINDOWS, report
 from ..training.corpus import TextArguments
-from .command_line import make_parser, usable_device
+from .command_line import make_parser, parse_settings, usable_device
 
 
 @dataclass
@@ -30,6 +31,10 @@ class EvaluationArguments:
     )
     num_windows: int = field(default=NUM_WINDOWS, metadata={"help": "How many windows of the longest length to read."})
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens hidden from a masked model."})
+    set: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Other settings of the config than the model's, such as num_hashes=4."},
+    )
     output_dir: str | None = field(default=None, metadata={"help": "Where the figures go; by default to the model."})
     device: str = field(
         default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "Where it runs."}
@@ -49,10 +54,11 @@ class EvaluationArguments:
 
 def evaluate(arguments: EvaluationArguments, text: TextArguments) -> None:
     """Print the table and leave the figures."""
-    device = usable_device(arguments.device)
+    device, settings = usable_device(arguments.device), parse_settings(arguments.set)
     # A model says by its class whether it predicts the next token or hidden ones.
     masked = any("MaskedLM" in name for name in AutoConfig.from_pretrained(arguments.model).architectures or ())
-    model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(arguments.model).eval()
+    auto_class = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    model = auto_class.from_pretrained(arguments.model, **settings).eval()
     model.to(device)
     report(
         model,
@@ -62,6 +68,7 @@ def evaluate(arguments: EvaluationArguments, text: TextArguments) -> None:
         lengths=arguments.lengths,
         num_windows=arguments.num_windows,
         mask_share=arguments.mlm_probability if masked else None,
+        settings=settings,
     )
 
 

@@ -4,6 +4,7 @@ Continue a text, or write the target for a source: the prompt goes in, what foll
     hf-reformer generate --model runs/demo --prompt "import os" --max_new_tokens 200 --do_sample --top_p 0.9
     hf-reformer generate --model runs/demo --prompt_file draft.txt
     cat draft.txt | hf-reformer generate --model runs/demo
+    hf-reformer generate --model runs/demo --prompt_file draft.txt --set num_hashes=4
     hf-reformer generate --model runs/pairs --prompt_file source.txt
 
 A causal model prints the prompt and its continuation. One that `hf-reformer train --objective seq2seq` made reads the
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 
 from ..training.row_batches import check_length, longest_input
 from .causal_models import ARCHITECTURES, FOR_PAIRS, check_model
-from .command_line import mistakes_end, usable_device
+from .command_line import mistakes_end, parse_settings, usable_device
 
 
 NEW_TOKENS = 256
@@ -43,6 +44,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top_k", type=int, help="draw among this many likeliest tokens; with --do_sample")
     parser.add_argument("--top_p", type=float, help="draw among the tokens that hold this probability; same")
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default %(default)s)")
+    parser.add_argument(
+        "--set", nargs="+", default=[], help="other settings of the config than the model's, such as num_hashes=4"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     if arguments.max_new_tokens is not None and arguments.max_new_tokens < 1:
@@ -76,13 +80,15 @@ def generate(arguments: argparse.Namespace) -> None:
     """Print the prompt and, token by token, its continuation; of a model for pairs, what it writes for the prompt.
 
     Raises:
-        ValueError: if the prompt is empty, or does not fit the model together with the new tokens.
+        ValueError: if the prompt is empty, or does not fit the model together with the new tokens; if `set` names
+            what is no setting.
     """
+    settings = parse_settings(arguments.set)
     prompt, device = read_prompt(arguments), usable_device(arguments.device)
     for_pairs = check_model(arguments.model, (*ARCHITECTURES, FOR_PAIRS)) == FOR_PAIRS
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     auto_class = AutoModelForSeq2SeqLM if for_pairs else AutoModelForCausalLM
-    model = auto_class.from_pretrained(arguments.model).eval()
+    model = auto_class.from_pretrained(arguments.model, **settings).eval()
     model.to(device)
     # What a model for pairs was trained to write is in its generation config.
     trained = getattr(model.generation_config, "max_new_tokens", None) if for_pairs else None

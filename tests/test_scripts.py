@@ -487,6 +487,10 @@ def test_generate_streams_the_continuation_of_stdin(trained):
         (["--prompt", "a", "--max_new_tokens", "0"], "it must be at least 1"),
         (["--prompt", "a", "--top_p", "0.5"], "--top_p has no effect without --do_sample"),
         (["--prompt", "a", "--prompt_file", "b"], "not allowed with argument"),
+        (
+            ["--prompt", "a", "--set", "rounds=4"],
+            "--set takes settings of ReformerConfig as name=value, but got 'rounds",
+        ),
     ],
 )
 def test_generate_errors(trained, arguments, message, capsys):
@@ -510,6 +514,14 @@ def test_generation_is_the_seeds(trained, capsys):
         )
         texts.append(capsys.readouterr().out)
     assert [first == second for first, second in pairwise(texts)] == [True, False]
+
+
+def test_generation_with_other_settings(trained, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ReformerForCausalLM, "generate", lambda model, **_: asked.append(model.config))
+    settings = ["--set", "num_hashes=3", "num_buckets=[4, 8]"]
+    generate.main(["--model", str(trained[0]), "--prompt", "Line", *settings])
+    assert (asked[0].num_hashes, asked[0].num_buckets) == (3, [4, 8])
 
 
 # What context buys
@@ -557,3 +569,16 @@ def test_windows_of_all_lengths_read_the_same_text(trained, text_folder, capsys)
     with pytest.raises(SystemExit):
         evaluate.main([*given, "--lengths", "16", "24"])
     assert "lengths is 16, 24; each must divide the longest" in capsys.readouterr().err
+
+
+def test_evaluation_with_other_settings(trained, text_folder, tmp_path):
+    def bits(*settings):
+        given = ["--model", str(trained[0]), "--text_path", str(text_folder), "--lengths", "64"]
+        evaluate.main([*given, "--output_dir", str(tmp_path), "--set", "hash_seed=1", *settings])
+        stored = json.loads((tmp_path / "context.json").read_text())
+        return stored["rows"]["with LSH layers"], stored["settings"]
+
+    once = bits()
+    assert once == bits() and once[1] == {"hash_seed": 1}
+    more = bits("num_hashes=3")
+    assert more[0] != once[0] and more[1] == {"hash_seed": 1, "num_hashes": 3}

@@ -2,11 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -193,6 +194,7 @@ def report(
     lengths: Sequence[int] = LENGTHS,
     num_windows: int = NUM_WINDOWS,
     mask_share: float | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """
     Measure a model, print the table, and leave context.json and context.png in the folder.
@@ -205,6 +207,7 @@ def report(
         lengths: Tokens in a window; each divides the longest.
         num_windows: How many windows of the longest length are read.
         mask_share: Share of the tokens that is hidden from a masked model, None for a causal one.
+        settings: In what its config differs from the saved one, to say so in context.json.
     """
     longest = getattr(model.config, "max_sequence_length", None) or math.inf
     lengths = [length for length in lengths if length <= longest]
@@ -216,6 +219,7 @@ def report(
     print(f"\nheld-out {unit}, the same text in windows of several lengths")
     print(table(rows), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    stored = {"rows": rows, "unit": unit, "source": text.source, "machine": machine(), "versions": versions()}
+    stored = {"rows": rows, "unit": unit, "source": text.source, "settings": dict(settings or {})}
+    stored |= {"machine": machine(), "versions": versions()}
     (folder / "context.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     draw(folder / "context.png", rows, model.config.max_position_embeddings, unit)
