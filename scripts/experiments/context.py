@@ -12,12 +12,13 @@ and of 16,384 bytes (as many bytes in a quarter of the steps, with the same rate
 3. passages of 256 bytes that come again 256 to 60,000 bytes later, and the same passages at the same place of the same
    text without the first copy.
 
-LSH layers are read with the buckets of the training, and with more of them where the text is longer, which needs no
-training. What is measured is a file for each model in docs/experiments/context, and not repeated.
+LSH layers read as they were trained, with more rounds, and with more buckets where the text is longer; neither needs
+training. What is measured is a file for each model and way to read in docs/experiments/context, and not repeated.
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -29,10 +30,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from . import long_text, twins
-from .long_text import AS_TRAINED, BUCKETS, DISTANCES, LENGTHS
+from .long_text import AS_TRAINED, DISTANCES, LENGTHS, WAYS
 from .resumable import ROOT
 from .synthetic import markdown
 from .text_models import CONTENDERS
@@ -75,9 +76,20 @@ def trained_on_longer(arguments: argparse.Namespace, contender: str, seed: int) 
     return Training(run, CONTENDERS[contender], arguments.results / "training")
 
 
-def measure(run: TextRun, model: PreTrainedModel, *_) -> dict[str, dict]:
+def ways_of(contender: str) -> Iterable[str]:
+    """How a contender reads: one way if it has no LSH attention."""
+    return WAYS if contender.startswith("lsh") else (AS_TRAINED,)
+
+
+def measure(way: str, run: TextRun, model: nn.Module, *_) -> dict[str, dict | str]:
     """What a trained model makes of the text that was held out from its training."""
-    return long_text.measure(model, long_text.held_out_text(run))
+    return long_text.measure(model, way, long_text.held_out_text(run))
+
+
+def path_of(training: Training, way: str, results: Path) -> Path:
+    """Where that is."""
+    name = training.run.name if way == AS_TRAINED else f"{training.run.name} {way}"
+    return results / f"{name.replace(', ', '-').replace(' ', '_')}.json"
 
 
 def main(argv: list[str]) -> None:
@@ -88,14 +100,16 @@ def main(argv: list[str]) -> None:
         for make_training in (twins.twin,) if arguments.short else (twins.twin, trained_on_longer):
             for contender in arguments.only or CHOSEN:
                 training = make_training(arguments, contender, seed)
-                measure_once(training, arguments.results, partial(measure, training.run))
+                for way in ways_of(contender):
+                    path = path_of(training, way, arguments.results)
+                    measure_once(training, path, partial(measure, way, training.run))
     records = read_records(arguments.results)
     if records:
         print(tables(records))
         draw(arguments.results.with_suffix(".png"), records)
 
 
-# A contender, the length that it was trained at, and what is done with the buckets.
+# A contender, the length that it was trained at, and how it reads.
 Key = tuple[str, int, str]
 
 
@@ -104,17 +118,17 @@ def read_records(folder: Path) -> dict[Key, list[dict]]:
     found: dict[Key, list[dict]] = {}
     for path in sorted(folder.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
-        for way in record["windows"]:
-            of_way = {part: record[part][way] for part in ("windows", "positions", "repetition")}
-            key = (record["run"]["contender"], record["run"]["context_length"], way)
-            found.setdefault(key, []).append({"seed": record["run"]["seed"], **of_way})
-    names, ways = list(CHOSEN), list(BUCKETS)
+        run = record["run"]
+        found.setdefault((run["contender"], run["context_length"], record["way"]), []).append(record)
+    for records in found.values():
+        records.sort(key=lambda record: record["run"]["seed"])
+    names, ways = list(CHOSEN), list(WAYS)
     return {key: found[key] for key in sorted(found, key=lambda of: (of[1], names.index(of[0]), ways.index(of[2])))}
 
 
 def tables(records: dict[Key, list[dict]]) -> str:
     """Three tables of markdown: windows, positions and repetitions; the mean of all seeds, and their spread."""
-    head = ["layers", "trained at", "buckets", "seeds"]
+    head = ["layers", "trained at", "read", "seeds"]
     windows = [[*head, *(f"{length:,}" for length in LENGTHS)]]
     positions = [[*head, *(f"to {end:,}" for end in LENGTHS)]]
     repetition = [[*head, "first", *(f"{distance:,} later" for distance in DISTANCES)]]
@@ -123,7 +137,7 @@ def tables(records: dict[Key, list[dict]]) -> str:
             name,
             f"{length:,}",
             way if name.startswith("lsh") else "",
-            ", ".join(str(run["seed"]) for run in runs),
+            ", ".join(str(run["run"]["seed"]) for run in runs),
         ]
         for rows, part in ((windows, "windows"), (positions, "positions")):
             values = zip(*(run[part].values() for run in runs), strict=True)
@@ -147,9 +161,9 @@ def draw(path: Path, records: dict[Key, list[dict]]) -> None:
             continue
         style = {
             "color": colors[name],
-            "marker": dict(zip(BUCKETS, "os^", strict=True))[way],
+            "marker": dict(zip(WAYS, "oDs^v", strict=True))[way],
             "linestyle": "-" if length == shortest else "--",
-            "label": f"{name}, trained at {_mark(length)}" + ("" if way == AS_TRAINED else f", buckets: {way}"),
+            "label": f"{name}, trained at {_mark(length)}" + ("" if way == AS_TRAINED else f", read with {way}"),
         }
         shares = [[row["again"] / row["late"] for row in run["repetition"].values()] for run in runs]
         bits = [list(run["windows"].values()) for run in runs]

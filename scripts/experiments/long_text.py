@@ -1,9 +1,8 @@
 """What a trained model gets out of a text, also of one that is longer than those it was trained on."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache
 
 import numpy as np
 import torch
@@ -11,8 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_reformer.training.context_gain import TOKENS_AT_A_TIME, bits_of_tokens
+from hf_reformer.training.recipe import num_buckets
 
-from .switches import with_settings
+from .text_models import with_config
 from .text_training import TextRun, read_corpus, tokens_of
 
 
@@ -23,29 +23,29 @@ LENGTHS = (1024, 4096, 16384, 65536)
 DISTANCES, PASSAGE, BEFORE, LEFT_OUT = (256, 1024, 2048, 4096, 16384, 60000), 256, 512, 16
 # Passages at each distance: at most so many, and not fewer than the least where they would read more bytes than that.
 MOST_PASSAGES, LEAST_PASSAGES, PASSAGE_BYTES = 32, 8, 2**18
-# Buckets of LSH layers: those of the training, or so many per chunk of the text that is read. With windows a token
-# sees as many keys of its bucket as a chunk holds; so on average they reach back as many chunks as there are buckets.
+# How LSH layers read: with the rounds and the buckets of training; with more rounds; with so many buckets per chunk
+# of the text. With windows a token sees as many keys of its bucket as a chunk holds, so on average they reach back as
+# many chunks as there are buckets.
 AS_TRAINED = "as trained"
-BUCKETS = {AS_TRAINED: None, "2 per chunk": 2.0, "8 per chunk": 8.0}
+WAYS: dict[str, dict[str, int]] = {
+    AS_TRAINED: {},
+    "4 rounds": {"num_hashes": 4},
+    "2 buckets per chunk": {"buckets_per_chunk": 2},
+    "8 buckets per chunk": {"buckets_per_chunk": 8},
+    "8 buckets per chunk, 4 rounds": {"buckets_per_chunk": 8, "num_hashes": 4},
+}
 # A threshold above all lengths.
 DENSE = 2**20
 
-ModelOfLength = Callable[[int], PreTrainedModel]
 
-
-def ways_to_read(model: PreTrainedModel) -> dict[str, ModelOfLength]:
-    """A model for the length of a text, by what is done with the buckets; one way if it has no LSH attention."""
-    config = model.config
-    if "lsh" not in getattr(config, "attn_layers", ()):
-        return {AS_TRAINED: lambda _: model}
-    if config.full_attention_threshold:
-        dense = with_settings(model, {"full_attention_threshold": DENSE})
-        return {AS_TRAINED: lambda _: dense}
-
-    def with_buckets(per_chunk: float | None, length: int) -> PreTrainedModel:
-        return model if per_chunk is None else with_settings(model, {"buckets_per_chunk": per_chunk}, length)
-
-    return {name: partial(with_buckets, per_chunk) for name, per_chunk in BUCKETS.items()}
+def reader(model: PreTrainedModel, way: str, length: int) -> PreTrainedModel:
+    """A model that reads a text of this length in one of `WAYS`; whoever is dense reads all of it densely."""
+    settings = dict(WAYS[way])
+    if getattr(model.config, "full_attention_threshold", None):
+        settings["full_attention_threshold"] = DENSE
+    if per_chunk := settings.pop("buckets_per_chunk", None):
+        settings["num_buckets"] = num_buckets(length, model.config.lsh_attn_chunk_length, per_chunk)
+    return with_config(model, **settings) if settings else model
 
 
 def bits_of_windows(model: nn.Module, text: torch.Tensor, length: int, bf16: bool = False) -> np.ndarray:
@@ -84,30 +84,33 @@ def bits_of_repetition(model: PreTrainedModel, text: torch.Tensor, distance: int
     return {name: float(np.mean(costs)) for name, costs in bits.items()}
 
 
+@cache
 def held_out_text(run: TextRun) -> torch.Tensor:
     """All held-out windows of the longest length, file after file as they were cut: token ids, `[T]`."""
     corpus = read_corpus(replace(run, context_length=LENGTHS[-1], eval_windows=None))
     return tokens_of(corpus.held_out).flatten()
 
 
-def measure(model: PreTrainedModel, text: torch.Tensor) -> dict[str, dict]:
+def measure(model: PreTrainedModel, way: str, text: torch.Tensor) -> dict[str, dict | str]:
     """
     Bits per byte of the same text in windows of each length, by position, and of passages that are read again.
 
     Args:
         model: In evaluation mode.
+        way: How it reads.
         text: Token ids, `[T]`, whole windows of the longest length.
 
     Returns:
-        `windows`, `positions` and `repetition`, each by the ways to read; and a digest of the text.
+        `windows`, `positions` and `repetition`; the way; and a digest of the text.
     """
-    measured: dict[str, dict] = {"windows": {}, "positions": {}, "repetition": {}}
-    for way, model_of in ways_to_read(model).items():
-        bits = {length: bits_of_windows(model_of(length), text, length) for length in LENGTHS}
-        measured["windows"][way] = {str(length): float(costs.mean()) for length, costs in bits.items()}
-        measured["positions"][way] = bits_of_positions(bits[LENGTHS[-1]], LENGTHS)
-        measured["repetition"][way] = {
-            str(distance): bits_of_repetition(model_of(BEFORE + distance + PASSAGE), text, distance)
+    bits = {length: bits_of_windows(reader(model, way, length), text, length) for length in LENGTHS}
+    return {
+        "way": way,
+        "windows": {str(length): float(costs.mean()) for length, costs in bits.items()},
+        "positions": bits_of_positions(bits[LENGTHS[-1]], LENGTHS),
+        "repetition": {
+            str(distance): bits_of_repetition(reader(model, way, BEFORE + distance + PASSAGE), text, distance)
             for distance in DISTANCES
-        }
-    return measured | {"text": hashlib.sha256(text.numpy().tobytes()).hexdigest()[:16]}
+        },
+        "text": hashlib.sha256(text.numpy().tobytes()).hexdigest()[:16],
+    }

@@ -30,7 +30,6 @@ import matplotlib.pyplot as plt
 import torch
 from transformers import PreTrainedModel
 
-from hf_reformer import ReformerConfig
 from hf_reformer.training.context_gain import bits_of_tokens
 from hf_reformer.training.corpus import Corpus
 from hf_reformer.training.recipe import num_buckets
@@ -39,6 +38,7 @@ from . import step_time, twins
 from .recall import recalls
 from .resumable import ROOT
 from .synthetic import markdown
+from .text_models import with_config
 from .text_training import measure_once, tokens_of
 
 
@@ -92,20 +92,12 @@ CURVES = {
 RECALLS = ("weight", "top 1", "top 8")
 
 
-def with_settings(model: PreTrainedModel, changes: dict, length: int | None = None) -> PreTrainedModel:
-    """
-    A model with the same weights, in evaluation mode.
-
-    Args:
-        changes: Of `BASE`; `buckets_per_chunk` is of a text of `length`, by default of the context it was trained for.
-    """
+def with_settings(model: PreTrainedModel, changes: dict) -> PreTrainedModel:
+    """A model with the same weights, the settings of `BASE`, and changes of these."""
     settings = BASE | changes
-    length, per_chunk = length or model.config.max_position_embeddings, settings.pop("buckets_per_chunk")
+    length, per_chunk = model.config.max_position_embeddings, settings.pop("buckets_per_chunk")
     settings["num_buckets"] = num_buckets(length, settings["lsh_attn_chunk_length"], per_chunk)
-    twin = type(model)(ReformerConfig.from_dict(model.config.to_dict() | settings))
-    # The very same, not copies.
-    twin.load_state_dict(model.state_dict(), assign=True)
-    return twin.eval()
+    return with_config(model, **settings)
 
 
 def quality(models: dict[str, PreTrainedModel], corpus: Corpus, bf16: bool) -> dict[str, dict[str, float]]:
@@ -152,7 +144,8 @@ def measure_models(arguments: argparse.Namespace) -> None:
     """All that is missing, seed by seed."""
     for seed in arguments.seeds:
         for contender in arguments.only or CHOSEN:
-            measure_once(twins.twin(arguments, contender, seed), arguments.results, measure)
+            twin = twins.twin(arguments, contender, seed)
+            measure_once(twin, arguments.results / twin.path.name, measure)
 
 
 def main(argv: list[str]) -> None:

@@ -74,6 +74,13 @@ def reformer(context_length: int, layers: list[str], **changes) -> ReformerForCa
     return ReformerForCausalLM(reformer_config(context_length, layers, **changes))
 
 
+def with_config(model: PreTrainedModel, **settings) -> PreTrainedModel:
+    """A model with the very same weights and other settings of its config, in evaluation mode."""
+    twin = type(model)(ReformerConfig.from_dict(model.config.to_dict() | settings))
+    twin.load_state_dict(model.state_dict(), assign=True)
+    return twin.eval()
+
+
 def masked_reformer(context_length: int, layers: list[str], **changes) -> ReformerForMaskedLM:
     """The same in both directions."""
     both = {"is_decoder": False, "local_num_chunks_after": 1, "lsh_num_chunks_after": 1, "vocab_size": MASK_ID + 1}

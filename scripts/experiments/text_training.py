@@ -168,9 +168,8 @@ class Training(resumable.ResumableTraining):
         return model.eval()
 
 
-def measure_once(training: Training, results: Path, measure: Callable[[nn.Module, Corpus, bool], dict]) -> None:
-    """Measure a trained model and write it to a file of the folder, unless that is there."""
-    path = results / f"{training.run.name}.json"
+def measure_once(training: Training, path: Path, measure: Callable[[nn.Module, Corpus, bool], dict]) -> None:
+    """Measure a trained model and write it to a file, unless that is there."""
     if not path.is_file():
         measured = measure(training.trained_model(), training.corpus, training.bf16)
         about = {"run": asdict(training.run), "machine": machine(), "versions": versions()}
