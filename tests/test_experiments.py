@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hf_reformer.training.run_report import TEMPLATE
 from scripts import run_experiment
 from scripts.experiments import (
     context,
@@ -134,3 +135,9 @@ def test_the_tables_in_the_docs_are_those_of_the_files(folder, module):
 def test_a_table_in_the_docs_is_that_of_the_files(table, records):
     page = synthetic.RESULTS.with_suffix(".md").read_text(encoding="utf-8").splitlines()
     assert records() and not set(table(records()).splitlines()) - set(page)
+
+
+def test_the_model_card_has_what_was_found():
+    rows = context.card_table(context.read_records(context.RESULTS)).splitlines()
+    assert len(rows) == 2 + len(context.ON_THE_CARD)
+    assert not set(rows) - set(TEMPLATE.read_text(encoding="utf-8").splitlines())

@@ -115,13 +115,15 @@ def test_what_context_brings_is_measured(small_contenders, text_folder, tmp_path
     arguments += ["--twins", str(tmp_path / "twins"), "--results", str(results)]
     run_experiment.main(arguments)
     records = context.read_records(results)
-    ways = {"lsh, successors": list(long_text.WAYS), "full": [long_text.AS_TRAINED]}
+    ways = {"lsh, successors": list(long_text.OF_LSH), "full": [long_text.AS_TRAINED, long_text.RESCALED]}
     assert list(records) == [(name, length, way) for length in (128, 512) for name in names for way in ways[name]]
     for [record] in records.values():
         assert list(record["windows"]) == ["64", "256"] and list(record["positions"]) == ["0-64", "64-256"]
         assert list(record["repetition"]) == ["70", "100"]
-    bits = {way: records["lsh, successors", 128, way][0]["windows"]["256"] for way in long_text.WAYS}
-    assert len(set(bits.values())) == len(bits)
+    bits = {key: record["windows"] for key, [record] in records.items() if key[1] == 128}
+    assert len({of_it["256"] for of_it in bits.values()}) == len(bits)
+    # Positions are rescaled for texts that are longer than those of the training.
+    assert bits["full", 128, long_text.AS_TRAINED]["64"] == bits["full", 128, long_text.RESCALED]["64"]
     assert context.tables(records) in capsys.readouterr().out and has_picture(tmp_path / "context.png")
 
     monkeypatch.setattr(resumable.ResumableTraining, "_train", lambda *_: pytest.fail("it was trained again"))

@@ -12,8 +12,9 @@ and of 16,384 bytes (as many bytes in a quarter of the steps, with the same rate
 3. passages of 256 bytes that come again 256 to 60,000 bytes later, and the same passages at the same place of the same
    text without the first copy.
 
-LSH layers read as they were trained, with more rounds, and with more buckets where the text is longer; neither needs
-training. What is measured is a file for each model and way to read in docs/experiments/context, and not repeated.
+LSH layers read as they were trained, with more rounds, and with more buckets where the text is longer; full layers as
+they were trained, and with positions rescaled for longer texts. Nothing of this needs training. What is measured is a
+file for each model and way to read in docs/experiments/context, and not repeated.
 """
 
 import argparse
@@ -33,7 +34,7 @@ import torch
 from torch import nn
 
 from . import long_text, twins
-from .long_text import AS_TRAINED, DISTANCES, LENGTHS, WAYS
+from .long_text import AS_TRAINED, DISTANCES, LENGTHS, OF_LSH, RESCALED, WAYS
 from .resumable import ROOT
 from .synthetic import markdown
 from .text_models import CONTENDERS
@@ -51,6 +52,22 @@ CHOSEN = (
 )
 # Trained on windows that are so many times as long.
 LONGER, NUM_EVALUATIONS = 4, 12
+# The ways to read that the figure shows.
+MARKERS = {
+    AS_TRAINED: "o",
+    "4 rounds": "D",
+    "8 buckets per chunk": "^",
+    "8 buckets per chunk, 4 rounds": "v",
+    RESCALED: "s",
+}
+# The rows of the table in model_card.md: a contender, and how it reads.
+ON_THE_CARD = {
+    "local": ("local", AS_TRAINED),
+    "LSH, values of the successor, 1 round": ("lsh, successors", AS_TRAINED),
+    "the same, 4 rounds in evaluation": ("lsh, successors", "4 rounds"),
+    "full, rotary positions": ("full", AS_TRAINED),
+    "the same, positions rescaled (YaRN)": ("full", RESCALED),
+}
 RESULTS = ROOT / "docs" / "experiments" / "context"
 
 
@@ -77,8 +94,10 @@ def trained_on_longer(arguments: argparse.Namespace, contender: str, seed: int) 
 
 
 def ways_of(contender: str) -> Iterable[str]:
-    """How a contender reads: one way if it has no LSH attention."""
-    return WAYS if contender.startswith("lsh") else (AS_TRAINED,)
+    """How a contender reads."""
+    if contender == "full":
+        return AS_TRAINED, RESCALED
+    return OF_LSH if contender.startswith("lsh") else (AS_TRAINED,)
 
 
 def measure(way: str, run: TextRun, model: nn.Module, *_) -> dict[str, dict | str]:
@@ -105,7 +124,7 @@ def main(argv: list[str]) -> None:
                     measure_once(training, path, partial(measure, way, training.run))
     records = read_records(arguments.results)
     if records:
-        print(tables(records))
+        print(f"{tables(records)}\n\nFor model_card.md:\n\n{card_table(records)}")
         draw(arguments.results.with_suffix(".png"), records)
 
 
@@ -136,7 +155,7 @@ def tables(records: dict[Key, list[dict]]) -> str:
         begin = [
             name,
             f"{length:,}",
-            way if name.startswith("lsh") else "",
+            way if len(list(ways_of(name))) > 1 else "",
             ", ".join(str(run["run"]["seed"]) for run in runs),
         ]
         for rows, part in ((windows, "windows"), (positions, "positions")):
@@ -150,18 +169,29 @@ def tables(records: dict[Key, list[dict]]) -> str:
     return "\n\n".join(markdown(*rows) for rows in (windows, positions, repetition))
 
 
+def card_table(records: dict[Key, list[dict]]) -> str:
+    """What a model card says of such models: bits per byte in windows of the training's length, and of the longest."""
+    lengths, trained_length = LENGTHS[1::2], min(length for _, length, _ in records)
+    rows = [["second layer", *(f"windows of {length:,}" for length in lengths)]]
+    for label, (name, way) in ON_THE_CARD.items():
+        runs = records.get((name, trained_length, way), [])
+        bits = zip(*([run["windows"][str(length)] for length in lengths] for run in runs), strict=True)
+        rows += [[label, *map(twins.spread, bits)]] if runs else []
+    return markdown(*rows)
+
+
 def draw(path: Path, records: dict[Key, list[dict]]) -> None:
     """Bits per byte by the length of the windows; bits of a passage read again, as a share of those without a copy."""
     figure, (windows, repetition) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     colors = dict(zip(CHOSEN, plt.get_cmap("tab10").colors, strict=False))
     shortest = min(length for _, length, _ in records)
     for (name, length, way), runs in records.items():
-        if "buckets per chunk" in name:
-            # In the tables only.
+        # The others are in the tables only.
+        if "buckets per chunk" in name or way not in MARKERS:
             continue
         style = {
             "color": colors[name],
-            "marker": dict(zip(WAYS, "oDs^v", strict=True))[way],
+            "marker": MARKERS[way],
             "linestyle": "-" if length == shortest else "--",
             "label": f"{name}, trained at {_mark(length)}" + ("" if way == AS_TRAINED else f", read with {way}"),
         }

@@ -26,21 +26,28 @@ MOST_PASSAGES, LEAST_PASSAGES, PASSAGE_BYTES = 32, 8, 2**18
 # How LSH layers read: with the rounds and the buckets of training; with more rounds; with so many buckets per chunk
 # of the text. With windows a token sees as many keys of its bucket as a chunk holds, so on average they reach back as
 # many chunks as there are buckets.
+# How full layers read: as trained; with YaRN (arXiv 2309.00071), which rescales rotary positions for longer texts.
 AS_TRAINED = "as trained"
-WAYS: dict[str, dict[str, int]] = {
+OF_LSH: dict[str, dict[str, int]] = {
     AS_TRAINED: {},
     "4 rounds": {"num_hashes": 4},
     "2 buckets per chunk": {"buckets_per_chunk": 2},
     "8 buckets per chunk": {"buckets_per_chunk": 8},
     "8 buckets per chunk, 4 rounds": {"buckets_per_chunk": 8, "num_hashes": 4},
 }
+RESCALED = "YaRN"
+WAYS = (*OF_LSH, RESCALED)
 # A threshold above all lengths.
 DENSE = 2**20
 
 
 def reader(model: PreTrainedModel, way: str, length: int) -> PreTrainedModel:
     """A model that reads a text of this length in one of `WAYS`; whoever is dense reads all of it densely."""
-    settings = dict(WAYS[way])
+    settings: dict = dict(OF_LSH.get(way, {}))
+    trained_length = model.config.max_position_embeddings
+    if way == RESCALED and length > trained_length:
+        scale = {"factor": length / trained_length, "original_max_position_embeddings": trained_length}
+        settings["rope_parameters"] = model.config.rope_parameters | {"rope_type": "yarn"} | scale
     if getattr(model.config, "full_attention_threshold", None):
         settings["full_attention_threshold"] = DENSE
     if per_chunk := settings.pop("buckets_per_chunk", None):
