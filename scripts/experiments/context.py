@@ -201,7 +201,6 @@ def draw(path: Path, records: dict[Key, list[dict]]) -> None:
             axes.plot(across, np.mean(values, axis=0), **style)
             axes.fill_between(across, np.min(values, axis=0), np.max(values, axis=0), color=colors[name], alpha=0.15)
     windows.set(xlabel="bytes in a window", ylabel="held-out bits per byte", title="The same text, with more context")
-    repetition.axhline(1 / 3, color="gray", linestyle=":", linewidth=0.8)
     repetition.set(
         xlabel="bytes from a passage to its copy",
         ylabel="bits of the copy, as a share of those without it",
