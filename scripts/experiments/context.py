@@ -19,7 +19,6 @@ file for each model and way to read in docs/experiments/context, and not repeate
 
 import argparse
 import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +34,7 @@ from torch import nn
 
 from . import long_text, twins
 from .long_text import AS_TRAINED, DISTANCES, LENGTHS, OF_LSH, RESCALED, WAYS
-from .resumable import ROOT
+from .resumable import ROOT, file_name
 from .synthetic import markdown
 from .text_models import CONTENDERS
 from .text_training import TextRun, Training, measure_once
@@ -93,11 +92,11 @@ def trained_on_longer(arguments: argparse.Namespace, contender: str, seed: int) 
     return Training(run, CONTENDERS[contender], arguments.results / "training")
 
 
-def ways_of(contender: str) -> Iterable[str]:
+def ways_of(contender: str) -> tuple[str, ...]:
     """How a contender reads."""
     if contender == "full":
         return AS_TRAINED, RESCALED
-    return OF_LSH if contender.startswith("lsh") else (AS_TRAINED,)
+    return tuple(OF_LSH) if contender.startswith("lsh") else (AS_TRAINED,)
 
 
 def measure(way: str, run: TextRun, model: nn.Module, *_) -> dict[str, dict | str]:
@@ -107,8 +106,8 @@ def measure(way: str, run: TextRun, model: nn.Module, *_) -> dict[str, dict | st
 
 def path_of(training: Training, way: str, results: Path) -> Path:
     """Where that is."""
-    name = training.run.name if way == AS_TRAINED else f"{training.run.name} {way}"
-    return results / f"{name.replace(', ', '-').replace(' ', '_')}.json"
+    words = [training.run.name] + ([] if way == AS_TRAINED else [way])
+    return results / f"{file_name(*words)}.json"
 
 
 def main(argv: list[str]) -> None:
@@ -155,7 +154,7 @@ def tables(records: dict[Key, list[dict]]) -> str:
         begin = [
             name,
             f"{length:,}",
-            way if len(list(ways_of(name))) > 1 else "",
+            way if len(ways_of(name)) > 1 else "",
             ", ".join(str(run["run"]["seed"]) for run in runs),
         ]
         for rows, part in ((windows, "windows"), (positions, "positions")):

@@ -47,7 +47,7 @@ from torch import nn
 
 from hf_reformer import ReformerConfig, ReformerForConditionalGeneration
 
-from .resumable import ResumableTraining, experiment_parser
+from .resumable import ResumableTraining, experiment_parser, file_name
 from .synthetic import GRID_SEED, HELD_OUT_SEED, RESULTS, markdown
 
 
@@ -186,7 +186,7 @@ class CopyRun:
         words = ["copy_reverse", self.contender, f"{self.num_steps}", f"lr{self.learning_rate:g}", f"seed{self.seed}"]
         words += [] if self.num_symbols == NUM_SYMBOLS else [f"{self.num_symbols}symbols"]
         words += ["whole"] if self.whole else []
-        return "_".join(words).replace(", ", "-").replace(" ", "_")
+        return file_name(*words)
 
 
 def draw(length: int, num_symbols: int, generator: torch.Generator) -> torch.Tensor:

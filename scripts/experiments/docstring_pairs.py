@@ -53,7 +53,7 @@ from hf_reformer.training.pair_rows import (
 from hf_reformer.training.pairs import Pairs
 from hf_reformer.training.row_batches import in_batches
 
-from .resumable import ResumableTraining, experiment_parser, make_optimizer, take_step, write_json
+from .resumable import ResumableTraining, experiment_parser, file_name, make_optimizer, take_step, write_json
 from .synthetic import GRID_SEED, IGNORED, RESULTS, markdown
 
 
@@ -159,7 +159,7 @@ class PairRun:
     def name(self) -> str:
         """A file's name."""
         words = ["docstring_pairs", self.contender, f"lr{self.learning_rate:g}", f"seed{self.seed}"]
-        return "_".join([*words, f"{self.num_steps}"]).replace(", ", "-").replace(" ", "_")
+        return file_name(*words, f"{self.num_steps}")
 
 
 class PairTraining(ResumableTraining):

@@ -40,7 +40,7 @@ from hf_reformer.training.provenance import machine, versions
 
 from . import duplication
 from .long_text import bits_of_positions, bits_of_windows
-from .resumable import ROOT, make_optimizer, share_of_rate, take_step, write_json
+from .resumable import ROOT, file_name, make_optimizer, share_of_rate, take_step, write_json
 from .synthetic import Run, Task, markdown, read_runs, run_once
 from .text_models import SHIFTED, llama, reformer
 from .text_training import TextRun, evaluate, order_of_windows, read_corpus, tokens_of
@@ -187,8 +187,8 @@ def train_twins(plan: Plan, arguments: argparse.Namespace, deadline: float) -> N
     corpus = read_corpus(run)
     text = tokens_of(corpus.held_out).flatten()
     for name, make_model in plan.twins.items():
-        file_name = f"{name}-{plan.context_length}-{seconds:.0f}s-seed{arguments.seed}.json"
-        path = arguments.results / file_name.replace(", ", "-").replace(" ", "_")
+        stem = f"{name}-{plan.context_length}-{seconds:.0f}s-seed{arguments.seed}.json"
+        path = arguments.results / file_name(stem)
         if path.is_file():
             continue
         if time.perf_counter() + WITH_EVALUATION * seconds > deadline:

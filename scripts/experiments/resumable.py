@@ -46,6 +46,11 @@ class Run(Protocol):
         """A file's name."""
 
 
+def file_name(*words: str) -> str:
+    """Words, which may be names of contenders, as one word without commas and blanks."""
+    return "_".join(words).replace(", ", "-").replace(" ", "_")
+
+
 def share_of_rate(step: int, num_steps: int) -> float:
     """The learning rate of a step, counted from 0, in units of its peak."""
     warm_up = max(1, round(WARM_UP * num_steps))

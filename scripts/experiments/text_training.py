@@ -55,7 +55,7 @@ class TextRun:
         """A file's name."""
         words = [self.contender, f"{self.context_length}", f"{self.num_steps}", f"lr{self.learning_rate:g}"]
         words += [Path(self.text_path).name] if self.text_path else []
-        return " ".join([*words, f"seed{self.seed}"]).replace(", ", "-").replace(" ", "_")
+        return resumable.file_name(*words, f"seed{self.seed}")
 
 
 def read_corpus(run: TextRun) -> Corpus:
